@@ -1,0 +1,231 @@
+"""One measured run of a real pipeline: peaks and time by stage, the outcome, and what it ran on."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cache import pipelines
+from cache.pipelines import Report, Source
+from cache.probes import CpuProbe, CudaProbe, Probe
+from cache.records import Measured, StageMeasure
+from planner.request import GenerationRequest
+
+# Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
+DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
+# Small enough to add nothing to any peak, and it makes every handle and workspace that later runs share.
+WARM_UP = {"width": 64, "height": 64, "batch": 1, "steps": 1}
+
+
+class _Stages:
+    """Closes one stage when the next begins, from hooks on the pipeline's own components."""
+
+    def __init__(self, pipeline: Any, probe: Probe, report: Report):
+        self.pipeline, self.probe, self.report = pipeline, probe, report
+        self.closed: dict[str, StageMeasure] = {}
+        self.current: str | None = None
+        self._since = 0.0
+
+    def begin(self, stage: str) -> None:
+        if stage == self.current:
+            return
+        self.close()
+        self.current, self._since = stage, time.perf_counter()
+        self.probe.reset_peak()
+        self.report(stage)
+
+    def close(self) -> None:
+        if self.current is None:
+            return
+        self.probe.synchronize()
+        allocated, reserved = self.probe.peak()
+        measure = StageMeasure(
+            stage=self.current,
+            peak_allocated_bytes=allocated,
+            peak_reserved_bytes=reserved,
+            device_bytes=self.probe.device_bytes(),
+            seconds=time.perf_counter() - self._since,
+        )
+        self.closed[self.current] = measure
+        self.current = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks are in place inside, and gone after."""
+        pipeline = self.pipeline
+        handles = [
+            module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
+            for stage, module in (
+                ("text_encoder", pipeline.text_encoder),
+                ("unet", pipeline.unet),
+                ("safety_checker", pipeline.safety_checker),
+            )
+            if module is not None
+        ]
+        encode, decode = pipeline.vae.encode, pipeline.vae.decode
+
+        def encoding(*args, **kwargs):
+            self.begin("vae_encoder")
+            return encode(*args, **kwargs)
+
+        def decoding(*args, **kwargs):
+            self.begin("vae_decoder")
+            decoded = decode(*args, **kwargs)
+            self.report("reading back")
+            return decoded
+
+        if pipeline.safety_checker is not None:
+            handles.append(pipeline.safety_checker.register_forward_hook(lambda *_: self.report("reading back")))
+        pipeline.vae.encode, pipeline.vae.decode = encoding, decoding
+        try:
+            yield
+        finally:
+            del pipeline.vae.encode, pipeline.vae.decode
+            for handle in handles:
+                handle.remove()
+
+
+def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Probe) -> None:
+    """One pipeline call, as its user would write it; the picture is dropped."""
+
+    def on_step_end(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        # Kernels run behind the host: without this all steps would seem done at once.
+        probe.synchronize()
+        report("unet", step=min(index + 1, pipe.num_timesteps), of=pipe.num_timesteps)
+        return tensors
+
+    arguments: dict[str, Any] = {
+        "prompt": [pipelines.prompt_of(request.prompt_tokens)] * request.batch,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": torch.Generator().manual_seed(0),
+        "callback_on_step_end": on_step_end,
+    }
+    if request.task == "img2img":
+        image = Image.effect_noise((request.width, request.height), 64).convert("RGB")
+        # With the default strength of 0.8 one step would round to none.
+        arguments |= {"image": [image] * request.batch, "strength": max(0.8, 1 / request.steps)}
+    else:
+        arguments |= {"width": request.width, "height": request.height}
+    pipeline(**arguments)
+
+
+class PipelineBackend:
+    """Keeps one pipeline resident on one device and measures runs of it."""
+
+    def __init__(self, device_kind: str):
+        self.device = torch.device(device_kind)
+        self.dtype = DTYPES[device_kind]
+        self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
+        self.pipeline: Any = None
+        self.load_seconds: float | None = None
+
+    def environment(self) -> dict[str, Any]:
+        """What is known of the device only once torch is loaded."""
+        if self.device.type == "cpu":
+            return {"attention": "sdpa"}
+        properties = torch.cuda.get_device_properties(self.device)
+        return {
+            "attention": "sdpa",
+            "total_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+
+    def _load(self, request: GenerationRequest, source: Source, report: Report) -> None:
+        began = time.perf_counter()
+        self.pipeline = pipelines.load(request, source, self.device, self.dtype, report)
+        if isinstance(self.probe, CpuProbe):
+            for module in self.modules().values():
+                self.probe.count(module)
+        self.probe.synchronize()
+        self.load_seconds = time.perf_counter() - began
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The components that hold weights, by name."""
+        loaded = {name: getattr(self.pipeline, name) for name in pipelines.LOADED_COMPONENTS}
+        return {name: module for name, module in loaded.items() if module is not None}
+
+    def measure(self, job: dict[str, Any], report: Report) -> Measured:
+        """Run the job's request once and say what it took. Being out of memory is an outcome, not an error."""
+        request = GenerationRequest.from_dict(job["request"])
+        source = Source(job["weights"], job.get("model_dir"))
+        stages: _Stages | None = None
+        free_before = self._free_bytes()
+        phase = "loading"
+        try:
+            if self.pipeline is None:
+                self._load(request, source, report)
+                report("facts", counts=pipelines.parameter_counts(self.modules()))
+            self.pipeline = pipelines.for_task(self.pipeline, request.task)
+            pipelines.apply_options(self.pipeline, request)
+            stages = _Stages(self.pipeline, self.probe, report)
+            with self._counting():
+                phase = "warm-up"
+                report("warm-up")
+                _call(self.pipeline, replace(request, **WARM_UP), lambda *_, **__: None, self.probe)
+                gc.collect()
+                self.probe.start()
+                weights_bytes, _ = self.probe.now()
+                phase = "running"
+                measured = self._run(request, stages, report)
+        except torch.OutOfMemoryError as error:
+            where = stages.current if stages and stages.current else phase
+            if stages:
+                stages.close()
+            measured = self._summary(stages, "out-of-memory", reason=str(error).partition(". GPU")[0], ended_in=where)
+            weights_bytes = None
+        return replace(
+            measured, weights_bytes=weights_bytes, free_before_bytes=free_before, load_seconds=self.load_seconds
+        )
+
+    def _run(self, request: GenerationRequest, stages: _Stages, report: Report) -> Measured:
+        began = time.perf_counter()
+        steps = 0
+
+        def counting(phase: str, **detail: Any) -> None:
+            nonlocal steps
+            steps = max(steps, detail.get("step", 0))
+            report(phase, **detail)
+
+        with stages.watching():
+            _call(self.pipeline, request, counting, self.probe)
+        stages.close()
+        total_seconds = time.perf_counter() - began
+        seconds_per_step = stages.closed["unet"].seconds / steps if steps else None
+        return self._summary(stages, "ok", total_seconds=total_seconds, seconds_per_step=seconds_per_step)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        if isinstance(self.probe, CpuProbe):
+            with self.probe.storages:
+                yield
+        else:
+            yield
+
+    def _free_bytes(self) -> int | None:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+    def _summary(self, stages: _Stages | None, outcome: Any, **values: Any) -> Measured:
+        closed = tuple(stages.closed.values()) if stages else ()
+
+        def largest(name: str) -> int | None:
+            found = [getattr(stage, name) for stage in closed if getattr(stage, name) is not None]
+            return max(found) if found else None
+
+        return Measured(
+            outcome=outcome,
+            peak_allocated_bytes=largest("peak_allocated_bytes"),
+            peak_reserved_bytes=largest("peak_reserved_bytes"),
+            peak_device_bytes=largest("device_bytes"),
+            context_bytes=self.probe.context_bytes(),
+            num_alloc_retries=self.probe.retries(),
+            stages=closed,
+            **values,
+        )

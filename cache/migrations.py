@@ -1,0 +1,159 @@
+"""The schema of the history, as numbered steps. A released step is never edited: add the next one."""
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("will_it_fit")
+
+
+@migrations()
+def m001_requests_and_environments(db: Database) -> None:
+    """Values that many runs share, keyed by a hash of their content."""
+    db.table("requests").create(
+        {
+            "id": str,
+            "task": str,
+            "width": int,
+            "height": int,
+            "batch": int,
+            "prompt_tokens": int,
+            "guidance_scale": float,
+            "steps": int,
+            "safety_checker": int,
+            "vae_tiling": int,
+            "vae_slicing": int,
+            "attention_slicing": int,
+            "channels_last": int,
+            "offload": str,
+        },
+        pk="id",
+        strict=True,
+    )
+    db.table("environments").create(
+        {
+            "id": str,
+            "device_kind": str,
+            "card": str,
+            "uuid_hash": str,
+            "total_bytes": int,
+            "compute_capability": str,
+            "mig": int,
+            "driver": str,
+            "cuda": str,
+            "cudnn": str,
+            "torch": str,
+            "diffusers": str,
+            "transformers": str,
+            "accelerate": str,
+            "python": str,
+            "dtype": str,
+            "attention": str,
+            "allocator_settings": str,
+            "weights": str,
+        },
+        pk="id",
+        not_null={"device_kind", "card", "torch", "diffusers", "dtype", "weights"},
+        strict=True,
+    )
+
+
+@migrations()
+def m002_measurements(db: Database) -> None:
+    """One row a run, its stages, and what each basis had predicted when it ran."""
+    db.table("measurements").create(
+        {
+            "id": str,
+            "request_id": str,
+            "environment_id": str,
+            "created_at": str,
+            "outcome": str,
+            "reason": str,
+            "ended_in": str,
+            "weights_bytes": int,
+            "peak_allocated_bytes": int,
+            "peak_reserved_bytes": int,
+            "peak_device_bytes": int,
+            "context_bytes": int,
+            "free_before_bytes": int,
+            "num_alloc_retries": int,
+            "load_seconds": float,
+            "total_seconds": float,
+            "seconds_per_step": float,
+            "holders": str,
+        },
+        pk="id",
+        foreign_keys=[("request_id", "requests", "id"), ("environment_id", "environments", "id")],
+        not_null={"request_id", "environment_id", "created_at", "outcome", "holders"},
+        strict=True,
+    )
+    db.table("measurements").create_index(["request_id", "environment_id"])
+    db.table("measurements").create_index(["created_at"])
+    db.table("stages").create(
+        {
+            "measurement_id": str,
+            "stage": str,
+            "peak_allocated_bytes": int,
+            "peak_reserved_bytes": int,
+            "device_bytes": int,
+            "seconds": float,
+        },
+        pk=("measurement_id", "stage"),
+        foreign_keys=[("measurement_id", "measurements", "id")],
+        strict=True,
+    )
+    db.table("predictions").create(
+        {
+            "measurement_id": str,
+            "basis": str,
+            "verdict": str,
+            "need_bytes": int,
+            "minimum_bytes": int,
+            "peak_allocated_bytes": int,
+            "peak_reserved_bytes": int,
+            "stages": str,
+        },
+        pk=("measurement_id", "basis"),
+        foreign_keys=[("measurement_id", "measurements", "id")],
+        not_null={"verdict", "stages"},
+        strict=True,
+    )
+
+
+@migrations()
+def m003_model_facts(db: Database) -> None:
+    """Parameters of each component as counted from the real modules, by library versions."""
+    db.table("model_facts").create(
+        {
+            "model": str,
+            "diffusers": str,
+            "transformers": str,
+            "component": str,
+            "parameters": int,
+            "weights_bytes": int,
+        },
+        pk=("model", "diffusers", "transformers", "component"),
+        not_null={"parameters", "weights_bytes"},
+        strict=True,
+    )
+
+
+@migrations()
+def m004_jobs(db: Database) -> None:
+    """Jobs outlive the page that started them: a reload finds its job again, a crash leaves a trace."""
+    db.table("jobs").create(
+        {
+            "id": str,
+            "request": str,
+            "request_id": str,
+            "environment_id": str,
+            "state": str,
+            "owner": str,
+            "created_at": str,
+            "ended_at": str,
+            "measurement_id": str,
+            "reason": str,
+        },
+        pk="id",
+        not_null={"request", "state", "owner", "created_at"},
+        strict=True,
+    )
+    db.table("jobs").create_index(["state"])

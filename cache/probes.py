@@ -1,0 +1,166 @@
+"""What a device tells of its memory while a pipeline runs, for CUDA and for the CPU, behind one small interface."""
+
+import os
+import weakref
+from typing import Any, Protocol
+
+import psutil
+import pynvml
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class Probe(Protocol):
+    """Sizes in bytes; None where the device does not tell."""
+
+    def start(self) -> None:
+        """Begin a run: nothing cached, peaks at zero."""
+
+    def reset_peak(self) -> None:
+        """Begin a stage."""
+
+    def peak(self) -> tuple[int | None, int | None]:
+        """(allocated, reserved) peaks since `reset_peak`."""
+
+    def now(self) -> tuple[int | None, int | None]:
+        """(allocated, reserved) now."""
+
+    def device_bytes(self) -> int | None:
+        """What the device holds now, whoever holds it."""
+
+    def context_bytes(self) -> int | None:
+        """What this process holds on the device outside torch's allocator."""
+
+    def retries(self) -> int | None:
+        """Times that the allocator had to flush its cache and try again, since `start`."""
+
+    def synchronize(self) -> None:
+        """Wait until the device is done."""
+
+
+class CudaProbe:
+    """torch's own statistics, and the driver's view of the whole card."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._retries_before = 0
+        # Before this process has a context, so that what others hold can be told from it.
+        self._others_bytes = self._used_by_others()
+        torch.cuda.init()
+        torch.zeros(1, device=device)
+
+    def _used_by_others(self) -> int | None:
+        """What the card holds before this process touches it; None on MIG, where NVML sees the whole card."""
+        # The parent names the card by UUID; asking torch for it here would already make a context.
+        uuid = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if not uuid.startswith("GPU-"):
+            return None
+        try:
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            if pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
+                return None
+        except pynvml.NVMLError_NotSupported:
+            # Cards that know no MIG say so here.
+            pass
+        except pynvml.NVMLError:
+            return None
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+
+    def start(self) -> None:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        self._retries_before = torch.cuda.memory_stats(self.device)["num_alloc_retries"]
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> tuple[int, int]:
+        return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+
+    def now(self) -> tuple[int, int]:
+        return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
+
+    def device_bytes(self) -> int:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
+
+    def context_bytes(self) -> int | None:
+        if self._others_bytes is None:
+            return None
+        return max(0, self.device_bytes() - torch.cuda.memory_reserved(self.device) - self._others_bytes)
+
+    def retries(self) -> int:
+        return torch.cuda.memory_stats(self.device)["num_alloc_retries"] - self._retries_before
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation made and that is still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.allocated = self.peak = 0
+
+    def see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size_bytes = storage._cdata, storage.nbytes()
+        if key in self.live or not size_bytes:
+            return
+        self.live[key] = size_bytes
+        self.allocated += size_bytes
+        self.peak = max(self.peak, self.allocated)
+        weakref.finalize(storage, self._die, key)
+
+    def _die(self, key: int) -> None:
+        self.allocated -= self.live.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf)
+        return out
+
+
+class CpuProbe:
+    """Live tensors, counted one by one: the CPU has no caching allocator, so there is no reserved and no context."""
+
+    def __init__(self):
+        self.storages = _LiveStorages()
+        self._process = psutil.Process()
+
+    def count(self, module: torch.nn.Module) -> None:
+        """Count a module's weights as live."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self.storages.see(tensor.data)
+
+    def start(self) -> None:
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        self.storages.peak = self.storages.allocated
+
+    def peak(self) -> tuple[int, None]:
+        return self.storages.peak, None
+
+    def now(self) -> tuple[int, None]:
+        return self.storages.allocated, None
+
+    def device_bytes(self) -> int:
+        """The resident set of this process."""
+        return self._process.memory_info().rss
+
+    def context_bytes(self) -> None:
+        return None
+
+    def retries(self) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        pass

@@ -1,0 +1,20 @@
+"""Will It Fit: which GPUs run a Stable Diffusion v1.5 request, by how much, and how we know."""
+
+from planner.errors import InvalidArgument, PlannerError, UnknownCard
+from planner.fit import Answer, Verdict, fit
+from planner.formula import estimate
+from planner.gpus import Card, card_named
+from planner.request import GenerationRequest
+
+__all__ = [
+    "Answer",
+    "Card",
+    "GenerationRequest",
+    "InvalidArgument",
+    "PlannerError",
+    "UnknownCard",
+    "Verdict",
+    "card_named",
+    "estimate",
+    "fit",
+]

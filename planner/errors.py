@@ -1,0 +1,33 @@
+"""Errors that a user can cause. Anything else is a bug and keeps its traceback."""
+
+from typing import Any
+
+
+class PlannerError(Exception):
+    """Base of every error that a user can cause: the CLI prints it and exits 2, a page shows it in place."""
+
+
+class InvalidArgument(PlannerError, ValueError):
+    """An argument breaks its rule.
+
+    The message reads ``<argument> <rule>, got <value> (<nearest>)``, lower case, on one line.
+    """
+
+    def __init__(self, argument: str, rule: str, value: Any, nearest: str | None = None):
+        self.argument, self.rule, self.value, self.nearest = argument, rule, value, nearest
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = f"{shown[:77]}..."
+        super().__init__(f"{argument} {rule}, got {shown}" + (f" ({nearest})" if nearest else ""))
+
+
+class UnknownCard(PlannerError, LookupError):
+    """No card of this name is in the catalogue."""
+
+    def __init__(self, name: str, nearest: str):
+        self.name, self.nearest = name, nearest
+        super().__init__(f"unknown card {name!r} - nearest: {nearest!r}; 'python -m planner gpus' lists them all")
+
+
+class NoGpu(PlannerError):
+    """The attached GPU was asked for, and none can be used: the message says why and what to do next."""

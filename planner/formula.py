@@ -1,0 +1,147 @@
+"""The published formula, exactly as published, under its published names.
+
+It estimates float16 inference without CPU offload as ``(base + the largest stage) * 1.2``. It is kept here unimproved:
+people come for it, and the history shows how far measured runs are from it.
+
+Symbols: ``height`` and ``width`` in pixels, ``//`` is integer division, every result is whole bytes.
+"""
+
+from dataclasses import dataclass
+
+from planner.components import FLOAT16_BYTES, LATENT_CHANNELS, SD_V15, ModelFacts
+from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+from planner.units import gib
+
+# The published rounding of (320 + 640 + 1280) / 3, the UNet's three channel widths.
+MEAN_UNET_CHANNELS = 745
+BASE_COMPONENTS = ("unet", "vae", "text_encoder")
+RGB_CHANNELS = 3
+
+ASSUMPTIONS = (
+    "float16 weights and activations: 2 bytes a number",
+    "every component stays on the GPU: no CPU offload",
+    "inference only: no gradients and no optimizer state",
+    "stages follow one another, so the largest one sets the peak",
+    "20 % on top for CUDA workspace, kernels and the framework, so no CUDA context is added",
+    "UNet activations from 745 channels, its rounded mean of 320, 640 and 1280",
+)
+
+
+def get_base_vram(facts: ModelFacts = SD_V15) -> int:
+    """Bytes of the UNet's, VAE's and text encoder's weights. The safety checker is not in the published base."""
+    return sum(facts.parameters[component] for component in BASE_COMPONENTS) * FLOAT16_BYTES
+
+
+def vae_encoder_memory(height: int, width: int) -> int:
+    """Bytes of the VAE encoder's stage: the image, three feature maps of its size, and the latent."""
+    image = height * width * RGB_CHANNELS * FLOAT16_BYTES
+    features = 3 * (height * width * RGB_CHANNELS * FLOAT16_BYTES)
+    latent = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR) * LATENT_CHANNELS * FLOAT16_BYTES
+    return image + features + latent
+
+
+def unet_memory(height: int, width: int, prompt_length: int) -> int:
+    """Bytes of the UNet's stage: three feature maps of the latent's size, and the attention to the prompt."""
+    latent_pixels = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR)
+    return latent_pixels * MEAN_UNET_CHANNELS * FLOAT16_BYTES * 3 + latent_pixels * prompt_length * FLOAT16_BYTES
+
+
+def vae_decoder_memory(height: int, width: int) -> int:
+    """Bytes of the VAE decoder's stage: the latent, the image, and three feature maps of the image's size."""
+    latent = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR) * LATENT_CHANNELS * FLOAT16_BYTES
+    image = height * width * RGB_CHANNELS * FLOAT16_BYTES
+    features = 3 * (height * width * RGB_CHANNELS * FLOAT16_BYTES)
+    return latent + image + features
+
+
+def total_vram(base: int, vae_encoder: int, unet: int, vae_decoder: int) -> int:
+    """``(base + max(encoder, unet, decoder)) * 1.2`` in whole bytes, rounded down."""
+    # 12 / 10 in integers: a float 1.2 would lose exactness on large sums.
+    return (base + max(vae_encoder, unet, vae_decoder)) * 12 // 10
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Every term of the published formula for one request."""
+
+    request: GenerationRequest
+    facts: ModelFacts
+    base_bytes: int
+    vae_encoder_bytes: int
+    unet_bytes: int
+    vae_decoder_bytes: int
+    total_bytes: int
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Activation bytes of the three stages the formula has a term for."""
+        return {
+            "vae_encoder": self.vae_encoder_bytes,
+            "unet": self.unet_bytes,
+            "vae_decoder": self.vae_decoder_bytes,
+        }
+
+    @property
+    def activation_bytes(self) -> int:
+        """The largest stage."""
+        return max(self.stages.values())
+
+    @property
+    def overhead_bytes(self) -> int:
+        """The 20 % on top."""
+        return self.total_bytes - self.base_bytes - self.activation_bytes
+
+    @property
+    def peak_stage(self) -> str:
+        """The stage that sets the peak; of equal ones the later, as a later stage meets what earlier ones left."""
+        return max(reversed(self.stages), key=lambda stage: self.stages[stage])
+
+    def terms(self) -> list[tuple[str, str, int]]:
+        """Each line of the formula as (name, expression with this request's numbers, bytes)."""
+        height, width = self.request.effective_height, self.request.effective_width
+        rows, columns, tokens = self.request.latent_height, self.request.latent_width, self.request.prompt_tokens
+        counts = " + ".join(f"{self.facts.parameters[component]:,}" for component in BASE_COMPONENTS)
+        image = f"{height}*{width}*3*2"
+        latent = f"{rows}*{columns}*4*2"
+        peak = f"max({self.vae_encoder_bytes:,}, {self.unet_bytes:,}, {self.vae_decoder_bytes:,})"
+        return [
+            ("base", f"({counts}) * 2", self.base_bytes),
+            ("encoder", f"{image} + 3*({image}) + {latent}", self.vae_encoder_bytes),
+            (
+                "unet",
+                f"{rows}*{columns}*{MEAN_UNET_CHANNELS}*2*3 + {rows}*{columns}*{tokens}*2",
+                self.unet_bytes,
+            ),
+            ("decoder", f"{latent} + {image} + 3*({image})", self.vae_decoder_bytes),
+            ("total", f"({self.base_bytes:,} + {peak}) * 1.2", self.total_bytes),
+        ]
+
+    def substituted(self) -> str:
+        """The formula as text, this request's numbers put in."""
+        return "\n".join(f"{name:<7} = {text}\n        = {size:,} B = {gib(size)}" for name, text, size in self.terms())
+
+
+def estimate(request: GenerationRequest, facts: ModelFacts = SD_V15) -> Breakdown:
+    """The published formula's terms at the request's effective size."""
+    height, width = request.effective_height, request.effective_width
+    base = get_base_vram(facts)
+    encoder = vae_encoder_memory(height, width)
+    unet = unet_memory(height, width, request.prompt_tokens)
+    decoder = vae_decoder_memory(height, width)
+    return Breakdown(request, facts, base, encoder, unet, decoder, total_vram(base, encoder, unet, decoder))
+
+
+def not_in_the_formula(request: GenerationRequest) -> list[str]:
+    """What this request asks for and the published formula has no term for."""
+    notes = []
+    if request.batch > 1:
+        notes.append(f"batch {request.batch}: the formula has no batch, its numbers are those of one image")
+    if request.unet_batch > request.batch:
+        notes.append("guidance: it doubles the UNet batch, which the formula does not count")
+    if request.safety_checker:
+        notes.append("safety checker: its weights are not in the published base")
+    options = ("vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
+    notes += [f"{name.replace('_', ' ')}: the formula does not know it" for name in options if getattr(request, name)]
+    if request.offload != "none":
+        notes.append(f"{request.offload} offload: the formula assumes none")
+    return notes

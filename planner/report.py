@@ -1,0 +1,110 @@
+"""Answers as JSON and as text. Nothing here prints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from planner.components import STAGES
+from planner.fit import Answer, Verdict
+from planner.formula import Breakdown
+from planner.gpus import Card
+from planner.request import GenerationRequest
+from planner.units import gib, signed_gib
+
+SCHEMA = 1
+
+# Never by colour alone: each verdict has a word and a sign.
+SIGNS: dict[Verdict, str] = {"fits": "✓", "tight": "▲", "no": "✕", "unknown": "?"}
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """One entry of ``gpus`` in the JSON contract; integers are bytes, null where the basis has no answer."""
+    return {
+        "name": answer.card.name,
+        "verdict": answer.verdict,
+        "basis": answer.basis,
+        "usable_bytes": answer.card.usable_bytes,
+        "need_bytes": answer.need_bytes,
+        "minimum_bytes": answer.minimum_bytes,
+        "headroom_bytes": answer.headroom_bytes,
+        "peak_allocated_bytes": answer.peak_allocated_bytes,
+        "minimum_allocated_bytes": answer.minimum_allocated_bytes,
+        "peak_reserved_bytes": answer.peak_reserved_bytes,
+        "context_bytes": answer.context_bytes,
+        "interval_bytes": None if answer.interval_bytes is None else list(answer.interval_bytes),
+        "peak_stage": answer.peak_stage,
+        "stages": {stage: answer.stages.get(stage) for stage in STAGES},
+    }
+
+
+def formula_row(breakdown: Breakdown) -> dict[str, int]:
+    """``formula`` in the JSON contract."""
+    return {
+        "base_bytes": breakdown.base_bytes,
+        "vae_encoder_bytes": breakdown.vae_encoder_bytes,
+        "unet_bytes": breakdown.unet_bytes,
+        "vae_decoder_bytes": breakdown.vae_decoder_bytes,
+        "total_bytes": breakdown.total_bytes,
+    }
+
+
+def fit_object(request: GenerationRequest, answers: Sequence[Answer], breakdown: Breakdown) -> dict[str, Any]:
+    """The whole JSON object of ``fit --json``."""
+    return {
+        "schema": SCHEMA,
+        "request": request.to_dict(),
+        "gpus": [answer_row(answer) for answer in answers],
+        "formula": formula_row(breakdown),
+    }
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows in aligned columns, those named in `right` flush right, as a person would paste them into a ticket."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else gib(size_bytes)
+
+
+def fit_text(request: GenerationRequest, answers: Sequence[Answer]) -> str:
+    """The answers as a table under the request."""
+    rows = [
+        (
+            answer.card.name,
+            f"{SIGNS[answer.verdict]} {answer.verdict}",
+            _size(answer.need_bytes),
+            gib(answer.card.usable_bytes),
+            "-" if answer.headroom_bytes is None else signed_gib(answer.headroom_bytes),
+            answer.basis,
+        )
+        for answer in answers
+    ]
+    header = ("GPU", "verdict", "need", "usable", "headroom", "basis")
+    return f"{request.describe()}\n\n{text_table(header, rows, right=(2, 3, 4))}"
+
+
+def cards_text(cards: Sequence[Card]) -> str:
+    """The catalogue as a table."""
+    rows = [
+        (
+            card.name,
+            gib(card.usable_bytes),
+            gib(card.context_bytes),
+            card.capability,
+            f"{card.bandwidth_gb_s}",
+            f"{card.float16_tflops}",
+            ", ".join(card.cloud) or "-",
+        )
+        for card in cards
+    ]
+    header = ("GPU", "usable", "context", "capability", "GB/s", "TFLOPS", "cloud")
+    return text_table(header, rows, right=(1, 2, 3, 4, 5))

@@ -1,0 +1,57 @@
+"""Bytes inside, GiB on screens. This is the only module that makes or reads a GiB."""
+
+import re
+
+from planner.errors import InvalidArgument
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_SIZES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+
+
+def gib(size_bytes: int, digits: int = 2) -> str:
+    """The size as text in GiB.
+
+    >>> gib(1_610_612_736)
+    '1.50 GiB'
+    """
+    return f"{size_bytes / GIB:.{digits}f} GiB"
+
+
+def signed_gib(size_bytes: int, digits: int = 2) -> str:
+    """The size with its sign always shown: a headroom of which the sign is the answer.
+
+    >>> signed_gib(-536_870_912)
+    '−0.50 GiB'
+    """
+    shown = f"{abs(size_bytes) / GIB:.{digits}f} GiB"
+    return f"{'−' if size_bytes < 0 else '+'}{shown}"
+
+
+def gib_value(size_bytes: int) -> float:
+    """The size as a number of GiB, for the axis of a chart or the column of a table."""
+    return size_bytes / GIB
+
+
+def gib_to_bytes(size_gib: float) -> int:
+    """The whole number of bytes nearest to a size in GiB, as data sheets and reports state it."""
+    return round(size_gib * GIB)
+
+
+def parse_bytes(argument: str, text: str) -> int:
+    """The bytes that ``16GiB``, ``512 MiB`` or ``1073741824B`` stand for.
+
+    Raises:
+        InvalidArgument: the text is not a positive number with a binary unit. ``GB`` is refused: it means
+            10^9 to some readers and 2^30 to others, and a planner must not choose.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?|[0-9]{1,15})\s*([A-Za-z]+)\s*", text)
+    if match is None or match[2] not in _SIZES:
+        number = match[1] if match else "16"
+        raise InvalidArgument(argument, "must be a number with B, KiB, MiB or GiB", text, f"for example {number}GiB")
+    size_bytes = round(float(match[1]) * _SIZES[match[2]])
+    if not 64 * MIB <= size_bytes <= 4096 * GIB:
+        raise InvalidArgument(argument, "must be between 64MiB and 4096GiB", text)
+    return size_bytes
