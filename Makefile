@@ -18,7 +18,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	touch $@
 
 run: $(VENV)/.installed
-	$(BIN)/python -m streamlit run streamlit_app.py
+	$(BIN)/python -m pages.shared.serve
 
 # Browser tests start servers and a browser of their own, so they get a pytest of their own.
 test: $(VENV)/.installed-dev

@@ -3,8 +3,6 @@
 Synthetic weights have the real architecture, shapes and bytes, so they take the real memory; only the picture is noise.
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,11 +241,3 @@ def apply_options(pipeline: Any, request: GenerationRequest) -> None:
     (pipeline.vae.enable_tiling if request.vae_tiling else pipeline.vae.disable_tiling)()
     (pipeline.vae.enable_slicing if request.vae_slicing else pipeline.vae.disable_slicing)()
     (pipeline.enable_attention_slicing if request.attention_slicing else pipeline.disable_attention_slicing)()
-
-
-def folder_fingerprint(model_dir: str) -> str:
-    """A hash of the names, sizes and times of a folder's files: another model is another key."""
-    root = Path(model_dir)
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(root)} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

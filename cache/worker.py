@@ -62,7 +62,7 @@ def serve(make_backend: Callable[[], Backend]) -> None:
             if backend is None:
                 report("loading", detail="libraries")
                 backend = make_backend()
-                send({"type": "environment", **backend.environment()})
+            send({"type": "environment", **backend.environment()})
             send({"type": "result", "measured": asdict(backend.measure(job, report))})
         except Exception as error:
             send({"type": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]})

@@ -39,6 +39,31 @@ def nearest_multiples(side: int) -> tuple[int, ...]:
     return tuple(s for s in (below, below + VAE_SCALE_FACTOR) if MIN_SIDE <= s <= MAX_SIDE)
 
 
+def parse_whole(argument: str, text: str) -> int:
+    """The whole number a person typed.
+
+    Raises:
+        InvalidArgument: the text is none.
+    """
+    try:
+        # A longer number is out of every range, and Python takes quadratic time over it.
+        return int(text[:20])
+    except ValueError:
+        raise InvalidArgument(argument, "must be a whole number", text) from None
+
+
+def parse_finite(argument: str, text: str) -> float:
+    """The number a person typed.
+
+    Raises:
+        InvalidArgument: the text is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidArgument(argument, "must be a finite number", text) from None
+
+
 def _check_int(argument: str, value: Any, low: int, high: int) -> None:
     # bool is an int in Python; True is no width.
     if type(value) is not int:

@@ -1,0 +1,81 @@
+"""A measured run beside what was predicted of it."""
+
+from dataclasses import dataclass, replace
+
+from cache.jobs import Device
+from cache.records import Measurement, Prediction
+from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
+from planner.fit import EXIT_CODES, Verdict, fit
+from planner.gpus import Card
+from planner.request import GenerationRequest
+
+
+def predictions_for(request: GenerationRequest, device: Device, facts: ModelFacts = SD_V15) -> tuple[Prediction, ...]:
+    """What each basis says of this request on this device now, to be kept with the run."""
+    if device.card:
+        card = device.card.as_card()
+    else:
+        # A rehearsal has no card to judge. The formula's sizes hold anywhere; its verdict does not.
+        card = Card(
+            name="CPU rehearsal",
+            usable_bytes=0,
+            usable_high_bytes=0,
+            context_bytes=0,
+            context_low_bytes=0,
+            compute_capability=(0, 0),
+        )
+    prediction = Prediction.of(fit(request, card, "formula", facts))
+    return (prediction if device.card else replace(prediction, verdict="unknown"),)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One line of the comparison: predicted and measured bytes, None where one of them does not say."""
+
+    name: str
+    predicted_bytes: int | None
+    measured_bytes: int | None
+
+    @property
+    def error(self) -> float | None:
+        """``predicted / measured - 1``: negative is a prediction that was too low."""
+        if self.predicted_bytes is None or not self.measured_bytes:
+            return None
+        return self.predicted_bytes / self.measured_bytes - 1
+
+
+def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
+    """Allocated peaks by stage, then of the whole run, then reserved, then the card's own view against the need."""
+    measured = measurement.measured
+    by_stage = {stage.stage: stage for stage in measured.stages}
+    lines = [
+        Compared(f"{STAGE_NAMES[stage]}, allocated", prediction.stages.get(stage), by_stage[stage].peak_allocated_bytes)
+        for stage in STAGES
+        if stage in by_stage
+    ]
+    lines.append(Compared("Peak allocated", prediction.peak_allocated_bytes, measured.peak_allocated_bytes))
+    if measured.peak_reserved_bytes is not None:
+        lines.append(Compared("Peak reserved", prediction.peak_reserved_bytes, measured.peak_reserved_bytes))
+        used = measured.peak_reserved_bytes + (measured.context_bytes or 0)
+        lines.append(Compared("Card memory needed", prediction.need_bytes, used))
+    return lines
+
+
+def verdict_of(measurement: Measurement) -> Verdict:
+    """What a run says of its device: it ran, it ran with allocator retries, it was out of memory, or nothing."""
+    measured = measurement.measured
+    if measured.outcome == "ok":
+        return "tight" if measured.num_alloc_retries else "fits"
+    return "no" if measured.outcome == "out-of-memory" else "unknown"
+
+
+def exit_code_of(measurement: Measurement) -> int:
+    """The contract's exit code for `verdict_of`."""
+    return EXIT_CODES[verdict_of(measurement)]
+
+
+def peak_error(measurement: Measurement, prediction: Prediction) -> float | None:
+    """``predicted / measured - 1`` of the allocated peak of a run that succeeded, else None."""
+    if measurement.measured.outcome != "ok":
+        return None
+    return Compared("", prediction.peak_allocated_bytes, measurement.measured.peak_allocated_bytes).error

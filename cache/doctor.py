@@ -1,0 +1,101 @@
+"""What this machine has, what is wrong with it, and what to do."""
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cache.attached import cards, why_not_usable
+from cache.store import HistoryError, Store
+from cache.versions import installed, torch_cuda
+from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
+from planner.errors import NoGpu
+from planner.units import gib
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at; `advice` says what to do where `state` is not ok."""
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    found: str
+    advice: str | None = None
+
+
+def _gpu_checks() -> list[Check]:
+    try:
+        found = cards()
+    except NoGpu as error:
+        reason, _, advice = str(error).partition(" - ")
+        return [Check("GPU", "problem", reason, advice)]
+    checks = []
+    for card in found:
+        text = f"{card.name}, {gib(card.free_bytes)} free of {gib(card.total_bytes)}, driver {card.driver}"
+        holders = ", ".join(f"{holder.name} ({holder.pid})" for holder in card.holders)
+        if holders:
+            text += f", held by {holders}"
+        reason, _, advice = (why_not_usable(card) or "").partition(" - ")
+        state = "problem" if reason else "ok"
+        checks.append(Check(f"GPU {card.index}", state, f"{text}: {reason}" if reason else text, advice or None))
+    return checks
+
+
+def _library_checks() -> list[Check]:
+    try:
+        versions = installed()
+    except importlib.metadata.PackageNotFoundError as error:
+        return [Check("Libraries", "problem", f"{error.name} is not installed", "run 'make run', which installs it")]
+    cuda = torch_cuda()
+    build = f"built for CUDA {cuda}" if cuda else "a CPU build"
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [Check("Libraries", "ok", f"{text}; torch is {build}")]
+
+
+def _history_checks() -> list[Check]:
+    try:
+        store = Store()
+    except HistoryError as error:
+        reason, _, advice = str(error).partition(" - ")
+        return [Check("History", "problem", reason, advice)]
+    count = len(store.measurements())
+    checks = [Check("History", "ok", f"{store.path}, {count} measured run{'' if count == 1 else 's'}")]
+    for path in store.damaged_files():
+        checks.append(
+            Check(
+                "Damaged history", "note", f"{path} was set aside", f"try 'sqlite3 {path} .recover', or delete it"
+            )
+        )
+    facts = store.model_facts(MODEL_ID, installed())
+    if facts is None:
+        text = f"not counted yet with these versions; the {SD_V15.source} are used"
+        checks.append(Check("Model facts", "note", text, "the first verify counts them"))
+    else:
+        different = [name for name, count in facts.parameters.items() if count != SD_V15.parameters[name]]
+        if different:
+            text = f"{', '.join(different)} differ from the {SD_V15.source}"
+            checks.append(Check("Model facts", "problem", text, "the planner is made for SD v1.5: check the versions"))
+        else:
+            checks.append(Check("Model facts", "ok", f"{facts.source}, equal to the {SD_V15.source}"))
+    return checks
+
+
+def _model_check() -> Check:
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    folder = home / "hub" / f"models--{MODEL_ID.replace('/', '--')}" / "snapshots" / MODEL_REVISION
+    if folder.is_dir():
+        return Check("Model", "ok", f"real weights at {folder}")
+    return Check(
+        "Model",
+        "note",
+        f"no real weights at {folder}",
+        "none are needed: verify uses synthetic weights of the same shapes; '--weights hub' downloads real ones",
+    )
+
+
+def checks() -> list[Check]:
+    """Everything that decides whether planning and measuring work here."""
+    return [*_gpu_checks(), *_library_checks(), *_history_checks(), _model_check()]
+
+

@@ -1,0 +1,473 @@
+"""A queue of measuring jobs and the worker that serves them.
+
+One thread runs one job at a time and never touches Streamlit. The model stays resident in the worker between jobs and
+is released by ending the process: after an idle time, an out-of-memory, a cancel, a failure, or on request.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from cache.attached import AttachedCard
+from cache.attached import cards as attached_cards
+from cache.folders import fingerprint
+from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
+from cache.records import Environment, Measured, Prediction, StageMeasure
+from cache.store import Store
+from cache.versions import installed
+from planner.components import MODEL_ID, MODEL_REVISION
+from planner.errors import InvalidArgument, NoGpu
+from planner.request import GenerationRequest
+
+# Longer than any single kernel or weight file should take; a worker silent for so long hangs.
+SILENCE_S = 900.0
+IDLE_S = 180.0
+# Jobs remembered in memory for the page that started them; the history keeps all.
+REMEMBERED = 50
+# A rehearsal shows the path, not a GPU: beyond this the CPU would be busy for many minutes.
+MAX_REHEARSAL_PIXELS = 512 * 512
+
+JobState = Literal["queued", "running", "ok", "out-of-memory", "cancelled", "failed", "cached"]
+ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "cached")
+Weights = Literal["synthetic", "hub", "local"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a job runs: an attached card, or the CPU for a rehearsal when `card` is None."""
+
+    card: AttachedCard | None = None
+
+    @property
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """torch's device type."""
+        return "cuda" if self.card else "cpu"
+
+    @property
+    def key(self) -> str:
+        """A name for the device that is the same in every process of this machine."""
+        return self.card.uuid_hash if self.card else "cpu"
+
+
+def environment_of(device: Device, weights: Weights = "synthetic", model_dir: str | None = None) -> Environment:
+    """The environment of a run here and now, as far as it is known before torch is loaded."""
+    sources = {"synthetic": "synthetic", "hub": f"hub:{MODEL_ID}@{MODEL_REVISION}"}
+    card = device.card
+    return Environment(
+        device_kind=device.kind,
+        card=card.name if card else "CPU rehearsal",
+        uuid_hash=card.uuid_hash if card else None,
+        total_bytes=card.total_bytes if card else psutil.virtual_memory().total,
+        mig=card.mig if card else None,
+        driver=card.driver if card else None,
+        dtype="float16" if card else "bfloat16",
+        attention="sdpa",
+        allocator_settings=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "",
+        weights=f"local:{fingerprint(model_dir)}" if model_dir else sources[weights],
+        **installed(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """A job as it stands at one moment. Times in seconds; `phases` are those passed, with how long each took."""
+
+    job_id: str
+    request: GenerationRequest
+    device: Device
+    state: JobState = "queued"
+    ahead: int = 0
+    phase: str | None = None
+    detail: str | None = None
+    step: int | None = None
+    of: int | None = None
+    phase_seconds: float = 0.0
+    total_seconds: float = 0.0
+    phases: tuple[tuple[str, float], ...] = ()
+    measurement_id: str | None = None
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ENDED
+
+
+@dataclass
+class _Job:
+    """The mutable side of a job, guarded by the queue's lock."""
+
+    job_id: str
+    request: GenerationRequest
+    device: Device
+    environment: Environment
+    weights: Weights
+    model_dir: str | None
+    predictions: tuple[Prediction, ...]
+    state: JobState = "queued"
+    phase: str | None = None
+    detail: str | None = None
+    step: int | None = None
+    of: int | None = None
+    started: float | None = None
+    phase_started: float = 0.0
+    ended_at: float | None = None
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    measurement_id: str | None = None
+    reason: str | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def enter(self, message: dict[str, Any], at: float) -> None:
+        """Take a progress message: a new phase closes the one before."""
+        if message["phase"] != self.phase:
+            self.close_phase(at)
+            self.phase, self.phase_started = message["phase"], at
+        self.detail, self.step, self.of = message.get("detail"), message.get("step"), message.get("of")
+
+    def close_phase(self, at: float) -> None:
+        if self.phase is not None:
+            self.phases.append((self.phase, at - self.phase_started))
+            self.phase = None
+
+    def resident_key(self) -> tuple[Any, ...]:
+        """What a worker must have loaded to serve this job."""
+        request = self.request
+        # Offload hooks belong to one pipeline object, so there the task counts as well.
+        task = request.task if request.offload != "none" else None
+        return (
+            self.device.key,
+            self.environment.weights,
+            request.safety_checker,
+            request.channels_last,
+            request.offload,
+            task,
+        )
+
+
+def _owner() -> str:
+    process = psutil.Process()
+    return f"{process.pid}:{process.create_time():.3f}"
+
+
+def _is_alive(owner: str) -> bool:
+    pid, _, created = owner.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.3f}" == created
+    except psutil.Error:
+        return False
+
+
+def close_orphans(store: Store) -> None:
+    """Close jobs whose process is gone, so that a crash of the planner itself leaves a row too."""
+    for row in store.open_jobs():
+        if not _is_alive(row["owner"]):
+            store.close_orphan(row, "the planner ended while this job was open")
+
+
+@contextlib.contextmanager
+def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Iterator[None]:
+    """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
+
+    Raises:
+        Cancelled: `cancelled` was set while waiting.
+    """
+    path = Path(tempfile.gettempdir()) / f"will-it-fit-{device.key}.lock"
+    # Another user's file in a sticky directory may be opened but not created again.
+    descriptor = os.open(path, os.O_RDWR if path.exists() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    waiting()
+                    told = True
+                if cancelled.wait(0.2):
+                    raise Cancelled from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Jobs:
+    """The queue. Make one per process; `close` it to end the worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        worker_command: Callable[[str], Sequence[str]] = real_worker,
+        silence_s: float = SILENCE_S,
+        idle_s: float = IDLE_S,
+    ):
+        self.store = store
+        self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
+        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._changed = threading.Condition()
+        self._worker: WorkerProcess | None = None
+        self._resident: tuple[Any, ...] | None = None
+        self._closing = False
+        close_orphans(store)
+        self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
+        self._thread.start()
+
+    # What pages and the CLI call
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        device: Device,
+        *,
+        weights: Weights = "synthetic",
+        model_dir: str | None = None,
+        predictions: Sequence[Prediction] = (),
+        force: bool = False,
+    ) -> str:
+        """Queue a run and return its job id; a request already measured under the same key is answered at once.
+
+        Raises:
+            InvalidArgument: the request cannot run on this device.
+        """
+        check_runnable(request, device, model_dir)
+        job = _Job(
+            job_id=str(uuid.uuid4()),
+            request=request,
+            device=device,
+            environment=environment_of(device, weights, model_dir),
+            weights="local" if model_dir else weights,
+            model_dir=model_dir,
+            predictions=tuple(predictions),
+        )
+        known = None if force else self.store.already_measured(request, job.environment)
+        if known:
+            job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
+            job.ended_at = job.started
+        else:
+            self.store.add_job(job.job_id, request, job.environment, _owner())
+        with self._changed:
+            self._jobs[job.job_id] = job
+            while len(self._jobs) > REMEMBERED and next(iter(self._jobs.values())).state in ENDED:
+                self._jobs.popitem(last=False)
+            self._changed.notify_all()
+        return job.job_id
+
+    def view(self, job_id: str) -> JobView | None:
+        """The job as it stands, or None when this process does not know it."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            waiting = [other.job_id for other in self._jobs.values() if other.state in ("queued", "running")]
+            at = job.ended_at or time.monotonic()
+            return JobView(
+                job_id=job.job_id,
+                request=job.request,
+                device=job.device,
+                state=job.state,
+                ahead=waiting.index(job_id) if job_id in waiting else 0,
+                phase=job.phase,
+                detail=job.detail,
+                step=job.step,
+                of=job.of,
+                phase_seconds=at - job.phase_started if job.phase else 0.0,
+                total_seconds=at - job.started if job.started else 0.0,
+                phases=tuple(job.phases),
+                measurement_id=job.measurement_id,
+                reason=job.reason,
+            )
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a queued or running job, in whatever phase; nothing happens to one that ended."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is not None:
+                job.cancelled.set()
+                self._changed.notify_all()
+
+    def wait(self, job_id: str, on_change: Callable[[JobView], None] | None = None, poll_s: float = 0.1) -> JobView:
+        """The job once it has ended; `on_change` sees it on the way.
+
+        Raises:
+            KeyError: this process does not know the job.
+        """
+        while True:
+            view = self.view(job_id)
+            if view is None:
+                raise KeyError(job_id)
+            if on_change:
+                on_change(view)
+            if view.ended:
+                return view
+            time.sleep(poll_s)
+
+    def active(self) -> list[JobView]:
+        """Queued and running jobs, in order."""
+        with self._changed:
+            ids = [job.job_id for job in self._jobs.values() if job.state in ("queued", "running")]
+        return [view for view in map(self.view, ids) if view is not None]
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that holds a resident model now, or None."""
+        worker = self._worker
+        return worker.pid if worker and worker.alive else None
+
+    def release(self) -> bool:
+        """End an idle worker and so free its device; False when a job is running on it."""
+        with self._changed:
+            if any(job.state == "running" for job in self._jobs.values()):
+                return False
+            self._end_worker()
+            return True
+
+    def close(self) -> None:
+        """Cancel everything, end the worker and the thread."""
+        with self._changed:
+            self._closing = True
+            for job in self._jobs.values():
+                job.cancelled.set()
+            self._changed.notify_all()
+        self._thread.join(timeout=30)
+
+    # The thread
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                job = self._next()
+                if job is None and self._closing:
+                    self._end_worker()
+                    return
+                if job is None:
+                    if not self._changed.wait(timeout=self._idle_s if self._worker else None):
+                        self._end_worker()
+                    continue
+                job.state, job.started = "running", time.monotonic()
+            self._finish(job, *self._measure(job))
+
+    def _next(self) -> _Job | None:
+        return next((job for job in self._jobs.values() if job.state == "queued"), None)
+
+    def _measure(self, job: _Job) -> tuple[Measured, tuple[dict[str, Any], ...]]:
+        holders: tuple[dict[str, Any], ...] = ()
+        try:
+            if job.cancelled.is_set():
+                raise Cancelled
+            self.store.start_job(job.job_id)
+
+            def waiting() -> None:
+                self._on_progress(job, {"phase": "waiting", "detail": "another measurement is on this device"})
+
+            with device_lock(job.device, waiting, job.cancelled):
+                self._on_progress(job, {"phase": "starting"})
+                worker = self._worker_for(job)
+                holders = self._holders(job.device, worker.pid)
+                order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
+                values = worker.run(order, lambda message: self._on_message(job, message), job.cancelled, self._silence_s)
+            measured = Measured(**values | {"stages": tuple(StageMeasure(**stage) for stage in values["stages"])})
+        except Cancelled:
+            measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+        except WorkerFailed as error:
+            measured = Measured(outcome="failed", reason=str(error), ended_in=job.phase)
+        except Exception as error:
+            # A bug of ours must not end the queue: it is kept where the user sees it.
+            measured = Measured(outcome="failed", reason=f"{type(error).__name__}: {error}"[:2000], ended_in=job.phase)
+        if measured.outcome != "ok":
+            with self._changed:
+                self._end_worker()
+        return measured, holders
+
+    def _worker_for(self, job: _Job) -> WorkerProcess:
+        with self._changed:
+            if self._worker and self._worker.alive and self._resident == job.resident_key():
+                return self._worker
+            self._end_worker()
+            environment = dict(os.environ)
+            if job.device.card and not job.device.card.mig:
+                environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": job.device.card.uuid}
+            self._worker = WorkerProcess(self._worker_command(job.device.kind), environment)
+            self._resident = job.resident_key()
+            return self._worker
+
+    @staticmethod
+    def _holders(device: Device, worker_pid: int) -> tuple[dict[str, Any], ...]:
+        """Other processes on the card as the run begins."""
+        if device.card is None:
+            return ()
+        try:
+            now = next(card for card in attached_cards() if card.uuid == device.card.uuid)
+        except (NoGpu, StopIteration):
+            return ()
+        return tuple(
+            {"pid": holder.pid, "name": holder.name, "used_bytes": holder.used_bytes}
+            for holder in now.holders
+            if holder.pid != worker_pid
+        )
+
+    def _end_worker(self) -> None:
+        if self._worker:
+            self._worker.end()
+        self._worker = self._resident = None
+
+    def _on_message(self, job: _Job, message: dict[str, Any]) -> None:
+        if message["type"] == "progress":
+            self._on_progress(job, message)
+        elif message["type"] == "environment":
+            job.environment = replace(job.environment, **{k: v for k, v in message.items() if k != "type"})
+        elif message["type"] == "facts":
+            counts = {name: tuple(pair) for name, pair in message["counts"].items()}
+            model = job.environment.weights if job.weights == "local" else MODEL_ID
+            self.store.save_model_facts(model, installed(), counts)
+
+    def _on_progress(self, job: _Job, message: dict[str, Any]) -> None:
+        with self._changed:
+            job.enter(message, time.monotonic())
+
+    def _finish(self, job: _Job, measured: Measured, holders: tuple[dict[str, Any], ...]) -> None:
+        try:
+            job.measurement_id = self.store.end_job(
+                job.job_id, job.request, job.environment, measured, predictions=job.predictions, holders=holders
+            )
+        except Exception as error:
+            # The run is over either way; what could not be kept is said where it is looked for.
+            measured = replace(measured, reason=f"the history could not keep this run: {error}")
+            job.measurement_id = None
+        with self._changed:
+            job.close_phase(time.monotonic())
+            job.state, job.reason, job.ended_at = measured.outcome, measured.reason, time.monotonic()
+            self._changed.notify_all()
+
+
+def check_runnable(request: GenerationRequest, device: Device, model_dir: str | None = None) -> None:
+    """Refuse what cannot run before anything is started.
+
+    Raises:
+        InvalidArgument: the folder is no pipeline, or the CPU rehearsal is too large or asks for offload.
+    """
+    if model_dir is not None and not (Path(model_dir) / "model_index.json").is_file():
+        raise InvalidArgument(
+            "model_dir", "must be a folder with model_index.json, as save_pretrained writes it", model_dir
+        )
+    if device.kind != "cpu":
+        return
+    pixels = request.effective_width * request.effective_height * request.batch
+    if pixels > MAX_REHEARSAL_PIXELS:
+        asked = f"{request.effective_width}x{request.effective_height} batch {request.batch}"
+        raise InvalidArgument(
+            "device", "cpu rehearses at most 512x512 pixels in all", asked, "smaller, or run it on a GPU"
+        )
+    if request.offload != "none":
+        raise InvalidArgument("offload", "must be none on the CPU: there is nothing to offload from", request.offload)

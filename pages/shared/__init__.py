@@ -1,0 +1,1 @@
+"""What the pages share. Streamlit takes no file in here for a page."""

@@ -1,0 +1,38 @@
+"""The frame around every page: its title, the navigation, and what the user must know wherever they are."""
+
+import streamlit as st
+
+from pages.shared import calls
+from pages.shared.inputs import carried_params
+
+_PAGES = (
+    ("streamlit_app.py", "Plan", ":material/straighten:"),
+    ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
+    ("pages/2_History.py", "History", ":material/history:"),
+)
+
+
+def open_page(name: str, subtitle: str) -> None:
+    """Draw the top of a page. Every page calls this first, so that one opened by its link alone is complete."""
+    st.set_page_config(
+        page_title=f"{name} · Will It Fit", page_icon=":material/straighten:", layout="wide", menu_items={"About": None}
+    )
+    carried = carried_params()
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.markdown("**Will It Fit**", width="content")
+        for path, label, icon in _PAGES:
+            st.page_link(path, label=label, icon=icon, query_params=carried, disabled=label == name)
+    st.title(name, anchor=False)
+    st.caption(subtitle)
+
+
+def history_notice() -> None:
+    """Say so when the history cannot be used, or was damaged and set aside."""
+    store, problem = calls.store()
+    if problem:
+        st.warning(f"{problem}. Plans work without it; nothing is kept until then.", icon=":material/warning:")
+    elif store and store.moved_aside:
+        st.warning(
+            f"The history was damaged and was set aside as `{store.moved_aside}`; a new one was started.",
+            icon=":material/warning:",
+        )

@@ -1,0 +1,223 @@
+"""The terminal shell: read arguments, call, print. stdout is data, stderr is prose and progress.
+
+Nothing heavy is imported here; a command imports what it needs when it runs.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from planner.errors import InvalidArgument, PlannerError
+from planner.fit import BASES, EXIT_CODES, fit, worst
+from planner.formula import estimate, not_in_the_formula
+from planner.gpus import CATALOGUE, DEFAULT_CARDS, Card, card_named, card_row, described_card
+from planner.report import SCHEMA, cards_text, fit_object, fit_text
+from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
+
+USAGE_ERROR = 2
+
+
+def say(text: str) -> None:
+    """Prose, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Data, on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _request_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("request")
+    group.add_argument("--task", default="img2img", metavar="|".join(TASKS), help="pipeline to call (img2img)")
+    group.add_argument("--width", default="512", help="pixels (512)")
+    group.add_argument("--height", default="512", help="pixels (512)")
+    group.add_argument("--batch", default="1", help="requests served together (1)")
+    prompt = group.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="a prompt, of which only the number of tokens counts")
+    prompt.add_argument(
+        "--prompt-tokens",
+        default=str(MAX_PROMPT_TOKENS),
+        metavar="N",
+        help="CLIP tokens of the prompt, start and end included (77)",
+    )
+    group.add_argument("--guidance-scale", default="7.5", metavar="X", help="above 1 doubles the UNet batch (7.5)")
+    group.add_argument("--steps", default="50", help="denoising steps (50)")
+    group.add_argument("--no-safety-checker", dest="safety_checker", action="store_false", help="load none")
+    group.add_argument("--vae-tiling", action="store_true", help="pipe.vae.enable_tiling()")
+    group.add_argument("--vae-slicing", action="store_true", help="pipe.vae.enable_slicing()")
+    group.add_argument("--attention-slicing", action="store_true", help="pipe.enable_attention_slicing()")
+    group.add_argument("--channels-last", action="store_true", help="UNet and VAE in torch.channels_last")
+    group.add_argument(
+        "--offload", default="none", metavar="|".join(OFFLOADS), help="model: enable_model_cpu_offload() (none)"
+    )
+    return parser
+
+
+def _json_argument() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; sizes are bytes")
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    # No abbreviations: a script must not change its meaning when an option is added.
+    parser = argparse.ArgumentParser(
+        prog="python -m planner",
+        description="Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
+        epilog="exit codes of fit and verify: 0 fits, 11 tight, 10 no, 12 unknown, 2 usage error",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    request, as_json = _request_arguments(), _json_argument()
+
+    def command(name: str, run: Callable[..., int], help_text: str, *parents: argparse.ArgumentParser):
+        added = commands.add_parser(name, help=help_text, description=help_text, parents=parents, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    fits = command("fit", run_fit, "which cards run this request, and by how much", request, as_json)
+    fits.add_argument(
+        "--gpu", action="append", metavar="NAME", help="a card of the catalogue, or attached; repeatable (T4, A10, A100)"
+    )
+    fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
+    fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
+    fits.add_argument("--basis", default="best", metavar="|".join(BASES), help="what to base the answer on (best)")
+
+    verify = command("verify", _later("verify"), "run the request for real and keep what it took", request, as_json)
+    verify.add_argument(
+        "--weights", default="synthetic", metavar="synthetic|hub", help="hub downloads the pinned revision (synthetic)"
+    )
+    verify.add_argument("--model-dir", metavar="DIR", help="real weights from a local folder, safetensors only")
+    verify.add_argument(
+        "--device", metavar="N|UUID|cpu", help="an attached card (the freest); cpu rehearses the path without a GPU"
+    )
+    verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
+
+    command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
+    command("doctor", _later("doctor"), "GPU, driver, versions, history, model: what is wrong, what to do", as_json)
+
+    history = commands.add_parser("history", help="measured runs", description="measured runs", allow_abbrev=False)
+    actions = history.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="all runs, newest first", parents=[as_json], allow_abbrev=False)
+    listing.set_defaults(run=_later("history_list"))
+    show = actions.add_parser("show", help="one run in full", parents=[as_json], allow_abbrev=False)
+    show.add_argument("id", help="a run's id, or the beginning of it")
+    show.set_defaults(run=_later("history_show"))
+    delete = actions.add_parser("delete", help="remove one run", parents=[as_json], allow_abbrev=False)
+    delete.add_argument("id", help="a run's id, or the beginning of it")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.set_defaults(run=_later("history_delete"))
+    return parser
+
+
+def _later(name: str) -> Callable[[argparse.Namespace], int]:
+    """A command that lives beside the history, imported only when it runs."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from planner import cli_history
+
+        return getattr(cli_history, name)(arguments)
+
+    return run
+
+
+def request_from(arguments: argparse.Namespace) -> GenerationRequest:
+    """The request of the command line.
+
+    Raises:
+        InvalidArgument: a value breaks its rule.
+    """
+    tokens = parse_whole("prompt_tokens", arguments.prompt_tokens)
+    if arguments.prompt is not None:
+        from cache.prompt import count_tokens
+
+        counted = count_tokens(arguments.prompt)
+        tokens = min(counted, MAX_PROMPT_TOKENS)
+        cut = f", cut to {MAX_PROMPT_TOKENS}" if counted > tokens else ""
+        say(f"the prompt is {counted} tokens{cut}; the pipeline pads it to {MAX_PROMPT_TOKENS}")
+    request = GenerationRequest(
+        task=arguments.task,
+        width=parse_whole("width", arguments.width),
+        height=parse_whole("height", arguments.height),
+        batch=parse_whole("batch", arguments.batch),
+        prompt_tokens=tokens,
+        guidance_scale=parse_finite("guidance_scale", arguments.guidance_scale),
+        steps=parse_whole("steps", arguments.steps),
+        safety_checker=arguments.safety_checker,
+        vae_tiling=arguments.vae_tiling,
+        vae_slicing=arguments.vae_slicing,
+        attention_slicing=arguments.attention_slicing,
+        channels_last=arguments.channels_last,
+        offload=arguments.offload,
+    )
+    if request.is_rounded:
+        size = f"{request.effective_width}x{request.effective_height}"
+        say(f"img2img rounds {request.width}x{request.height} down to {size}")
+    return request
+
+
+def _cards_from(arguments: argparse.Namespace) -> list[Card]:
+    chosen = []
+    for name in arguments.gpu or ():
+        if name == "attached":
+            from cache.attached import cards
+
+            chosen += [card.as_card() for card in cards()]
+        else:
+            chosen.append(card_named(name))
+    if (arguments.gpu_memory is None) != (arguments.compute_capability is None):
+        missing = "gpu_memory" if arguments.gpu_memory is None else "compute_capability"
+        raise InvalidArgument(missing, "must be given to describe a card, together with its other half", None)
+    if arguments.gpu_memory is not None:
+        chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
+    return chosen or [card_named(name) for name in DEFAULT_CARDS]
+
+
+def run_fit(arguments: argparse.Namespace) -> int:
+    """``fit``: answers for each card; the worst verdict is the exit code."""
+    request = request_from(arguments)
+    answers = [fit(request, card, arguments.basis) for card in _cards_from(arguments)]
+    if arguments.json:
+        print_json(fit_object(request, answers, estimate(request)))
+    else:
+        print(fit_text(request, answers))
+    for reason in dict.fromkeys(answer.reason for answer in answers if answer.reason):
+        say(reason)
+    if any(answer.basis == "formula" for answer in answers):
+        for note in not_in_the_formula(request):
+            say(f"not in the formula - {note}")
+    return EXIT_CODES[worst(answer.verdict for answer in answers)]
+
+
+def run_gpus(arguments: argparse.Namespace) -> int:
+    """``gpus``: the catalogue."""
+    if arguments.json:
+        print_json({"schema": SCHEMA, "gpus": [card_row(card) for card in CATALOGUE]})
+    else:
+        print(cards_text(CATALOGUE))
+    return 0
+
+
+def _stop_on_closed_pipe() -> NoReturn:
+    # The reader is gone (`... | head`). Python would complain once more while closing stdout.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except PlannerError as error:
+        say(f"error: {error}")
+        return USAGE_ERROR
+    except BrokenPipeError:
+        _stop_on_closed_pipe()

@@ -1,0 +1,220 @@
+"""The commands that need the history: verify, history and doctor."""
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from cache.attached import usable_card
+from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for
+from cache.doctor import checks
+from cache.jobs import Device, Jobs, JobView, check_runnable
+from cache.records import VERSIONS, Measurement
+from cache.store import Store
+from cache.versions import installed
+from planner.cli import print_json, request_from, say
+from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
+from planner.errors import InvalidArgument
+from planner.report import SCHEMA, text_table
+from planner.units import gib
+
+WEIGHTS = ("synthetic", "hub")
+
+
+def _open_store() -> Store:
+    store = Store()
+    if store.moved_aside:
+        say(f"the history was damaged and is now {store.moved_aside}; a new one was started")
+    return store
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else gib(size_bytes)
+
+
+def _percent(error: float | None) -> str:
+    return "-" if error is None else f"{error:+.1%}"
+
+
+class _Progress:
+    """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
+
+    def __init__(self):
+        self._last = ""
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, view: JobView) -> None:
+        if view.state == "queued" or view.phase is None:
+            return
+        text = STAGE_NAMES.get(view.phase, view.phase)
+        if view.step is not None and view.phase == "unet":
+            text += f" step {view.step}/{view.of}"
+        elif view.detail:
+            text += f": {view.detail}"
+        if self._live:
+            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
+            sys.stderr.flush()
+        elif text != self._last:
+            say(f"[{view.total_seconds:6.1f} s] {text}")
+        self._last = text
+
+    def end(self) -> None:
+        if self._live and self._last:
+            sys.stderr.write("\r\033[K")
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """``verify``: measure the request on the device, or answer from the history."""
+    request = request_from(arguments)
+    if arguments.weights not in WEIGHTS:
+        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", arguments.weights)
+    device = Device() if arguments.device == "cpu" else Device(usable_card(arguments.device))
+    check_runnable(request, device, arguments.model_dir)
+    store = _open_store()
+    facts = store.model_facts(MODEL_ID, installed()) or SD_V15
+    jobs, progress = Jobs(store), _Progress()
+    try:
+        job_id = jobs.submit(
+            request,
+            device,
+            weights=arguments.weights,
+            model_dir=arguments.model_dir,
+            predictions=predictions_for(request, device, facts),
+            force=arguments.force,
+        )
+        try:
+            view = jobs.wait(job_id, progress)
+        except KeyboardInterrupt:
+            jobs.cancel(job_id)
+            view = jobs.wait(job_id)
+    finally:
+        progress.end()
+        jobs.close()
+    if view.measurement_id is None:
+        raise RuntimeError(view.reason)
+    measurement = store.measurement(view.measurement_id)
+    cached = view.state == "cached"
+    if cached:
+        say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
+    if arguments.json:
+        print_json({"schema": SCHEMA, "cached": cached, "measurement": measurement.to_dict()})
+    else:
+        print(measurement_text(measurement))
+    return exit_code_of(measurement)
+
+
+def _comparison_rows(lines: list[Compared]) -> list[tuple[str, str, str, str]]:
+    return [
+        (line.name, _size(line.predicted_bytes), _size(line.measured_bytes), _percent(line.error)) for line in lines
+    ]
+
+
+def measurement_text(measurement: Measurement) -> str:
+    """One run in full, as a person would paste it into a ticket."""
+    measured, environment = measurement.measured, measurement.environment
+    card = environment.card + (f", driver {environment.driver}" if environment.driver else "")
+    versions = [f"{name} {getattr(environment, name)}" for name in VERSIONS]
+    versions += [environment.dtype, f"{environment.weights} weights"]
+    facts = [
+        ("run", measurement.measurement_id),
+        ("when", f"{measurement.created_at[:19].replace('T', ' ')} UTC"),
+        ("request", measurement.request.describe()),
+        ("on", card),
+        ("with", ", ".join(versions)),
+        ("outcome", measured.outcome),
+    ]
+    if measured.reason:
+        where = f" (in {STAGE_NAMES.get(measured.ended_in, measured.ended_in)})" if measured.ended_in else ""
+        facts.append(("reason", f"{measured.reason}{where}"))
+    if measured.total_seconds is not None and measured.seconds_per_step is not None:
+        text = f"{measured.total_seconds:.2f} s in all, {measured.seconds_per_step:.3f} s a step"
+        facts.append(("time", text))
+    if measured.peak_reserved_bytes is not None:
+        text = f"context {_size(measured.context_bytes)}, {measured.num_alloc_retries} allocator retries"
+        facts.append(("device", f"peak {_size(measured.peak_device_bytes)}, {text}"))
+    width = max(len(name) for name, _ in facts)
+    parts = ["\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)]
+    for prediction in measurement.predictions:
+        rows = _comparison_rows(compare(measurement, prediction))
+        parts.append(text_table(("peak", prediction.basis, "measured", "off by"), rows, right=(1, 2, 3)))
+    if environment.device_kind == "cpu":
+        parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.")
+    return "\n\n".join(parts)
+
+
+def history_list(arguments: argparse.Namespace) -> int:
+    """``history list``."""
+    found = _open_store().measurements()
+    if arguments.json:
+        print_json({"schema": SCHEMA, "measurements": [measurement.to_dict() for measurement in found]})
+        return 0
+    if not found:
+        say("no run was measured yet - 'python -m planner verify' measures one, '--device cpu' works anywhere")
+        return 0
+    versions = installed()
+    rows = []
+    for measurement in found:
+        request, measured = measurement.request, measurement.measured
+        errors = [
+            f"{_percent(peak_error(measurement, prediction))} {prediction.basis}"
+            for prediction in measurement.predictions
+        ]
+        rows.append(
+            (
+                measurement.measurement_id[:8],
+                measurement.created_at[:16].replace("T", " "),
+                f"{request.task} {request.effective_width}x{request.effective_height} x{request.batch}",
+                measurement.environment.card,
+                measured.outcome,
+                _size(measured.peak_allocated_bytes),
+                _size(measured.peak_reserved_bytes),
+                ", ".join(errors) or "-",
+                "stale" if measurement.is_stale(versions) else "",
+            )
+        )
+    header = ("id", "UTC", "request", "on", "outcome", "allocated", "reserved", "off by", "")
+    print(text_table(header, rows, right=(5, 6, 7)))
+    return 0
+
+
+def history_show(arguments: argparse.Namespace) -> int:
+    """``history show``."""
+    measurement = _open_store().measurement(arguments.id)
+    if arguments.json:
+        print_json({"schema": SCHEMA, "measurement": measurement.to_dict()})
+    else:
+        print(measurement_text(measurement))
+    return 0
+
+
+def history_delete(arguments: argparse.Namespace) -> int:
+    """``history delete``: asks first, unless told not to."""
+    store = _open_store()
+    measurement = store.measurement(arguments.id)
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise InvalidArgument("yes", "must be given where nobody can be asked", False, "add --yes")
+        say(measurement_text(measurement))
+        say("delete this run? [y/N] ")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            say("kept")
+            return 0
+    store.delete_measurement(measurement.measurement_id)
+    if arguments.json:
+        print_json({"schema": SCHEMA, "deleted": measurement.measurement_id})
+    else:
+        say(f"deleted {measurement.measurement_id}")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """``doctor``: always 0; what it found is the answer."""
+    found = checks()
+    if arguments.json:
+        print_json({"schema": SCHEMA, "checks": [asdict(check) for check in found]})
+        return 0
+    signs = {"ok": "✓", "note": "·", "problem": "✕"}
+    for check in found:
+        print(f"{signs[check.state]} {check.name}: {check.found}")
+        if check.advice:
+            print(f"    {check.advice}")
+    return 0
