@@ -38,6 +38,20 @@ REMEMBERED = 50
 # A rehearsal shows the path, not a GPU: beyond this the CPU would be busy for many minutes.
 MAX_REHEARSAL_PIXELS = 512 * 512
 
+# Where each phase begins and ends on the progress bar.
+_REACHED = {
+    "waiting": (0.0, 0.0),
+    "starting": (0.0, 0.02),
+    "loading": (0.02, 0.35),
+    "warm-up": (0.35, 0.45),
+    "text_encoder": (0.45, 0.47),
+    "vae_encoder": (0.47, 0.5),
+    "unet": (0.5, 0.88),
+    "vae_decoder": (0.88, 0.93),
+    "safety_checker": (0.93, 0.97),
+    "reading back": (0.97, 1.0),
+}
+
 JobState = Literal["queued", "running", "ok", "out-of-memory", "cancelled", "failed", "cached"]
 ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "cached")
 Weights = Literal["synthetic", "hub", "local"]
@@ -102,6 +116,18 @@ class JobView:
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDED
+
+
+    @property
+    def fraction(self) -> float:
+        """How far it is, in [0, 1]: a picture of progress, since phases take unlike times on unlike cards."""
+        if self.ended:
+            return 1.0
+        if self.phase not in _REACHED:
+            return 0.0
+        begin, end = _REACHED[self.phase]
+        within = min(1.0, self.step / self.of) if self.step is not None and self.of else 0.0
+        return begin + (end - begin) * within
 
 
 @dataclass

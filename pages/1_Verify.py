@@ -1,7 +1,61 @@
-"""Verify: run the planned request on the attached card, watch it, and compare."""
+"""Verify: run the planned request on the attached card, watch it, and compare it with the prediction."""
 
 import streamlit as st
 
-from pages.shared.chrome import open_page
+from cache.compare import predictions_for
+from cache.jobs import Device, Jobs
+from pages.shared import calls
+from pages.shared.chrome import history_notice, open_page
+from pages.shared.device_view import attached_cards_view, choose_device
+from pages.shared.inputs import request_controls
+from pages.shared.job_view import job_view
+from planner.errors import PlannerError
+from planner.report import verify_command
+from planner.request import GenerationRequest
 
-open_page("Verify", "x")
+open_page("Verify", "Run the planned request for real, watch it, and see how far the prediction was off.")
+history_notice()
+
+
+def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
+    """Queue the run; its id goes into the address, so that a reload finds it again."""
+    predictions = predictions_for(request, device, calls.facts())
+    try:
+        job_id = jobs.submit(
+            request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force
+        )
+    except PlannerError as error:
+        st.error(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/error:")
+        return
+    st.query_params["job"] = job_id
+
+
+controls, results = st.columns([1, 2.2], gap="large")
+with controls:
+    request = request_controls()
+with results:
+    attached_cards_view()
+    if request is None:
+        st.info("Correct the request, then verify it.", icon=":material/arrow_back:")
+        st.stop()
+    device = choose_device()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        weights = st.segmented_control(
+            "Weights",
+            ("synthetic", "hub"),
+            default="synthetic",
+            required=True,
+            key="weights",
+            help="Synthetic weights have the real shapes and bytes and need no download. hub downloads the real ones.",
+        )
+        force = st.checkbox(
+            "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
+        )
+    jobs = calls.jobs()
+    pressed = st.button("Verify", type="primary", icon=":material/play_arrow:", disabled=jobs is None, key="verify")
+    if jobs is not None:
+        if pressed:
+            start(jobs, request, device, weights, force)
+        job_view(jobs, request)
+    with st.expander("The same in a terminal"):
+        st.code(verify_command(request) + ("" if device.card else " --device cpu"), language="bash", wrap_lines=True)

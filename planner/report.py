@@ -92,6 +92,21 @@ def fit_text(request: GenerationRequest, answers: Sequence[Answer]) -> str:
     return f"{request.describe()}\n\n{text_table(header, rows, right=(2, 3, 4))}"
 
 
+def verify_command(request: GenerationRequest) -> str:
+    """The command that measures this request; defaults are left out."""
+    default = GenerationRequest()
+    parts = ["python -m planner verify"]
+    for name, value in request.to_dict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if value == getattr(default, name):
+            continue
+        if name == "safety_checker":
+            parts.append("--no-safety-checker")
+        else:
+            parts.append(flag if value is True else f"{flag} {value:g}" if type(value) is float else f"{flag} {value}")
+    return " ".join(parts)
+
+
 def cards_text(cards: Sequence[Card]) -> str:
     """The catalogue as a table."""
     rows = [

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.shared import calls
-from pages.shared.inputs import carried_params
+from pages.shared.inputs import enter_page
 
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
@@ -17,11 +17,11 @@ def open_page(name: str, subtitle: str) -> None:
     st.set_page_config(
         page_title=f"{name} · Will It Fit", page_icon=":material/straighten:", layout="wide", menu_items={"About": None}
     )
-    carried = carried_params()
+    enter_page(name)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         st.markdown("**Will It Fit**", width="content")
         for path, label, icon in _PAGES:
-            st.page_link(path, label=label, icon=icon, query_params=carried, disabled=label == name)
+            st.page_link(path, label=label, icon=icon, disabled=label == name)
     st.title(name, anchor=False)
     st.caption(subtitle)
 

@@ -1,6 +1,6 @@
 """The request's controls, the same on every page that has them, and bound to the page's address.
 
-Each key is both the widget's and the address's, so a link reproduces a plan and a plan travels between pages.
+Each key is both the control's and the address's, so a link reproduces a plan.
 """
 
 from collections.abc import Callable
@@ -70,54 +70,60 @@ FIELDS = (
 CARDS_KEY = "gpu"
 
 
-def params_of(request: GenerationRequest) -> dict[str, str]:
-    """The request as address parameters; defaults are left out."""
-    values = {field.name: getattr(request, field.name) for field in FIELDS}
-    return {field.name: str(values[field.name]) for field in FIELDS if values[field.name] != field.default}
+def _plan() -> dict[str, Any]:
+    """The plan as this session knows it: values by key, complete once the controls were drawn."""
+    return st.session_state.setdefault("plan", {})
 
 
-def carried_params() -> dict[str, str | list[str]]:
-    """What a link to another page must carry so that the plan is the same there."""
-    carried: dict[str, str | list[str]] = {}
-    for field in FIELDS:
-        if field.name in st.session_state:
-            value = st.session_state[field.name]
-            if value is not None and value != field.default:
-                carried[field.name] = str(value)
-        elif field.name in st.query_params:
-            carried[field.name] = st.query_params[field.name]
-    cards = st.session_state.get(CARDS_KEY, st.query_params.get_all(CARDS_KEY))
-    if cards and cards != _DEFAULT_CARDS:
-        carried[CARDS_KEY] = list(cards)
-    return carried
+def _default_of(key: str) -> Any:
+    return _DEFAULT_CARDS if key == CARDS_KEY else getattr(_DEFAULT, key)
 
 
-def _refused_params() -> list[str]:
-    """What the address asks for and no control can show; Streamlit drops such values without a word."""
+def _from_address() -> tuple[dict[str, Any], list[str]]:
+    """The values in the address that its fields can take, and what is wrong with the others.
+
+    Streamlit drops a value that a control cannot show without a word; a link that was not taken whole should say so.
+    """
+    values: dict[str, Any] = {}
     refused = []
     for field in FIELDS:
-        if field.name in st.session_state or field.name not in st.query_params:
+        if field.name not in st.query_params:
             continue
-        text = st.query_params[field.name]
         try:
-            value = field.parse(field.name, text)
+            value = field.parse(field.name, st.query_params[field.name])
             # img2img takes every size, so that the field's own rule speaks and not the task's.
             GenerationRequest(**{"task": "img2img", field.name: value})
+            values[field.name] = value
         except InvalidArgument as error:
             refused.append(f"{error}; {field.default} is shown instead")
-    if CARDS_KEY not in st.session_state:
-        for name in st.query_params.get_all(CARDS_KEY):
-            try:
-                if card_named(name).name != name:
-                    refused.append(f"{name!r} is called {card_named(name).name!r} in links; pick it below")
-            except UnknownCard as error:
-                refused.append(str(error).partition("; ")[0])
-    return refused
+    names = []
+    for name in st.query_params.get_all(CARDS_KEY):
+        try:
+            names.append(card_named(name).name)
+        except UnknownCard as error:
+            refused.append(str(error).partition("; ")[0])
+    if names:
+        values[CARDS_KEY] = list(dict.fromkeys(names))
+    return values, refused
 
 
-def _remember_refused() -> None:
-    for text in _refused_params():
-        st.session_state.setdefault("refused", []).append(text)
+def enter_page(page: str) -> None:
+    """Bring the plan along when a page is opened, by its link or from another page; nothing on later runs.
+
+    A bound control alone forgets a value that came from the address and was never touched, when the page changes.
+    """
+    if st.session_state.get("page") == page:
+        return
+    st.session_state["page"] = page
+    plan = _plan()
+    values, st.session_state["refused"] = _from_address()
+    if values:
+        plan.clear()
+        plan.update(values)
+    for key, value in plan.items():
+        st.session_state[key] = value
+        if value != _default_of(key):
+            st.query_params[key] = value if key == CARDS_KEY else str(value)
 
 
 def _size_controls() -> tuple[Any, Any]:
@@ -184,7 +190,6 @@ def _option_controls() -> dict[str, Any]:
 
 def request_controls() -> GenerationRequest | None:
     """Draw the controls; the request they stand for, or None after saying what is wrong with it."""
-    _remember_refused()
     for text in st.session_state.get("refused", ()):
         st.warning(f"This link was not taken whole: {text}.", icon=":material/link_off:")
     task = st.segmented_control(
@@ -242,17 +247,19 @@ def request_controls() -> GenerationRequest | None:
         )
     with st.expander("Options"):
         options = _option_controls()
+    values = {
+        "task": task,
+        "width": width,
+        "height": height,
+        "batch": batch,
+        "guidance_scale": guidance_scale,
+        "steps": steps,
+        "prompt_tokens": prompt_tokens,
+        **options,
+    }
+    _plan().update(values)
     try:
-        request = GenerationRequest(
-            task=task,
-            width=width,
-            height=height,
-            batch=batch,
-            guidance_scale=guidance_scale,
-            steps=steps,
-            prompt_tokens=prompt_tokens,
-            **options,
-        )
+        request = GenerationRequest(**values)
     except InvalidArgument as error:
         st.error(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/error:")
         return None
@@ -274,4 +281,5 @@ def card_controls() -> list[Card]:
         placeholder="Choose cards",
         help="Memory, context and compute capability of each are in the catalogue, with sources.",
     )
+    _plan()[CARDS_KEY] = names
     return [card for card in CATALOGUE if card.name in names]

@@ -1,0 +1,56 @@
+"""The cards in this machine: their free memory now, who holds it, and what to do where there is none."""
+
+import streamlit as st
+
+from cache.jobs import Device
+from pages.shared import calls
+from planner.units import gib
+
+
+@st.fragment(run_every=5)
+def attached_cards_view() -> None:
+    """Every attached card as it is now; redrawn every few seconds."""
+    found, reason = calls.attached()
+    if reason:
+        what, _, advice = reason.partition(" - ")
+        st.info(
+            f"**No GPU here:** {what}. To measure one, {advice}.",
+            icon=":material/developer_board_off:",
+        )
+    for card, problem in found:
+        with st.container(border=True):
+            st.markdown(f"**{card.name}** :gray[driver {card.driver}{', MIG' if card.mig else ''}]")
+            used = card.used_bytes / card.total_bytes
+            st.progress(min(1.0, max(0.0, used)), f"{gib(card.free_bytes)} free of {gib(card.total_bytes)}")
+            holders = [
+                f"{holder.name} ({holder.pid}{', ' + gib(holder.used_bytes) if holder.used_bytes else ''})"
+                for holder in card.holders
+            ]
+            st.caption("Held by " + ", ".join(holders) if holders else "No process holds it.")
+            if problem:
+                st.error(f"torch cannot use it: {problem}.", icon=":material/error:")
+    jobs = calls.jobs()
+    if jobs and jobs.worker_pid and not jobs.active():
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"Worker {jobs.worker_pid} keeps the model loaded for the next run.", width="stretch")
+            if st.button("Release it", icon=":material/eject:", key="release", help="Ends the worker and frees memory."):
+                jobs.release()
+                st.rerun(scope="fragment")
+
+
+def choose_device() -> Device:
+    """Draw the choice of device; the freest usable card comes first, the CPU last."""
+    found, _ = calls.attached()
+    usable = sorted((card for card, problem in found if problem is None), key=lambda card: -card.free_bytes)
+    devices = {f"{card.name} ({card.index})": Device(card) for card in usable} | {"CPU rehearsal": Device()}
+    name = st.segmented_control(
+        "Device",
+        list(devices),
+        default=next(iter(devices)),
+        required=True,
+        key="device",
+        help="The rehearsal runs the real architecture on the CPU at up to 512×512: it shows the path, "
+        "is kept as a CPU run, and judges no GPU.",
+    )
+    # A card that has gone since the last run leaves its name behind in the control.
+    return devices.get(name, Device())

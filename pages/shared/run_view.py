@@ -1,0 +1,115 @@
+"""One measured run: outcome, peaks, and how far each prediction was off."""
+
+import pandas as pd
+import streamlit as st
+
+from cache.compare import compare, verdict_of
+from cache.records import Measurement
+from pages.shared.charts import comparison_chart
+from pages.shared.verdicts import verdict_badge
+from planner.components import STAGE_NAMES
+from planner.units import gib
+
+OUTCOME_WORDS = {
+    "ok": "Ran to the end",
+    "out-of-memory": "Ran out of memory",
+    "cancelled": "Was cancelled",
+    "failed": "Failed",
+}
+PHASE_NAMES = STAGE_NAMES | {
+    "waiting": "Waiting for the device",
+    "starting": "Starting the worker",
+    "loading": "Loading",
+    "warm-up": "Warm-up",
+    "running": "Running",
+    "unet": "Denoising",
+    "reading back": "Reading back",
+}
+
+
+def _metric(label: str, size_bytes: int | None, help_text: str) -> None:
+    if size_bytes is not None:
+        st.metric(label, gib(size_bytes), help=help_text)
+
+
+def _heading(measurement: Measurement) -> None:
+    measured, environment = measurement.measured, measurement.environment
+    words = OUTCOME_WORDS[measured.outcome]
+    if measured.ended_in:
+        words += f" in: {PHASE_NAMES.get(measured.ended_in, measured.ended_in)}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{words}** on {environment.card}", width="content")
+        if environment.device_kind == "cuda":
+            verdict_badge(verdict_of(measurement))
+        else:
+            st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
+    st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
+    if measured.outcome == "cancelled":
+        st.info("It was cancelled; nothing was measured.", icon=":material/block:")
+    elif measured.reason:
+        st.error(f"{measured.reason}", icon=":material/error:")
+
+
+def _peaks(measurement: Measurement) -> None:
+    measured = measurement.measured
+    on_cpu = measurement.environment.device_kind == "cpu"
+    allocated = "Live tensors, counted one by one." if on_cpu else "The most that tensors and workspaces took at once."
+    device = "The process's resident memory." if on_cpu else "What the whole card held, by whomever."
+    with st.container(horizontal=True, gap="large"):
+        _metric("Peak allocated", measured.peak_allocated_bytes, allocated)
+        _metric("Peak reserved", measured.peak_reserved_bytes, "What torch's caching allocator held.")
+        _metric("Peak in process" if on_cpu else "Peak on device", measured.peak_device_bytes, device)
+        _metric("Context", measured.context_bytes, "What CUDA took outside torch's allocator.")
+        _metric("Weights", measured.weights_bytes, "What stood allocated before the run began.")
+        if measured.num_alloc_retries is not None:
+            st.metric("Retries", measured.num_alloc_retries, help="Times the allocator flushed its cache to go on.")
+        if measured.seconds_per_step is not None:
+            st.metric("A step", f"{measured.seconds_per_step:.2f} s", help=f"{measured.total_seconds:.1f} s in all.")
+
+
+def _stages(measurement: Measurement) -> None:
+    rows = [
+        {
+            "Stage": STAGE_NAMES.get(stage.stage, stage.stage),
+            "Allocated": "-" if stage.peak_allocated_bytes is None else gib(stage.peak_allocated_bytes),
+            "Reserved": "-" if stage.peak_reserved_bytes is None else gib(stage.peak_reserved_bytes),
+            "Seconds": f"{stage.seconds:.2f}",
+        }
+        for stage in measurement.measured.stages
+    ]
+    if measurement.environment.device_kind == "cpu":
+        for row in rows:
+            del row["Reserved"]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Peaks and seconds of each stage")
+
+
+def measurement_view(measurement: Measurement) -> None:
+    """The run in full."""
+    _heading(measurement)
+    measured = measurement.measured
+    if measured.stages:
+        _peaks(measurement)
+        for prediction in measurement.predictions:
+            lines = compare(measurement, prediction)
+            st.markdown(f"**Against the {prediction.basis}**")
+            comparison_chart(lines, prediction.basis)
+            peak = next(line for line in lines if line.name == "Peak allocated")
+            if measured.outcome == "ok" and peak.error is not None:
+                low = "too low" if peak.error < 0 else "too high"
+                st.caption(
+                    f"The {prediction.basis}'s allocated peak is {abs(peak.error):.1%} {low}: "
+                    f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
+                )
+        _stages(measurement)
+    environment = measurement.environment
+    with st.expander("Where and with what"):
+        names = ("card", "driver", "compute_capability", "cuda", "cudnn", "torch", "diffusers", "transformers")
+        names += ("accelerate", "python", "dtype", "attention", "allocator_settings", "weights")
+        facts = [(name, getattr(environment, name)) for name in names]
+        lines = [f"- {name.replace('_', ' ')}: `{value}`" for name, value in facts if value]
+        if environment.total_bytes:
+            lines.append(f"- total memory: {gib(environment.total_bytes)}")
+        for holder in measurement.holders:
+            lines.append(f"- also on the card: {holder['name']} ({holder['pid']})")
+        lines.append(f"- run: `{measurement.measurement_id}`")
+        st.markdown("\n".join(lines))
