@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,10 +19,12 @@ from planner.units import GIB
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
 _CAPABILITY_FOR_CUDA = {12: (5, 0), 13: (7, 5)}
 
+_NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
 NEXT_STEP = (
-    "run 'python -m planner verify' on a machine with an NVIDIA GPU; its measured runs are in the file that "
-    "'python -m planner doctor' names there, and PLANNER_DB points the planner at a copy of it. "
-    "'--device cpu' rehearses the same path here"
+    "run the same request with 'python -m planner verify' on a machine with an NVIDIA GPU, copy the history file that "
+    "'python -m planner doctor' names there, and point PLANNER_DB at the copy here; "
+    "'--device cpu' rehearses the path on this machine"
 )
 
 
@@ -78,7 +80,7 @@ class AttachedCard:
 
 
 @contextmanager
-def _nvml() -> Iterator[None]:
+def _nvml() -> Generator[None]:
     pynvml.nvmlInit()
     try:
         yield
@@ -143,33 +145,40 @@ def cards() -> list[AttachedCard]:
             driver = _text(pynvml.nvmlSystemGetDriverVersion())
             found = [_read(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
-        if isinstance(error, pynvml.NVMLError_LibraryNotFound | pynvml.NVMLError_DriverNotLoaded):
-            raise NoGpu(f"no NVIDIA driver is on this machine ({error}) - {NEXT_STEP}") from None
-        raise NoGpu(f"the NVIDIA driver does not answer ({error}) - restart it or the machine, or {NEXT_STEP}") from None
+        if getattr(error, "value", None) in _NO_DRIVER:
+            raise NoGpu(f"no NVIDIA driver is on this machine ({error})", NEXT_STEP) from None
+        advice = f"restart the driver or the machine, or {NEXT_STEP}"
+        raise NoGpu(f"the NVIDIA driver does not answer ({error})", advice) from None
     if not found:
-        raise NoGpu(f"the NVIDIA driver {driver} lists no card - {NEXT_STEP}")
+        raise NoGpu(f"the NVIDIA driver {driver} lists no card", NEXT_STEP)
     return found
 
 
-def why_not_usable(card: AttachedCard) -> str | None:
+def why_not_usable(card: AttachedCard) -> NoGpu | None:
     """Why the installed torch cannot run on this card and what would help, or None when it can."""
     cuda = torch_cuda()
     if cuda is None:
-        return (
-            "the installed torch is a CPU build - install the CUDA build of the same version in a fresh environment "
-            f"on the GPU host, or {NEXT_STEP}"
-        )
+        advice = "install the CUDA build of the same version in a fresh environment on the GPU host"
+        return NoGpu(f"{card.name}: the installed torch is a CPU build", advice)
     major = int(cuda.partition(".")[0])
     needed = _DRIVER_FOR_CUDA.get(major)
     if needed and int(card.driver.partition(".")[0]) < needed:
-        return f"driver {card.driver} is too old for torch's CUDA {cuda} - install driver {needed} or newer"
+        reason = f"{card.name}: driver {card.driver} is too old for torch's CUDA {cuda}"
+        return NoGpu(reason, f"install driver {needed} or newer")
     oldest = _CAPABILITY_FOR_CUDA.get(major)
     if oldest and card.compute_capability < oldest:
         has, needs = (".".join(map(str, pair)) for pair in (card.compute_capability, oldest))
-        return f"{card.name} has compute capability {has}, torch's CUDA {cuda} needs {needs} - use a newer card"
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides every card - unset it"
+        return NoGpu(f"{card.name}: compute capability {has}, torch's CUDA {cuda} needs {needs}", "use a newer card")
     return None
+
+
+def _visible(found: list[AttachedCard]) -> list[AttachedCard]:
+    """The cards that CUDA_VISIBLE_DEVICES leaves; all of them where it is not set or names MIG instances."""
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None or "MIG-" in setting:
+        return found
+    wanted = [entry.strip() for entry in setting.split(",")]
+    return [card for card in found if str(card.index) in wanted or any(e and card.uuid.startswith(e) for e in wanted)]
 
 
 def usable_card(device: str | None = None) -> AttachedCard:
@@ -179,16 +188,20 @@ def usable_card(device: str | None = None) -> AttachedCard:
         NoGpu: no card can be used; the message says why and what to do.
         InvalidArgument: no attached card has this index or UUID.
     """
-    found = cards()
+    found = _visible(cards())
+    if not found:
+        raise NoGpu("CUDA_VISIBLE_DEVICES hides every card", "unset it, or name a card that is here")
     if device is None:
         chosen = max(found, key=lambda card: card.free_bytes)
     else:
         matching = [card for card in found if device in (str(card.index), card.uuid)]
         if not matching:
             known = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
-            raise InvalidArgument("device", "must be an attached card's index or UUID, or cpu", device, f"here: {known}")
+            raise InvalidArgument(
+                "device", "must be an attached card's index or UUID, or cpu", device, f"here: {known}"
+            )
         chosen = matching[0]
     reason = why_not_usable(chosen)
     if reason:
-        raise NoGpu(f"{chosen.name}: {reason}")
+        raise reason
     return chosen

@@ -28,17 +28,18 @@ def _gpu_checks() -> list[Check]:
     try:
         found = cards()
     except NoGpu as error:
-        reason, _, advice = str(error).partition(" - ")
-        return [Check("GPU", "problem", reason, advice)]
+        return [Check("GPU", "problem", error.reason, error.advice)]
     checks = []
     for card in found:
         text = f"{card.name}, {gib(card.free_bytes)} free of {gib(card.total_bytes)}, driver {card.driver}"
         holders = ", ".join(f"{holder.name} ({holder.pid})" for holder in card.holders)
         if holders:
             text += f", held by {holders}"
-        reason, _, advice = (why_not_usable(card) or "").partition(" - ")
-        state = "problem" if reason else "ok"
-        checks.append(Check(f"GPU {card.index}", state, f"{text}: {reason}" if reason else text, advice or None))
+        problem = why_not_usable(card)
+        if problem:
+            checks.append(Check(f"GPU {card.index}", "problem", f"{text}; {problem.reason}", problem.advice))
+        else:
+            checks.append(Check(f"GPU {card.index}", "ok", text))
     return checks
 
 
@@ -63,9 +64,7 @@ def _history_checks() -> list[Check]:
     checks = [Check("History", "ok", f"{store.path}, {count} measured run{'' if count == 1 else 's'}")]
     for path in store.damaged_files():
         checks.append(
-            Check(
-                "Damaged history", "note", f"{path} was set aside", f"try 'sqlite3 {path} .recover', or delete it"
-            )
+            Check("Damaged history", "note", f"{path} was set aside", f"try 'sqlite3 {path} .recover', or delete it")
         )
     facts = store.model_facts(MODEL_ID, installed())
     if facts is None:
@@ -97,5 +96,3 @@ def _model_check() -> Check:
 def checks() -> list[Check]:
     """Everything that decides whether planning and measuring work here."""
     return [*_gpu_checks(), *_library_checks(), *_history_checks(), _model_check()]
-
-

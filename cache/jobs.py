@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from cache.attached import AttachedCard
 from cache.attached import cards as attached_cards
 from cache.folders import fingerprint
 from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
-from cache.records import Environment, Measured, Prediction, StageMeasure
+from cache.records import Environment, Measured, Prediction
 from cache.store import Store
 from cache.versions import installed
 from planner.components import MODEL_ID, MODEL_REVISION
@@ -65,7 +65,7 @@ class Device:
 
     @property
     def kind(self) -> Literal["cuda", "cpu"]:
-        """torch's device type."""
+        """Torch's device type."""
         return "cuda" if self.card else "cpu"
 
     @property
@@ -116,7 +116,6 @@ class JobView:
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDED
-
 
     @property
     def fraction(self) -> float:
@@ -202,7 +201,7 @@ def close_orphans(store: Store) -> None:
 
 
 @contextlib.contextmanager
-def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Iterator[None]:
+def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
     """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
 
     Raises:
@@ -402,8 +401,10 @@ class Jobs:
                 worker = self._worker_for(job)
                 holders = self._holders(job.device, worker.pid)
                 order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
-                values = worker.run(order, lambda message: self._on_message(job, message), job.cancelled, self._silence_s)
-            measured = Measured(**values | {"stages": tuple(StageMeasure(**stage) for stage in values["stages"])})
+                values = worker.run(
+                    order, lambda message: self._on_message(job, message), job.cancelled, self._silence_s
+                )
+            measured = Measured.from_dict(values)
         except Cancelled:
             measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
         except WorkerFailed as error:

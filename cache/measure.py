@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,7 @@ class _Stages:
         self.current = None
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None]:
         """Hooks are in place inside, and gone after."""
         pipeline = self.pipeline
         handles = [
@@ -202,7 +202,7 @@ class PipelineBackend:
         return self._summary(stages, "ok", total_seconds=total_seconds, seconds_per_step=seconds_per_step)
 
     @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
+    def _counting(self) -> Generator[None]:
         if isinstance(self.probe, CpuProbe):
             with self.probe.storages:
                 yield

@@ -25,7 +25,7 @@ from planner.components import MODEL_ID, MODEL_REVISION
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 
 # The configuration files of the SD v1.5 repository at the pinned revision, less what equals the library's defaults.
-UNET_CONFIG = {
+UNET_CONFIG: dict[str, Any] = {
     "sample_size": 64,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
@@ -33,7 +33,7 @@ UNET_CONFIG = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "sample_size": 512,
     "latent_channels": 4,
     "layers_per_block": 2,
@@ -41,7 +41,7 @@ VAE_CONFIG = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-TEXT_ENCODER_CONFIG = {
+TEXT_ENCODER_CONFIG: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "projection_dim": 768,
@@ -51,7 +51,7 @@ TEXT_ENCODER_CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-SAFETY_CHECKER_CONFIG = {
+SAFETY_CHECKER_CONFIG: dict[str, Any] = {
     "projection_dim": 768,
     "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768},
     "vision_config": {
@@ -63,7 +63,7 @@ SAFETY_CHECKER_CONFIG = {
         "projection_dim": 768,
     },
 }
-SCHEDULER_CONFIG = {
+SCHEDULER_CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -79,7 +79,8 @@ PATTERN_NUMEL = 1 << 20
 # The components that hold weights, in the order in which ``pipeline.to(device)`` moves them.
 LOADED_COMPONENTS = ("vae", "text_encoder", "unet", "safety_checker")
 
-PIPELINES = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img": StableDiffusionPipeline}
+# Any: diffusers puts stand-ins for missing libraries into the types of its lazy imports.
+PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img": StableDiffusionPipeline}
 
 Report = Callable[..., None]
 
@@ -92,10 +93,10 @@ class Source:
     model_dir: str | None = None
 
 
-def component_modules(*, safety_checker: bool = True) -> dict[str, torch.nn.Module]:
+def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
     """The real SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOADED_COMPONENTS`."""
     with init_empty_weights(include_buffers=False):
-        modules = {
+        modules: dict[str, Any] = {
             "vae": AutoencoderKL(**VAE_CONFIG),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG)),
             "unet": UNet2DConditionModel(**UNET_CONFIG),
@@ -133,7 +134,7 @@ def _fill(module: torch.nn.Module, pattern: torch.Tensor) -> None:
 def _materialise(module: torch.nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
     module.to(dtype)
     if channels_last and any(parameter.dim() == 4 for parameter in module.parameters()):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload] (torch leaves it out of the stubs)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     # The order of `_apply`, and so of `.to(device)`: the allocator meets the weights as it would with real ones.
     module.to_empty(device=device)
@@ -189,7 +190,9 @@ def pretrained(
 ) -> Any:
     """A pipeline with real weights, from safetensors only: no pickle and no remote code is ever run."""
     report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")
-    options: dict[str, Any] = {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    options: dict[str, Any] = (
+        {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    )
     if source.model_dir is None:
         options["revision"] = MODEL_REVISION
     pipeline = PIPELINES[request.task].from_pretrained(

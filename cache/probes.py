@@ -61,11 +61,10 @@ class CudaProbe:
             handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             if pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
                 return None
-        except pynvml.NVMLError_NotSupported:
-            # Cards that know no MIG say so here.
-            pass
-        except pynvml.NVMLError:
-            return None
+        except pynvml.NVMLError as error:
+            # Cards that know no MIG say so here; anything else means that the baseline is not to be had.
+            if getattr(error, "value", None) != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                return None
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
 
     def start(self) -> None:

@@ -1,5 +1,6 @@
 """CLIP tokens of a prompt, counted with CLIP's own vocabulary and without a model."""
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -8,9 +9,8 @@ from planner.request import MAX_PROMPT_TOKENS
 
 @cache
 def _tokenizer() -> Any:
-    import instant_clip_tokenizer
-
-    return instant_clip_tokenizer.Tokenizer()
+    module: Any = importlib.import_module("instant_clip_tokenizer")
+    return module.Tokenizer()
 
 
 def count_tokens(prompt: str) -> int:

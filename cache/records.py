@@ -53,8 +53,9 @@ class Environment:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """The environment kept in a row of the store."""
-        values = {field.name: row[field.name] for field in fields(cls)}
-        return cls(**values | {"mig": None if row["mig"] is None else bool(row["mig"])})
+        values: dict[str, Any] = {field.name: row[field.name] for field in fields(cls)}
+        values["mig"] = None if row["mig"] is None else bool(row["mig"])
+        return cls(**values)
 
 
 # Two runs with equal values here are runs of the same thing; the rest of an environment follows from these.
@@ -130,6 +131,16 @@ class Measured:
     total_seconds: float | None = None
     seconds_per_step: float | None = None
     stages: tuple[StageMeasure, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The run that a worker sent or a row keeps.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        fields: dict[str, Any] = {**values, "stages": tuple(StageMeasure(**stage) for stage in values["stages"])}
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import platformdirs
 from sqlite_utils import Database
 
 from cache.migrations import migrations
-from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction, StageMeasure
+from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument, PlannerError
 from planner.request import GenerationRequest
@@ -47,7 +47,7 @@ def now() -> str:
 
 def _request_of(row: Mapping[str, Any]) -> GenerationRequest:
     values = {field.name: row[field.name] for field in fields(GenerationRequest)}
-    return GenerationRequest(**values | {name: bool(values[name]) for name in _BOOLEANS})
+    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _BOOLEANS})
 
 
 class Store:
@@ -73,7 +73,7 @@ class Store:
             ) from error
 
     @contextlib.contextmanager
-    def _file_lock(self) -> Iterator[None]:
+    def _file_lock(self) -> Generator[None]:
         # Making the file, switching to WAL and moving a damaged file are not covered by SQLite's own locks.
         with open(self.path.with_name(f"{self.path.name}.lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -113,7 +113,7 @@ class Store:
                 migrations.apply(db)
 
     @contextlib.contextmanager
-    def _connect(self) -> Iterator[Database]:
+    def _connect(self) -> Generator[Database]:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
@@ -123,7 +123,7 @@ class Store:
 
     @staticmethod
     @contextlib.contextmanager
-    def _immediate(db: Database) -> Iterator[None]:
+    def _immediate(db: Database) -> Generator[None]:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -133,7 +133,7 @@ class Store:
         db.commit()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Database]:
+    def _writing(self) -> Generator[Database]:
         with self._connect() as db, self._immediate(db):
             yield db
 
@@ -210,9 +210,9 @@ class Store:
                 created_at=row["created_at"],
                 request=requests[row["request_id"]],
                 environment=environments[row["environment_id"]],
-                measured=Measured(
-                    **{field.name: row[field.name] for field in fields(Measured) if field.name != "stages"},
-                    stages=tuple(StageMeasure(**stage) for stage in stages.get(row["id"], [])),
+                measured=Measured.from_dict(
+                    {field.name: row[field.name] for field in fields(Measured) if field.name != "stages"}
+                    | {"stages": stages.get(row["id"], [])}
                 ),
                 holders=tuple(json.loads(row["holders"])),
                 predictions=tuple(
@@ -237,7 +237,9 @@ class Store:
         Raises:
             InvalidArgument: no run's id, or more than one, begins so.
         """
-        found = self.measurements("substr(m.id, 1, length(:id)) = :id", {"id": measurement_id}) if measurement_id else []
+        found = (
+            self.measurements("substr(m.id, 1, length(:id)) = :id", {"id": measurement_id}) if measurement_id else []
+        )
         if len(found) != 1:
             rule = "must be the id of a run" if not found else f"must name one run, this begins {len(found)}"
             raise InvalidArgument("id", rule, measurement_id, "'python -m planner history list' shows them")
@@ -266,9 +268,7 @@ class Store:
 
     # Model facts
 
-    def save_model_facts(
-        self, model: str, versions: Mapping[str, str], counts: Mapping[str, tuple[int, int]]
-    ) -> None:
+    def save_model_facts(self, model: str, versions: Mapping[str, str], counts: Mapping[str, tuple[int, int]]) -> None:
         """Keep (parameters, weights bytes) by component, as counted from the modules of these versions."""
         key = {"model": model, "diffusers": versions["diffusers"], "transformers": versions["transformers"]}
         with self._writing() as db:

@@ -3,7 +3,7 @@
     python -m cache.worker cuda|cpu
 
 Jobs come as JSON lines on stdin, messages go back as JSON lines on what was stdout; anything a library prints goes to
-stderr instead. End of file on stdin means that the parent is gone: the process ends itself at once, whatever it is doing.
+stderr instead. End of file on stdin means that the parent is gone: the process ends itself at once, whatever it does.
 """
 
 import json
@@ -75,11 +75,12 @@ def main() -> None:
     kind = sys.argv[1]
 
     def make_backend() -> Backend:
-        import diffusers
-        import transformers
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
-        diffusers.logging.set_verbosity_error()
-        transformers.logging.set_verbosity_error()
+        # What they warn of (casts, missing torchvision) is meant here; errors still reach the parent.
+        diffusers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity_error()
         from cache.measure import PipelineBackend
 
         return PipelineBackend(kind)

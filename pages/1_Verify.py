@@ -57,5 +57,5 @@ with results:
         if pressed:
             start(jobs, request, device, weights, force)
         job_view(jobs, request)
-    with st.expander("The same in a terminal"):
-        st.code(verify_command(request) + ("" if device.card else " --device cpu"), language="bash", wrap_lines=True)
+    st.caption("The same in a terminal, here or on a machine with a GPU:")
+    st.code(verify_command(request), language="bash", wrap_lines=True)

@@ -82,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
 
     fits = command("fit", run_fit, "which cards run this request, and by how much", request, as_json)
     fits.add_argument(
-        "--gpu", action="append", metavar="NAME", help="a card of the catalogue, or attached; repeatable (T4, A10, A100)"
+        "--gpu",
+        action="append",
+        metavar="NAME",
+        help="a card of the catalogue, or attached; repeatable (T4, A10, A100)",
     )
     fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
     fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")

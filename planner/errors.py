@@ -30,4 +30,8 @@ class UnknownCard(PlannerError, LookupError):
 
 
 class NoGpu(PlannerError):
-    """The attached GPU was asked for, and none can be used: the message says why and what to do next."""
+    """The attached GPU was asked for, and none can be used: `reason` says why, `advice` what to do next."""
+
+    def __init__(self, reason: str, advice: str):
+        self.reason, self.advice = reason, advice
+        super().__init__(f"{reason} - {advice}")

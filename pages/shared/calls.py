@@ -52,12 +52,12 @@ def jobs() -> Jobs | None:
 
 
 @st.cache_data(ttl=2, show_spinner=False)
-def attached() -> tuple[list[tuple[AttachedCard, str | None]], str | None]:
+def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
     """The cards in this machine, each with why it cannot be used (or None), and why there is none (or None)."""
     try:
         return [(card, why_not_usable(card)) for card in cards()], None
     except NoGpu as error:
-        return [], str(error)
+        return [], error
 
 
 def facts() -> ModelFacts:

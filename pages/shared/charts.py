@@ -6,7 +6,7 @@ Altair is imported by the first chart, after the page's first paint.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -23,11 +23,16 @@ CAPACITY_FITS, CAPACITY_MISSED = "#7d879c", "#e03131"
 PREDICTED, MEASURED = "#8e7cc3", "#12a37f"
 
 
+def _altair() -> Any:
+    # Any: its fluent methods come from decorators that the type checker cannot see through.
+    import altair
+
+    return altair
+
 
 def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
     """Base, activations and the 20 % of each card as one bar, and the card's capacity as a mark above all."""
-    import altair as alt
-
+    alt = _altair()
     parts = [
         ("Weights (base)", breakdown.base_bytes),
         ("Activations", breakdown.activation_bytes),
@@ -94,8 +99,7 @@ def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
 
 def comparison_chart(lines: Sequence[Compared], basis: str) -> None:
     """Predicted beside measured bytes, a pair of bars a line."""
-    import altair as alt
-
+    alt = _altair()
     known = [line for line in lines if line.predicted_bytes is not None and line.measured_bytes is not None]
     values = [
         {"line": line.name.replace(", allocated", ""), "what": what, "GiB": gib_value(size), "size": gib(size)}
@@ -120,5 +124,7 @@ def comparison_chart(lines: Sequence[Compared], basis: str) -> None:
         )
         .properties(height=alt.Step(16))
     )
-    told = "; ".join(f"{line.name}: {gib(line.predicted_bytes or 0)}, {gib(line.measured_bytes or 0)}" for line in known)
+    told = "; ".join(
+        f"{line.name}: {gib(line.predicted_bytes or 0)}, {gib(line.measured_bytes or 0)}" for line in known
+    )
     st.altair_chart(chart, width="stretch", alt=f"Bars of {basis} and measured memory. {told}")

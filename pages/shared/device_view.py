@@ -10,11 +10,13 @@ from planner.units import gib
 @st.fragment(run_every=5)
 def attached_cards_view() -> None:
     """Every attached card as it is now; redrawn every few seconds."""
-    found, reason = calls.attached()
-    if reason:
-        what, _, advice = reason.partition(" - ")
+    found, problem = calls.attached()
+    if problem:
         st.info(
-            f"**No GPU here:** {what}. To measure one, {advice}.",
+            f"**No GPU to measure here:** {problem.reason}. Rehearse the path on the CPU below. To measure a GPU:\n"
+            "1. run the command below on a machine that has one, in a checkout of this planner;\n"
+            "2. `python -m planner doctor` there names the history file: copy it;\n"
+            "3. start this planner with `PLANNER_DB` set to the copy.",
             icon=":material/developer_board_off:",
         )
     for card, problem in found:
@@ -28,12 +30,14 @@ def attached_cards_view() -> None:
             ]
             st.caption("Held by " + ", ".join(holders) if holders else "No process holds it.")
             if problem:
-                st.error(f"torch cannot use it: {problem}.", icon=":material/error:")
+                st.error(f"{problem.reason}: {problem.advice}.", icon=":material/error:")
     jobs = calls.jobs()
     if jobs and jobs.worker_pid and not jobs.active():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"Worker {jobs.worker_pid} keeps the model loaded for the next run.", width="stretch")
-            if st.button("Release it", icon=":material/eject:", key="release", help="Ends the worker and frees memory."):
+            if st.button(
+                "Release it", icon=":material/eject:", key="release", help="Ends the worker and frees memory."
+            ):
                 jobs.release()
                 st.rerun(scope="fragment")
 

@@ -92,7 +92,7 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         try:
             value = field.parse(field.name, st.query_params[field.name])
             # img2img takes every size, so that the field's own rule speaks and not the task's.
-            GenerationRequest(**{"task": "img2img", field.name: value})
+            GenerationRequest.from_dict({"task": "img2img", field.name: value})
             values[field.name] = value
         except InvalidArgument as error:
             refused.append(f"{error}; {field.default} is shown instead")
@@ -259,7 +259,7 @@ def request_controls() -> GenerationRequest | None:
     }
     _plan().update(values)
     try:
-        request = GenerationRequest(**values)
+        request = GenerationRequest.from_dict(values)
     except InvalidArgument as error:
         st.error(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/error:")
         return None

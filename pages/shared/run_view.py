@@ -38,10 +38,11 @@ def _heading(measurement: Measurement) -> None:
     if measured.ended_in:
         words += f" in: {PHASE_NAMES.get(measured.ended_in, measured.ended_in)}"
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{words}** on {environment.card}", width="content")
         if environment.device_kind == "cuda":
+            st.markdown(f"**{words}** on {environment.card}", width="content")
             verdict_badge(verdict_of(measurement))
         else:
+            st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
     st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
     if measured.outcome == "cancelled":

@@ -44,6 +44,4 @@ def verdict_card(answer: Answer) -> None:
             signed_gib(answer.headroom_bytes),
             help="Usable memory minus need. Negative is by how much it misses.",
         )
-        st.caption(
-            f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable  \nbasis: {answer.basis}"
-        )
+        st.caption(f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable  \nbasis: {answer.basis}")
