@@ -97,13 +97,15 @@ def verify_command(request: GenerationRequest) -> str:
     default = GenerationRequest()
     parts = ["python -m planner verify"]
     for name, value in request.to_dict().items():
-        flag = f"--{name.replace('_', '-')}"
         if value == getattr(default, name):
             continue
+        flag = f"--{name.replace('_', '-')}"
         if name == "safety_checker":
             parts.append("--no-safety-checker")
+        elif value is True:
+            parts.append(flag)
         else:
-            parts.append(flag if value is True else f"{flag} {value:g}" if type(value) is float else f"{flag} {value}")
+            parts.append(f"{flag} {str(value).removesuffix('.0')}")
     return " ".join(parts)
 
 

@@ -1,0 +1,105 @@
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+
+from cache.attached import cards, usable_card, why_not_usable
+from cache.doctor import checks
+from planner.errors import InvalidArgument, NoGpu
+from planner.gpus import card_named
+
+
+def test_a_card_is_read_without_cuda(nvml):
+    nvml.processes = [SimpleNamespace(pid=1, usedGpuMemory=500), SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None)]
+    (card,) = cards()
+    assert (card.name, card.driver, card.compute_capability, card.mig) == ("Tesla T4", "580.65.06", (7, 5), False)
+    assert card.total_bytes == 16_106_127_360 - 471_465_984
+    assert card.used_bytes == card.total_bytes - 14_000_000_000
+    assert [(holder.pid, holder.used_bytes) for holder in card.holders] == [(1, 500), (2**22 + 1, None)]
+    assert card.holders[1].name == "another container or user"
+    assert card.uuid not in card.uuid_hash and len(card.uuid_hash) == 16
+
+
+def test_planning_on_it_uses_what_is_free_now_and_the_catalogues_context(nvml):
+    (card,) = cards()
+    plan = card.as_card()
+    assert plan.usable_bytes == 14_000_000_000
+    assert plan.context_bytes == card_named("T4").context_bytes
+
+
+def test_a_card_that_no_catalogue_has_is_described(nvml):
+    nvml.name = "NVIDIA Unheard Of"
+    plan = cards()[0].as_card()
+    assert plan.compute_capability == (7, 5)
+    assert plan.usable_bytes == 14_000_000_000
+
+
+def test_the_freest_card_is_chosen_unless_one_is_named(nvml, cuda_build):
+    nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    assert usable_card().index == 1
+    assert usable_card("0").index == 0
+    assert usable_card("GPU-11111111-aaaa").index == 0
+    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID, or cpu, got '7'"):
+        usable_card("7")
+
+
+def test_cuda_visible_devices_is_obeyed(nvml, cuda_build, monkeypatch):
+    nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert usable_card().index == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2222")
+    assert usable_card().index == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides every card"):
+        usable_card()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "no NVIDIA driver is on this machine"),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "no NVIDIA driver is on this machine"),
+        (pynvml.NVML_ERROR_UNKNOWN, "the NVIDIA driver does not answer"),
+    ],
+)
+def test_why_there_is_no_card(nvml, error, reason):
+    nvml.error = error
+    with pytest.raises(NoGpu) as caught:
+        cards()
+    assert reason in caught.value.reason
+    assert "python -m planner verify" in caught.value.advice
+
+
+def test_a_driver_without_a_card(nvml):
+    nvml.uuids = []
+    with pytest.raises(NoGpu, match="lists no card"):
+        cards()
+
+
+def test_a_cpu_build_of_torch_is_named(nvml, monkeypatch):
+    monkeypatch.setattr("cache.attached.torch_cuda", lambda: None)
+    with pytest.raises(NoGpu, match="Tesla T4: the installed torch is a CPU build - install the CUDA build"):
+        usable_card()
+
+
+def test_an_old_driver_is_named(nvml, cuda_build):
+    nvml.driver = "550.54.15"
+    problem = why_not_usable(cards()[0])
+    assert str(problem) == ("Tesla T4: driver 550.54.15 is too old for torch's CUDA 13.0 - install driver 580 or newer")
+
+
+def test_an_old_card_is_named(nvml, cuda_build):
+    nvml.name, nvml.capability = "Tesla V100-SXM2-16GB", (7, 0)
+    assert "compute capability 7.0, torch's CUDA 13.0 needs 7.5 - use a newer card" in str(why_not_usable(cards()[0]))
+
+
+def test_a_good_card_has_no_problem(nvml, cuda_build):
+    assert why_not_usable(cards()[0]) is None
+
+
+def test_doctor_shows_who_holds_the_card(nvml, cuda_build):
+    nvml.processes = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None)]
+    gpu = next(check for check in checks() if check.name == "GPU 0")
+    assert gpu.state == "ok"
+    assert "13.04 GiB free of 14.56 GiB" in gpu.found
+    assert f"held by another container or user ({2**22 + 1})" in gpu.found

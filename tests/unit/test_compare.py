@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+
+from cache.attached import cards
+from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for, verdict_of
+from cache.jobs import Device
+from cache.records import Measurement, Prediction
+from planner.fit import fit
+from planner.gpus import card_named
+from planner.request import GenerationRequest
+from tests.conftest import make_environment, make_measured
+
+PREDICTION = Prediction.of(fit(GenerationRequest(), card_named("T4")))
+
+
+def a_run(**changes) -> Measurement:
+    return Measurement(
+        measurement_id="x",
+        created_at="2026-11-23T00:00:00+00:00",
+        request=GenerationRequest(),
+        environment=make_environment(),
+        measured=make_measured(**changes),
+        predictions=(PREDICTION,),
+    )
+
+
+def test_an_error_is_signed_from_the_measured_value():
+    assert Compared("x", 50, 100).error == -0.5
+    assert Compared("x", 150, 100).error == 0.5
+    assert Compared("x", None, 100).error is None
+    assert Compared("x", 100, None).error is None
+
+
+def test_lines_follow_the_stages_and_end_with_the_whole():
+    lines = compare(a_run(), PREDICTION)
+    assert [line.name for line in lines] == [
+        "UNet, allocated",
+        "VAE decoder, allocated",
+        "Peak allocated",
+        "Peak reserved",
+        "Card memory needed",
+    ]
+    assert lines[-1].measured_bytes == 4_200_000_000
+    assert lines[-1].predicted_bytes == PREDICTION.need_bytes
+
+
+def test_a_cpu_run_has_no_reserved_line():
+    run = a_run(peak_reserved_bytes=None, context_bytes=None)
+    assert [line.name for line in compare(run, PREDICTION)][-1] == "Peak allocated"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "code"),
+    [
+        ({}, "fits", 0),
+        ({"num_alloc_retries": 1}, "tight", 11),
+        ({"outcome": "out-of-memory"}, "no", 10),
+        ({"outcome": "failed"}, "unknown", 12),
+        ({"outcome": "cancelled"}, "unknown", 12),
+    ],
+)
+def test_what_a_run_says_of_its_card(changes, verdict, code):
+    run = a_run(**changes)
+    assert (verdict_of(run), exit_code_of(run)) == (verdict, code)
+
+
+def test_only_a_run_that_ended_well_has_a_peak_error():
+    assert peak_error(a_run(), PREDICTION) == pytest.approx(2_151_410_518 / 3_500_000_000 - 1)
+    assert peak_error(a_run(outcome="out-of-memory"), PREDICTION) is None
+
+
+def test_a_rehearsal_is_compared_but_judges_nothing():
+    (prediction,) = predictions_for(GenerationRequest(), Device())
+    assert prediction.verdict == "unknown"
+    assert replace(prediction, verdict="fits") == PREDICTION
+
+
+def test_a_card_is_predicted_by_what_is_free_on_it(nvml):
+    nvml.free[0] = 1_000_000_000
+    (prediction,) = predictions_for(GenerationRequest(), Device(cards()[0]))
+    assert (prediction.basis, prediction.verdict) == ("formula", "no")

@@ -1,0 +1,77 @@
+"""Who may import what: pages -> pages/shared -> cache -> planner, and torch only where a pipeline runs."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TORCH = {"torch", "diffusers", "transformers", "accelerate", "tokenizers"}
+STORE = {"sqlite3", "sqlite_utils"}
+UI = {"streamlit", "altair", "pandas"}
+OURS = {"planner", "cache", "pages", "tests"}
+
+RUNS_TORCH = {"cache/worker.py", "cache/pipelines.py", "cache/measure.py", "cache/probes.py"}
+# Shells: the CLI may reach the history inside its commands.
+SHELLS = {"planner/cli.py", "planner/cli_history.py"}
+
+FOLDERS = ("planner", "cache", "pages")
+PATHS = [ROOT / "streamlit_app.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
+
+
+def imported(path: Path, *, module_level_only: bool = False) -> Iterator[str]:
+    """Names of imported modules, in full."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if module_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def test_there_are_files_to_check():
+    assert len(FILES) > 25
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("planner/") and f not in SHELLS])
+def test_the_core_imports_the_standard_library_and_numpy(file):
+    assert tops(ROOT / file) - set(sys.stdlib_module_names) <= {"planner", "numpy"}
+    assert not tops(ROOT / file) & STORE
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("cache/")])
+def test_the_cache_knows_no_page(file):
+    assert not tops(ROOT / file) & (UI | {"pages", "tests"})
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in RUNS_TORCH])
+def test_torch_is_imported_only_where_a_pipeline_runs(file):
+    assert not tops(ROOT / file) & TORCH
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in RUNS_TORCH])
+def test_nothing_else_imports_what_imports_torch(file):
+    heavy = {name.removesuffix(".py").replace("/", ".") for name in RUNS_TORCH}
+    assert not heavy & set(imported(ROOT / file))
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("pages/") or f == "streamlit_app.py"])
+def test_pages_reach_the_database_only_through_the_store(file):
+    # The launcher imports sqlite_utils to have it loaded before the first visitor.
+    allowed = {"sqlite_utils"} if file == "pages/shared/serve.py" else set()
+    assert not (tops(ROOT / file) & STORE) - allowed
+    assert "tests" not in tops(ROOT / file)
+
+
+def test_the_worker_starts_before_torch_is_there():
+    assert not {name.partition(".")[0] for name in imported(ROOT / "cache/worker.py", module_level_only=True)} & TORCH

@@ -1,0 +1,102 @@
+"""A real worker process with a scripted backend, started as ``python -m tests.worker.scripted SCRIPT [FILE]``.
+
+The script says what happens in each job; FILE, where given, makes it happen only once, so that the next worker is well.
+"""
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cache.records import Measured, StageMeasure
+from cache.worker import serve
+
+PHASES = ("loading", "warm-up", "text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker", "reading back")
+GOOD = Measured(
+    outcome="ok",
+    peak_allocated_bytes=1000,
+    peak_reserved_bytes=2000,
+    num_alloc_retries=0,
+    stages=(
+        StageMeasure(stage="unet", peak_allocated_bytes=1000, peak_reserved_bytes=2000, device_bytes=3000, seconds=0.1),
+    ),
+)
+
+
+class Scripted:
+    def __init__(self, script: str, once: Path | None):
+        self.script, self.once = script, once
+
+    def environment(self) -> dict[str, Any]:
+        return {"cuda": "13.0", "cudnn": "91002"}
+
+    def measure(self, job: dict[str, Any], report) -> Measured:
+        script = self.script
+        if self.once is not None:
+            if self.once.exists():
+                script = "good"
+            self.once.touch()
+        if script.startswith("hang-in:"):
+            return self.hang_in(script.partition(":")[2], report)
+        for phase in PHASES:
+            report(phase)
+            if phase == "unet":
+                report(phase, step=1, of=2)
+                report(phase, step=2, of=2)
+                getattr(self, script.replace("-", "_"))()
+        if script == "out-of-memory":
+            return Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="unet")
+        return GOOD
+
+    def hang_in(self, wanted: str, report) -> Measured:
+        for phase in PHASES:
+            report(phase)
+            if phase == wanted:
+                time.sleep(3600)
+        raise AssertionError(f"no phase {wanted}")
+
+    def good(self) -> None:
+        print("a library prints to stdout, which must not harm the protocol")
+
+    def out_of_memory(self) -> None:
+        pass
+
+    def hang(self) -> None:
+        time.sleep(3600)
+
+    def raises(self) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def exits(self) -> None:
+        print("last words", file=sys.stderr, flush=True)
+        os._exit(3)
+
+    def segfault(self) -> None:
+        ctypes.string_at(0)
+
+    def killed(self) -> None:
+        os.kill(os.getpid(), 9)
+
+    def garbage(self) -> None:
+        self._write(b"Segmentation fault (core dumped)\n")
+
+    def wrong_message(self) -> None:
+        self._write(b'{"type": "surprise"}\n')
+
+    def endless_line(self) -> None:
+        self._write(b"x" * (3 << 20))
+
+    def bad_result(self) -> None:
+        self._write(b'{"type": "result", "measured": {"outcome": "ok", "surprise": 1, "stages": []}}\n')
+        time.sleep(3600)
+
+    def _write(self, data: bytes) -> None:
+        # The private copy of stdout is the lowest descriptor after the standard three.
+        os.write(3, data)
+
+
+if __name__ == "__main__":
+    once = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    serve(lambda: Scripted(sys.argv[1], once))

@@ -1,0 +1,293 @@
+"""The queue and its worker: a real child process that does well, dies, hangs or talks nonsense."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from cache.jobs import Device, Jobs, close_orphans, device_lock, environment_of
+from cache.process import Cancelled
+from cache.records import Measured
+from cache.store import Store
+from planner.errors import InvalidArgument
+from planner.request import GenerationRequest
+from tests.conftest import ROOT
+from tests.worker.scripted import GOOD, PHASES
+
+REQUEST = GenerationRequest(width=64, height=64, steps=2)
+CPU = Device()
+
+
+def eventually(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_good_run_is_kept_with_its_environment(jobs_with, store):
+    jobs = jobs_with("good")
+    seen = []
+    view = jobs.wait(jobs.submit(REQUEST, CPU), seen.append, poll_s=0.001)
+    assert view.state == "ok"
+    assert [name for name, _ in view.phases] == ["starting", *PHASES]
+    (run,) = store.measurements()
+    assert run.measurement_id == view.measurement_id
+    assert run.measured == GOOD
+    assert (run.environment.cuda, run.environment.cudnn) == ("13.0", "91002")
+    fractions = [view.fraction for view in seen]
+    assert fractions == sorted(fractions)
+    assert all(0 <= fraction <= 1 for fraction in fractions) and fractions[-1] == 1
+
+
+def test_the_worker_stays_for_the_next_job_and_tells_its_environment_again(jobs_with, store):
+    jobs = jobs_with("good")
+    jobs.wait(jobs.submit(REQUEST, CPU))
+    pid = jobs.worker_pid
+    jobs.wait(jobs.submit(replace(REQUEST, steps=3), CPU))
+    assert jobs.worker_pid == pid
+    assert {run.environment.cuda for run in store.measurements()} == {"13.0"}
+
+
+def test_a_request_that_needs_another_model_gets_another_worker(jobs_with):
+    jobs = jobs_with("good")
+    jobs.wait(jobs.submit(REQUEST, CPU))
+    pid = jobs.worker_pid
+    jobs.wait(jobs.submit(replace(REQUEST, safety_checker=False), CPU))
+    assert jobs.worker_pid != pid
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_known_request_is_answered_at_once_unless_forced(jobs_with, store):
+    jobs = jobs_with("good")
+    first = jobs.wait(jobs.submit(REQUEST, CPU))
+    again = jobs.wait(jobs.submit(REQUEST, CPU))
+    assert (again.state, again.measurement_id) == ("cached", first.measurement_id)
+    assert len(store.measurements()) == 1
+    forced = jobs.wait(jobs.submit(REQUEST, CPU, force=True))
+    assert forced.state == "ok"
+    assert len(store.measurements()) == 2
+
+
+FAILURES = {
+    "raises": "RuntimeError: CUDA error: an illegal memory access was encountered",
+    "exits": "the worker ended with exit code 3: last words",
+    "segfault": "the worker was ended by SIGSEGV",
+    "killed": "the worker was ended by SIGKILL, as the system does when memory runs out",
+    "garbage": "the worker sent a line that is no message: 'Segmentation fault (core dumped)'",
+    "wrong-message": "the worker sent a line that is no message",
+    "endless-line": "the worker sent a line that is no message: 'xxx",
+    "bad-result": "TypeError: ",
+    "hang": "the worker said nothing for 1 s and was ended",
+}
+
+
+@pytest.mark.parametrize(("script", "reason"), FAILURES.items())
+def test_a_failure_leaves_a_row_and_the_next_job_runs_in_a_fresh_worker(jobs_with, store, tmp_path, script, reason):
+    jobs = jobs_with(script, once=tmp_path / "once", silence_s=1 if script == "hang" else 60)
+    failed = jobs.wait(jobs.submit(REQUEST, CPU))
+    assert failed.state == "failed"
+    assert failed.reason.startswith(reason)
+    (run,) = store.measurements()
+    assert (run.measured.outcome, run.measured.ended_in) == ("failed", "unet" if script != "bad-result" else "unet")
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
+    assert [run.measured.outcome for run in store.measurements()] == ["ok", "failed"]
+
+
+def test_out_of_memory_is_a_result_and_ends_the_worker(jobs_with, store, tmp_path):
+    jobs = jobs_with("out-of-memory", once=tmp_path / "once")
+    view = jobs.wait(jobs.submit(REQUEST, CPU))
+    assert (view.state, view.reason) == ("out-of-memory", "CUDA out of memory")
+    assert jobs.worker_pid is None
+    assert store.measurements()[0].measured.ended_in == "unet"
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "cached"
+    assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_cancel_works_in_every_phase(jobs_with, store, tmp_path, phase):
+    jobs = jobs_with(f"hang-in:{phase}", once=tmp_path / "once")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == phase)
+    pid = jobs.worker_pid
+    jobs.cancel(job_id)
+    view = jobs.wait(job_id)
+    assert (view.state, view.reason) == ("cancelled", "cancelled")
+    assert not psutil.pid_exists(pid)
+    assert store.measurements()[0].measured == Measured(outcome="cancelled", reason="cancelled", ended_in=phase)
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_worker_killed_in_any_phase_leaves_a_row(jobs_with, store, tmp_path, phase):
+    jobs = jobs_with(f"hang-in:{phase}", once=tmp_path / "once")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == phase)
+    os.kill(jobs.worker_pid, 9)
+    assert jobs.wait(job_id).state == "failed"
+    assert store.measurements()[0].measured.ended_in == phase
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
+
+
+def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(jobs_with):
+    jobs = jobs_with("hang-in:unet")
+    first = jobs.submit(REQUEST, CPU)
+    second = jobs.submit(replace(REQUEST, steps=3), CPU)
+    eventually(lambda: jobs.view(first).phase == "unet")
+    assert (jobs.view(second).state, jobs.view(second).ahead) == ("queued", 1)
+    assert [view.job_id for view in jobs.active()] == [first, second]
+    jobs.cancel(second)
+    jobs.cancel(first)
+    assert jobs.wait(first).state == jobs.wait(second).state == "cancelled"
+    assert jobs.active() == []
+
+
+def test_an_idle_worker_is_released(jobs_with):
+    jobs = jobs_with("good", idle_s=0.3)
+    jobs.wait(jobs.submit(REQUEST, CPU))
+    pid = jobs.worker_pid
+    assert pid
+    eventually(lambda: jobs.worker_pid is None)
+    assert not psutil.pid_exists(pid)
+    assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
+
+
+def test_release_frees_the_device_but_never_under_a_running_job(jobs_with, tmp_path):
+    jobs = jobs_with("hang-in:unet", once=tmp_path / "once")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == "unet")
+    assert not jobs.release()
+    jobs.cancel(job_id)
+    jobs.wait(job_id)
+    jobs.wait(jobs.submit(REQUEST, CPU))
+    assert jobs.worker_pid
+    assert jobs.release()
+    assert jobs.worker_pid is None
+
+
+def test_a_worker_that_died_while_idle_is_replaced(jobs_with):
+    jobs = jobs_with("good")
+    jobs.wait(jobs.submit(REQUEST, CPU))
+    os.kill(jobs.worker_pid, 9)
+    eventually(lambda: jobs.worker_pid is None)
+    assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
+
+
+def test_closing_ends_the_worker_and_closes_the_jobs(jobs_with, store):
+    jobs = jobs_with("hang-in:unet")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == "unet")
+    pid = jobs.worker_pid
+    jobs.close()
+    assert not psutil.pid_exists(pid)
+    assert store.job(job_id)["state"] == "cancelled"
+    assert store.open_jobs() == []
+
+
+def test_the_worker_ends_when_its_parent_is_gone():
+    code = (
+        "import os, sys, threading; from cache.process import WorkerProcess;"
+        "worker = WorkerProcess([sys.executable, '-m', 'tests.worker.scripted', 'hang'], os.environ);"
+        "print(worker.pid, flush=True);"
+        "worker.run({}, lambda m: print(m, flush=True) if m.get('step') == 2 else None, threading.Event(), 60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    parent.stdout.readline()
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+
+
+def test_a_job_of_a_dead_planner_is_closed_with_a_row(store):
+    environment = environment_of(CPU)
+    store.add_job("dead", REQUEST, environment, f"{2**22 + 1}:0.000")
+    store.add_job("alive", REQUEST, environment, f"{os.getpid()}:{psutil.Process().create_time():.3f}")
+    close_orphans(store)
+    close_orphans(store)
+    assert store.job("dead")["state"] == "failed"
+    assert [row["id"] for row in store.open_jobs()] == ["alive"]
+    (run,) = store.measurements()
+    assert run.measured.reason == "the planner ended while this job was open"
+    assert run.measurement_id == store.job("dead")["measurement_id"]
+
+
+def test_one_measurement_at_a_time_on_a_device_across_processes(jobs_with):
+    code = (
+        "import sys, threading; from cache.jobs import Device, device_lock;\n"
+        "with device_lock(Device(), lambda: None, threading.Event()):\n"
+        "    print('held', flush=True); sys.stdin.readline()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+    assert other.stdout.readline() == "held\n"
+    jobs = jobs_with("good")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == "waiting")
+    other.communicate("go\n")
+    view = jobs.wait(job_id)
+    assert view.state == "ok"
+    assert view.phases[0][0] == "waiting"
+
+
+def test_a_job_that_waits_for_the_device_can_be_cancelled():
+    cancelled = threading.Event()
+    with device_lock(CPU, lambda: None, threading.Event()):
+        cancelled.set()
+        with pytest.raises(Cancelled), device_lock(CPU, lambda: None, cancelled):
+            pytest.fail("two hold the device")
+
+
+def test_a_history_that_fails_does_not_end_the_queue(jobs_with, store, monkeypatch):
+    jobs = jobs_with("good")
+
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "end_job", broken)
+        view = jobs.wait(jobs.submit(REQUEST, CPU))
+        assert view.reason == "the history could not keep this run: disk full"
+        assert view.measurement_id is None
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("request_", "model_dir", "message"),
+    [
+        (GenerationRequest(width=1024), None, "device cpu rehearses at most 512x512 pixels in all"),
+        (replace(REQUEST, offload="model"), None, "offload must be none on the CPU"),
+        (REQUEST, "/nowhere", "model_dir must be a folder with model_index.json"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_is_queued(jobs_with, store, request_, model_dir, message):
+    jobs = jobs_with("good")
+    with pytest.raises(InvalidArgument, match=message):
+        jobs.submit(request_, CPU, model_dir=model_dir)
+    assert store.open_jobs() == []
+
+
+def test_a_model_folder_is_keyed_by_what_is_in_it(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    before = environment_of(CPU, model_dir=str(tmp_path)).weights
+    assert before.startswith("local:")
+    assert environment_of(CPU, model_dir=str(tmp_path)).weights == before
+    (tmp_path / "unet.safetensors").write_bytes(b"x")
+    assert environment_of(CPU, model_dir=str(tmp_path)).weights != before
+
+
+def test_two_queues_share_one_history(jobs_with, own_history):
+    first, second = jobs_with("good"), Jobs(Store(own_history))
+    try:
+        view = first.wait(first.submit(REQUEST, CPU))
+        again = second.wait(second.submit(REQUEST, CPU))
+    finally:
+        second.close()
+    assert (again.state, again.measurement_id) == ("cached", view.measurement_id)

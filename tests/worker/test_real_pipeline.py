@@ -1,0 +1,153 @@
+"""The real architecture with synthetic weights, in the real worker, on the CPU."""
+
+import json
+
+import pytest
+
+from cache.compare import predictions_for
+from cache.doctor import checks
+from cache.jobs import Device, Jobs
+from cache.store import Store
+from cache.versions import installed
+from planner.cli import main
+from planner.components import MODEL_ID, SD_V15
+from planner.request import GenerationRequest
+
+REQUEST = GenerationRequest(width=64, height=72, steps=2)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """One worker, five runs: both tasks, guidance and batch, options, and a repeat."""
+    store = Store(tmp_path_factory.mktemp("rehearsed") / "planner.db")
+    jobs = Jobs(store)
+    requests = {
+        "img2img": REQUEST,
+        "txt2img": GenerationRequest(task="txt2img", width=64, height=72, steps=2),
+        "unguided": GenerationRequest(width=64, height=72, steps=2, guidance_scale=1.0),
+        "batch": GenerationRequest(width=64, height=72, steps=2, batch=2),
+        "options": GenerationRequest(
+            width=64, height=72, steps=1, vae_tiling=True, vae_slicing=True, attention_slicing=True
+        ),
+    }
+    runs, views, pids = {}, {}, set()
+    try:
+        for name, request in requests.items():
+            job_id = jobs.submit(request, Device(), predictions=predictions_for(request, Device()))
+            views[name] = jobs.wait(job_id)
+            pids.add(jobs.worker_pid)
+            runs[name] = store.measurement(views[name].measurement_id)
+    finally:
+        jobs.close()
+    return store, runs, views, pids
+
+
+def test_every_run_ends_well_in_one_resident_worker(rehearsed):
+    _, runs, views, pids = rehearsed
+    assert {name: run.measured.outcome for name, run in runs.items()} == dict.fromkeys(runs, "ok")
+    assert len(pids) == 1
+    loads = [sum(seconds for phase, seconds in view.phases if phase == "loading") for view in views.values()]
+    assert loads[0] > 0 and loads[1:] == [0, 0, 0, 0]
+
+
+def test_stages_follow_the_pipeline(rehearsed):
+    _, runs, _, _ = rehearsed
+    stages = {name: [stage.stage for stage in run.measured.stages] for name, run in runs.items()}
+    assert stages["img2img"] == ["text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker"]
+    assert stages["txt2img"] == ["text_encoder", "unet", "vae_decoder", "safety_checker"]
+
+
+def test_weights_are_what_the_parameters_take(rehearsed):
+    _, runs, _, _ = rehearsed
+    parameters = sum(SD_V15.parameters.values()) * 2
+    for run in runs.values():
+        # Buffers come on top: position ids and a scalar or two.
+        assert 0 <= run.measured.weights_bytes - parameters < 100_000
+
+
+def test_a_stage_never_holds_less_than_the_weights_and_the_peak_is_the_largest(rehearsed):
+    _, runs, _, _ = rehearsed
+    for run in runs.values():
+        peaks = [stage.peak_allocated_bytes for stage in run.measured.stages]
+        assert min(peaks) >= run.measured.weights_bytes
+        assert run.measured.peak_allocated_bytes == max(peaks)
+
+
+def test_guidance_and_batch_take_more_in_the_unet(rehearsed):
+    _, runs, _, _ = rehearsed
+    activations = {
+        name: stage.peak_allocated_bytes - run.measured.weights_bytes
+        for name, run in runs.items()
+        for stage in run.measured.stages
+        if stage.stage == "unet"
+    }
+    assert activations["unguided"] < activations["img2img"] < activations["batch"]
+
+
+def test_a_cpu_row_has_no_cuda_numbers_and_judges_no_gpu(rehearsed):
+    _, runs, _, _ = rehearsed
+    run = runs["img2img"]
+    assert (run.environment.device_kind, run.environment.dtype) == ("cpu", "bfloat16")
+    assert run.measured.peak_reserved_bytes is run.measured.context_bytes is run.measured.num_alloc_retries is None
+    assert run.predictions[0].verdict == "unknown"
+    assert run.measured.seconds_per_step > 0
+
+
+def test_progress_names_every_phase(rehearsed):
+    _, _, views, _ = rehearsed
+    names = [name for name, _ in views["img2img"].phases]
+    assert names == [
+        "starting",
+        "loading",
+        "warm-up",
+        "text_encoder",
+        "vae_encoder",
+        "unet",
+        "vae_decoder",
+        "reading back",
+        "safety_checker",
+        "reading back",
+    ]
+
+
+def test_the_model_was_counted_once_and_equals_the_published_counts(rehearsed, monkeypatch):
+    store, _, _, _ = rehearsed
+    assert dict(store.model_facts(MODEL_ID, installed()).parameters) == dict(SD_V15.parameters)
+    monkeypatch.setenv("PLANNER_DB", str(store.path))
+    facts = next(check for check in checks() if check.name == "Model facts")
+    assert facts.state == "ok" and "equal to the published counts" in facts.found
+
+
+def test_the_command_answers_from_the_same_history(rehearsed, monkeypatch, capsys):
+    store, runs, _, _ = rehearsed
+    monkeypatch.setenv("PLANNER_DB", str(store.path))
+    argv = ["verify", "--device", "cpu", "--width", "64", "--height", "72", "--steps", "2"]
+    assert main([*argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert answer["cached"] is True
+    assert answer["measurement"]["id"] == runs["img2img"].measurement_id
+    assert "--force measures again" in err
+    assert main(argv) == 0
+    out, _ = capsys.readouterr()
+    assert "It judges no GPU" in out and "Peak allocated" in out
+
+
+def test_the_command_measures_with_progress_and_keeps_the_run(own_history, capsys):
+    argv = ["verify", "--device", "cpu", "--width", "64", "--height", "64", "--steps", "1", "--no-safety-checker"]
+    assert main([*argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["cached"] is False
+    for phase in ("loading: unet", "warm-up", "VAE decoder"):
+        assert phase in err
+    assert len(Store(own_history).measurements()) == 1
+
+
+def test_a_pipeline_folder_is_read_from_safetensors_and_its_pickle_is_not(tmp_path, capsys, own_history):
+    """The loader that real weights take, on a folder that holds none: refused as a failed run, with the reason."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    argv = ["verify", "--device", "cpu", "--width", "64", "--height", "64", "--model-dir", str(tmp_path)]
+    assert main(argv) == 12
+    out, _ = capsys.readouterr()
+    assert "failed" in out
+    assert Store(own_history).measurements()[0].environment.weights.startswith("local:")
