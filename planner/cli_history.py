@@ -133,7 +133,7 @@ def measurement_text(measurement: Measurement) -> str:
         facts.append(("device", f"peak {_size(measured.peak_device_bytes)}, {text}"))
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)]
-    for prediction in measurement.predictions:
+    for prediction in measurement.predictions if measured.stages else ():
         rows = _comparison_rows(compare(measurement, prediction))
         parts.append(text_table(("peak", prediction.basis, "measured", "off by"), rows, right=(1, 2, 3)))
     if environment.device_kind == "cpu":

@@ -20,6 +20,10 @@ class InvalidArgument(PlannerError, ValueError):
             shown = f"{shown[:77]}..."
         super().__init__(f"{argument} {rule}, got {shown}" + (f" ({nearest})" if nearest else ""))
 
+    def __reduce__(self):
+        # Streamlit's cache pickles what it keeps, and an exception is rebuilt from its message unless told how.
+        return type(self), (self.argument, self.rule, self.value, self.nearest)
+
 
 class UnknownCard(PlannerError, LookupError):
     """No card of this name is in the catalogue."""
@@ -28,6 +32,9 @@ class UnknownCard(PlannerError, LookupError):
         self.name, self.nearest = name, nearest
         super().__init__(f"unknown card {name!r} - nearest: {nearest!r}; 'python -m planner gpus' lists them all")
 
+    def __reduce__(self):
+        return type(self), (self.name, self.nearest)
+
 
 class NoGpu(PlannerError):
     """The attached GPU was asked for, and none can be used: `reason` says why, `advice` what to do next."""
@@ -35,3 +42,6 @@ class NoGpu(PlannerError):
     def __init__(self, reason: str, advice: str):
         self.reason, self.advice = reason, advice
         super().__init__(f"{reason} - {advice}")
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.advice)

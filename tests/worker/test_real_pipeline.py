@@ -143,11 +143,61 @@ def test_the_command_measures_with_progress_and_keeps_the_run(own_history, capsy
     assert len(Store(own_history).measurements()) == 1
 
 
-def test_a_pipeline_folder_is_read_from_safetensors_and_its_pickle_is_not(tmp_path, capsys, own_history):
-    """The loader that real weights take, on a folder that holds none: refused as a failed run, with the reason."""
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    argv = ["verify", "--device", "cpu", "--width", "64", "--height", "64", "--model-dir", str(tmp_path)]
-    assert main(argv) == 12
-    out, _ = capsys.readouterr()
-    assert "failed" in out
-    assert Store(own_history).measurements()[0].environment.weights.startswith("local:")
+@pytest.fixture(scope="module")
+def small_pipeline():
+    """A pipeline of the right kind with a few thousand parameters, so that a folder of it is small."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from cache.pipelines import SCHEDULER_CONFIG, byte_tokenizer
+
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (32, 64), "layers_per_block": 1}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **blocks
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=49408, projection_dim=32, **text)),
+        tokenizer=byte_tokenizer(),
+        unet=UNet2DConditionModel(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            sample_size=64,
+            **blocks,
+        ),
+        scheduler=PNDMScheduler(**SCHEDULER_CONFIG),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def verify_folder(folder, capsys) -> tuple[int, str]:
+    argv = ["verify", "--device", "cpu", "--width", "64", "--height", "64", "--steps", "2", "--no-safety-checker"]
+    code = main([*argv, "--model-dir", str(folder)])
+    return code, capsys.readouterr().out
+
+
+def test_a_local_folder_of_safetensors_runs(small_pipeline, tmp_path, capsys, own_history):
+    small_pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    code, out = verify_folder(tmp_path, capsys)
+    assert code == 0, out
+    (run,) = Store(own_history).measurements()
+    assert run.environment.weights.startswith("local:")
+    assert run.measured.weights_bytes < 20_000_000
+    # What was counted in that folder is not taken for Stable Diffusion v1.5.
+    assert Store(own_history).model_facts(MODEL_ID, installed()) is None
+
+
+def test_a_folder_with_pickled_weights_is_refused(small_pipeline, tmp_path, capsys, own_history):
+    small_pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    code, out = verify_folder(tmp_path, capsys)
+    assert code == 12
+    assert "safetensors" in out
+    assert Store(own_history).measurements()[0].measured.outcome == "failed"

@@ -1,0 +1,50 @@
+import sys
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from cache.jobs import Jobs
+from tests.conftest import ROOT
+
+PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.py"))]
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches():
+    """AppTest shares Streamlit's caches between tests: the queue of one would serve the next."""
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    yield
+    st.cache_data.clear()
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Workers that follow a script instead of loading a model."""
+
+    def follow(script: str, *more: str) -> None:
+        command = [sys.executable, "-m", "tests.worker.scripted", script, *more]
+        monkeypatch.setitem(Jobs.__init__.__kwdefaults__, "worker_command", lambda kind: command)
+
+    return follow
+
+
+@pytest.fixture
+def open_page():
+    """Open a page by its link, as a cold visitor would."""
+
+    def open_(page: str = "streamlit_app.py", **params) -> AppTest:
+        at = AppTest.from_file(str(ROOT / PAGES[0]), default_timeout=30)
+        if page != PAGES[0]:
+            at.switch_page(page)
+        for name, value in params.items():
+            at.query_params[name] = value
+        return at.run()
+
+    return open_
+
+
+def texts(elements) -> str:
+    return "\n".join(str(element.value) for element in elements)

@@ -1,0 +1,291 @@
+"""Every page, run by Streamlit itself without a browser."""
+
+import time
+
+import pytest
+
+from cache.records import Measured, Prediction
+from cache.store import Store
+from planner.fit import fit
+from planner.gpus import card_named
+from planner.request import GenerationRequest
+from tests.conftest import make_environment, make_measured
+from tests.ui.conftest import PAGES, texts
+
+VERIFY, HISTORY = "pages/1_Verify.py", "pages/2_History.py"
+SMALL = {"width": "64", "height": "64", "steps": "2"}
+FORMULA = (Prediction.of(fit(GenerationRequest(), card_named("T4"))),)
+
+
+def badges(at) -> list[str]:
+    return [m.value for m in at.markdown if "badge" in m.value]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_by_its_link(open_page, no_driver, page):
+    at = open_page(page)
+    assert not at.exception
+    assert at.title[0].value == {"streamlit_app.py": "Plan", VERIFY: "Verify", HISTORY: "History"}[page]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_says_that_a_damaged_history_was_set_aside(open_page, own_history, page):
+    own_history.write_bytes(b"nonsense" * 1000)
+    at = open_page(page)
+    assert not at.exception
+    assert "was set aside as" in texts(at.warning)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_stands_without_a_history(open_page, monkeypatch, tmp_path, page):
+    monkeypatch.setenv("PLANNER_DB", str(tmp_path))
+    at = open_page(page)
+    assert not at.exception
+    assert "cannot be opened" in texts(at.warning)
+
+
+def test_plan_answers_for_the_default_cards(open_page):
+    at = open_page()
+    assert [metric.value for metric in at.metric] == ["+12.16 GiB", "+19.63 GiB", "+36.98 GiB"]
+    assert len([badge for badge in badges(at) if "fits" in badge]) == 3
+    assert texts(at.caption).count("basis: formula") == 3
+
+
+def test_plan_shows_the_formula_with_its_numbers(open_page):
+    shown = texts(open_page().markdown)
+    assert "base = 1.99 GiB" in shown
+    assert "64*64*745*2*3 + 64*64*77*2" in shown
+    assert "(2,132,470,614 + max(6,324,224, 18,939,904, 6,324,224)) * 1.2" in shown
+
+
+def test_a_link_reproduces_a_plan(open_page):
+    params = {"task": "txt2img", "width": "1024", "height": "768", "batch": "4", "guidance_scale": "1.0"}
+    at = open_page(**params, vae_tiling="true", offload="model", gpu=["T4", "RTX 4060"])
+    assert not at.exception and not at.warning[1:]
+    assert "txt2img 1024×768, batch 4, unguided (UNet batch 4), 50 steps, vae tiling, model offload" in texts(
+        at.caption
+    )
+    assert len(at.metric) == 2
+    assert at.number_input(key="width").value == 1024
+    assert at.multiselect(key="gpu").value == ["T4", "RTX 4060"]
+
+
+@pytest.mark.parametrize("page", ["streamlit_app.py", VERIFY])
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"width": "99999"}, "width must be between 64 and 8192, got 99999 (nearest: 8192); 512 is shown instead"),
+        ({"width": "wide"}, "width must be a whole number, got 'wide'; 512 is shown instead"),
+        ({"task": "txt2txt"}, "task must be one of img2img, txt2img, got 'txt2txt'"),
+        ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; False is shown instead"),
+        ({"guidance_scale": "nan"}, "guidance_scale must be a finite number, got nan; 7.5 is shown instead"),
+        ({"gpu": ["T5"]}, "unknown card 'T5' - nearest: 'T4'"),
+    ],
+)
+def test_a_link_with_a_bad_value_says_so(open_page, page, params, message):
+    at = open_page(page, **params)
+    assert not at.exception
+    assert message in texts(at.warning)
+    assert at.number_input(key="width").value == 512
+
+
+def test_an_alias_in_a_link_is_taken_for_its_card(open_page):
+    at = open_page(gpu=["A100"])
+    assert at.multiselect(key="gpu").value == ["A100-40GB"]
+    assert len(at.metric) == 1
+
+
+def test_a_size_that_txt2img_refuses_is_said_in_place_and_nothing_is_lost(open_page):
+    at = open_page(task="txt2img", width="504", batch="3")
+    at.number_input(key="width").set_value(500).run()
+    assert not at.exception
+    assert texts(at.error) == "Width must be a multiple of 8, got 500 (nearest: 496 or 504)."
+    assert not at.metric
+    assert at.number_input(key="batch").value == 3
+    at.number_input(key="width").set_value(496).run()
+    assert not at.error and at.metric
+
+
+def test_img2img_says_that_it_rounds(open_page):
+    at = open_page(width="515")
+    assert "img2img works on 512×512" in texts(at.caption)
+
+
+def test_no_card_chosen_says_what_to_do(open_page):
+    at = open_page()
+    at.multiselect(key="gpu").set_value([]).run()
+    assert not at.exception
+    assert "Choose at least one card" in texts(at.info)
+
+
+def test_what_the_formula_does_not_count_is_named(open_page):
+    assert "batch 4: the formula has no batch" in texts(open_page(batch="4").warning)
+
+
+def test_plan_says_how_far_measured_runs_are_from_the_formula(open_page, own_history):
+    assert "No run on a GPU is in the history yet" in texts(open_page().caption)
+    store = Store(own_history)
+    store.save_measurement(GenerationRequest(), make_environment(), make_measured(), predictions=FORMULA)
+    store.save_measurement(
+        GenerationRequest(), make_environment(device_kind="cpu"), make_measured(), predictions=FORMULA
+    )
+    assert "Over 1 measured run on GPUs: -39% in the median" in texts(open_page().caption)
+
+
+def test_the_plan_comes_along_to_verify_and_back(open_page):
+    at = open_page(width="1024", batch="4")
+    at.switch_page(VERIFY).run()
+    assert (at.number_input(key="width").value, at.number_input(key="batch").value) == (1024, 4)
+    at.switch_page(HISTORY).run()
+    assert at.query_params["width"] in ("1024", ["1024"])
+    at.switch_page("streamlit_app.py").run()
+    assert at.number_input(key="width").value == 1024
+
+
+def test_verify_without_a_gpu_says_why_and_what_to_do(open_page, no_driver):
+    at = open_page(VERIFY, width="1024")
+    assert "No GPU to measure here" in texts(at.info)
+    assert "python -m planner doctor" in texts(at.info)
+    assert texts(at.code) == "python -m planner verify --width 1024"
+
+
+def test_verify_shows_the_card_its_free_memory_and_who_holds_it(open_page, nvml, cuda_build):
+    from types import SimpleNamespace
+
+    nvml.processes = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=2**30)]
+    at = open_page(VERIFY)
+    assert "Tesla T4" in texts(at.markdown)
+    assert f"Held by another container or user ({2**22 + 1}, 1.00 GiB)" in texts(at.caption)
+    assert not at.error
+
+
+def test_verify_says_why_torch_cannot_use_a_card(open_page, nvml, cuda_build):
+    nvml.driver = "550.54.15"
+    at = open_page(VERIFY)
+    assert "driver 550.54.15 is too old for torch's CUDA 13.0: install driver 580 or newer" in texts(at.error)
+
+
+def finish(at):
+    """Run the page until its job has ended, as the polling fragment does in a browser."""
+    deadline = time.monotonic() + 20
+    while any(button.label == "Cancel" for button in at.button):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        at.run()
+    return at
+
+
+def test_verify_runs_and_shows_the_result_beside_the_prediction(open_page, no_driver, scripted, own_history):
+    scripted("good")
+    at = open_page(VERIFY, **SMALL)
+    at.button(key="verify").click().run()
+    finish(at)
+    assert not at.exception
+    assert "**Ran to the end**" in texts(at.markdown)
+    assert "Against the formula" in texts(at.markdown)
+    assert len(Store(own_history).measurements()) == 1
+    at.button(key="verify").click().run()
+    assert "Answered from the history" in texts(at.info)
+    at.checkbox(key="force").check().run()
+    at.button(key="verify").click().run()
+    finish(at)
+    assert len(Store(own_history).measurements()) == 2
+
+
+def test_a_failed_run_is_shown_with_its_reason(open_page, no_driver, scripted):
+    scripted("segfault")
+    at = open_page(VERIFY, **SMALL)
+    at.button(key="verify").click().run()
+    finish(at)
+    assert not at.exception
+    assert "the worker was ended by SIGSEGV" in texts(at.error)
+    assert "**Failed in: Denoising**" in texts(at.markdown)
+
+
+def test_a_job_can_be_cancelled_and_a_reload_finds_it_again(open_page, no_driver, scripted):
+    scripted("hang-in:unet")
+    at = open_page(VERIFY, **SMALL)
+    at.button(key="verify").click().run()
+    job = at.query_params["job"]
+    again = open_page(VERIFY, job=job)
+    cancel = next(button for button in again.button if button.label == "Cancel")
+    cancel.click().run()
+    finish(again)
+    assert "Was cancelled" in texts(again.markdown)
+    assert "Was cancelled" in texts(finish(at.run()).markdown)
+
+
+def test_verify_refuses_what_the_cpu_cannot_rehearse(open_page, no_driver, scripted, own_history):
+    scripted("good")
+    at = open_page(VERIFY, width="1024", height="1024")
+    at.button(key="verify").click().run()
+    assert not at.exception
+    assert "Device cpu rehearses at most 512x512 pixels in all" in texts(at.error)
+    assert Store(own_history).measurements() == []
+
+
+def test_a_link_to_a_job_of_another_server_shows_its_run(open_page, no_driver, own_history):
+    store = Store(own_history)
+    environment = make_environment()
+    store.add_job("old", GenerationRequest(), environment, "1:0")
+    store.end_job("old", GenerationRequest(), environment, make_measured(), predictions=FORMULA)
+    assert "Ran to the end" in texts(open_page(VERIFY, job="old").markdown)
+    assert "not in the history" in texts(open_page(VERIFY, job="never").warning)
+
+
+def test_history_is_empty_and_says_what_to_do_next(open_page):
+    assert "No run was measured yet" in texts(open_page(HISTORY).info)
+
+
+@pytest.fixture
+def three_runs(own_history) -> list[str]:
+    store = Store(own_history)
+    return [
+        store.save_measurement(GenerationRequest(), make_environment(), make_measured(), predictions=FORMULA),
+        store.save_measurement(
+            GenerationRequest(task="txt2img"),
+            make_environment(card="NVIDIA A10"),
+            Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="vae_decoder"),
+            predictions=FORMULA,
+        ),
+        store.save_measurement(
+            GenerationRequest(width=768), make_environment(card="NVIDIA A10"), make_measured(num_alloc_retries=2)
+        ),
+    ]
+
+
+def test_history_lists_every_run_newest_first(open_page, three_runs):
+    at = open_page(HISTORY)
+    frame = at.dataframe[0].value
+    assert list(frame["Width"]) == [768, 512, 512]
+    assert list(frame["Outcome"]) == ["ok", "out-of-memory", "ok"]
+    assert frame["Formula off by"].iloc[2] == pytest.approx(-38.5, abs=0.1)
+    assert frame["Formula off by"].isna().tolist() == [True, True, False]
+
+
+def test_history_filters(open_page, three_runs):
+    at = open_page(HISTORY)
+    at.multiselect(key="filter-Card").set_value(["NVIDIA A10"]).run()
+    assert len(at.dataframe[0].value) == 2
+    at.multiselect(key="filter-Outcome").set_value(["ok"]).run()
+    assert list(at.dataframe[0].value["Width"]) == [768]
+    at.multiselect(key="filter-Task").set_value(["txt2img"]).run()
+    assert not at.dataframe and "0 of 3 runs" in texts(at.caption)
+
+
+def test_a_link_opens_one_run(open_page, three_runs):
+    at = open_page(HISTORY, run=three_runs[1])
+    assert "**Ran out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
+    assert "CUDA out of memory" in texts(at.error)
+    at = open_page(HISTORY, run=three_runs[2])
+    assert any("tight" in badge for badge in badges(at))
+    assert "not in the history" in texts(open_page(HISTORY, run="nope").warning)
+
+
+def test_deleting_asks_first(open_page, three_runs, own_history):
+    # That the question is answered is tried in a browser: a dialog reruns alone, which AppTest cannot do.
+    at = open_page(HISTORY, run=three_runs[0])
+    at.button(key="delete").click().run()
+    assert at.button(key="confirm-delete").label == "Delete it"
+    assert "It cannot be brought back" in texts(at.markdown)
+    assert len(Store(own_history).measurements()) == 3
