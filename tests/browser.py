@@ -1,0 +1,93 @@
+"""The app in a real browser: a server of its own on this machine, and Debian's chromium."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.conftest import ROOT
+
+CHROMIUM = shutil.which("chromium")
+# The last five keep Chromium from looking for its maker's servers.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(history: Path) -> Generator[str]:
+    """The app as ``make run`` starts it, on a free port of this machine; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "pages.shared.serve", "--server.headless", "true", "--server.port", str(port)]
+    environment = os.environ | {"PLANNER_DB": str(history)}
+    log = history.with_name("server.log")
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(address, process, log)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def wait_until_healthy(address: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def chromium() -> Generator[Browser]:
+    """Headless chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def settle(page: Page) -> None:
+    """Wait until the page's script has run to its end."""
+    page.wait_for_selector(SETTLED)
+
+
+def whole_page(page: Page, path: Path) -> None:
+    """A screenshot of everything, not only of what fits the window."""
+    size = page.viewport_size
+    assert size is not None
+    page.wait_for_timeout(800)
+    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": size["width"], "height": int(height) + 16})
+    page.wait_for_timeout(800)
+    page.screenshot(path=path)
+    page.set_viewport_size(size)

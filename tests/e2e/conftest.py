@@ -1,0 +1,52 @@
+import os
+
+import pytest
+
+from cache.store import Store
+from tests.browser import CHROMIUM, chromium, server
+
+
+def pytest_collection_modifyitems(items):
+    if CHROMIUM:
+        return
+    if os.environ.get("CI"):
+        raise pytest.UsageError("no chromium on this machine: continuous integration installs it, see .ci/run")
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason="no chromium on this machine: apt-get install chromium"))
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory) -> Store:
+    """One history a module: what one page wrote, the next one finds."""
+    return Store(tmp_path_factory.mktemp("history") / "planner.db")
+
+
+@pytest.fixture(scope="module")
+def app(history):
+    with server(history.path) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_page(browser, app):
+    """Open an address of the app in a browser that knows nothing yet."""
+    contexts = []
+
+    def open_(path: str = "/", *, width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(f"{app}{path}")
+        page.wait_for_selector("h1")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()

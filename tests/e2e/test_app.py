@@ -1,0 +1,160 @@
+"""What a person does, in a real browser, with the real worker."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from planner.fit import fit
+from planner.formula import estimate
+from planner.gpus import card_named
+from planner.request import GenerationRequest
+from planner.units import gib, signed_gib
+from tests.browser import settle
+from tests.conftest import make_environment, make_measured
+
+REHEARSAL = "width=64&height=64&steps=2"
+
+
+def width_of(page):
+    return page.get_by_role("spinbutton", name="Width, px")
+
+
+def go(page, name: str) -> None:
+    page.get_by_test_id("stMain").get_by_role("link", name=name).click()
+    page.wait_for_selector(f"h1:has-text('{name}')")
+
+
+def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_page):
+    page = open_page()
+    headroom = signed_gib(fit(GenerationRequest(), card_named("T4")).headroom_bytes)
+    expect(page.get_by_text(headroom)).to_be_visible()
+    expect(page.get_by_text(re.compile(r"\bfits$"))).to_have_count(3)
+    expect(page.get_by_test_id("stVegaLiteChart")).to_be_visible()
+    width_of(page).fill("2048")
+    width_of(page).press("Enter")
+    request = GenerationRequest(width=2048)
+    headroom = signed_gib(fit(request, card_named("T4")).headroom_bytes)
+    expect(page.get_by_text(headroom)).to_be_visible()
+    expect(page.get_by_text(f"total = {gib(estimate(request).total_bytes)}")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"\?width=2048$"))
+
+
+def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
+    page = open_page("/Verify?width=768&batch=2&task=txt2img")
+    expect(width_of(page)).to_have_value("768")
+    expect(page.get_by_text("--task txt2img --width 768 --batch 2")).to_be_visible()
+    for name in ("Plan", "History", "Verify", "Plan"):
+        go(page, name)
+        expect(page).to_have_url(re.compile("width=768"))
+    expect(width_of(page)).to_have_value("768")
+    expect(page.get_by_text("txt2img 768×512, batch 2")).to_be_visible()
+
+
+def test_a_typed_plan_comes_along(open_page):
+    page = open_page()
+    width_of(page).fill("640")
+    width_of(page).press("Enter")
+    expect(page).to_have_url(re.compile("width=640"))
+    go(page, "Verify")
+    expect(width_of(page)).to_have_value("640")
+    expect(page).to_have_url(re.compile("width=640"))
+
+
+def test_a_link_with_a_bad_value_says_so(open_page):
+    page = open_page("/?width=99999&steps=20")
+    expect(page.get_by_text("width must be between 64 and 8192, got 99999")).to_be_visible()
+    expect(page.get_by_role("spinbutton", name="Steps")).to_have_value("20")
+    expect(width_of(page)).to_have_value("512")
+
+
+def test_a_bad_size_is_said_in_place(open_page):
+    page = open_page("/?task=txt2img")
+    width_of(page).fill("500")
+    width_of(page).press("Enter")
+    expect(page.get_by_text("Width must be a multiple of 8, got 500 (nearest: 496 or 504).")).to_be_visible()
+    expect(page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, history):
+    page = open_page(f"/Verify?{REHEARSAL}")
+    expect(page.get_by_text("No GPU to measure here")).to_be_visible()
+
+    page.get_by_role("button", name="Verify").click()
+    expect(page.get_by_text("Loading: libraries")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Was cancelled in: Loading")).to_be_visible()
+
+    page.get_by_role("button", name="Verify").click()
+    seen = set()
+    for phase in ("Loading", "Denoising|VAE|Safety|Warm-up|Reading"):
+        expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(phase), timeout=60_000)
+        seen.add(phase)
+        if len(seen) == 1:
+            page.reload()
+    expect(page.get_by_text("Ran to the end")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Against the formula")).to_be_visible()
+    expect(page.get_by_text("keeps the model loaded")).to_be_visible(timeout=10_000)
+
+    page.get_by_role("button", name="Verify").click()
+    expect(page.get_by_text("Answered from the history")).to_be_visible()
+
+    assert [run.measured.outcome for run in history.measurements()] == ["ok", "cancelled"]
+    go(page, "History")
+    expect(page.get_by_text("2 of 2 runs")).to_be_visible()
+    table = page.get_by_test_id("stDataFrame")
+    table.locator("canvas").first.wait_for()
+    settle(page)
+    # The rows are drawn on a canvas: the first one's checkbox lies below the header.
+    table.click(position={"x": 16, "y": 53})
+    expect(page.get_by_text("Ran to the end")).to_be_visible()
+    expect(page).to_have_url(re.compile("run="))
+
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert len(history.measurements()) == 2
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_text("1 of 1 run.")).to_be_visible()
+    assert [run.measured.outcome for run in history.measurements()] == ["cancelled"]
+
+
+def test_the_model_is_released_on_request(open_page):
+    page = open_page(f"/Verify?{REHEARSAL}")
+    page.get_by_role("button", name="Release it").click()
+    expect(page.get_by_text("keeps the model loaded")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/", "/Verify", "/History"])
+def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
+    if not history.measurements():
+        history.save_measurement(GenerationRequest(), make_environment(), make_measured())
+    run = history.measurements()[0].measurement_id
+    page = open_page(f"{path}?width=2048&batch=8&run={run}", width=390, scheme=scheme)
+    expect(page.get_by_test_id("stMain").get_by_role("link", name="History")).to_be_visible()
+    page.wait_for_timeout(1500)
+    inside = page.evaluate(
+        """[...document.querySelectorAll('[data-testid=stMain] :is(h1, p, label, button, code, canvas, input)')]
+           .filter(e => e.getClientRects().length && !e.closest('[data-testid=stDataFrame]'))
+           .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert inside == []
+
+
+def test_the_controls_are_reached_by_keyboard(open_page):
+    page = open_page()
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        label = page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText")
+        reached.add((label or "").strip())
+    assert {"Width, px", "Height, px", "Batch", "Steps"} <= reached
+
+
+def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
+    page = open_page()
+    chart = page.get_by_test_id("stVegaLiteChart")
+    expect(chart).to_be_visible()
+    assert "T4: needs 2.40 GiB of 14.56 GiB, fits" in chart.evaluate("e => e.parentElement.outerHTML")
