@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.shared.charts import memory_chart
 from pages.shared.chrome import history_notice, open_page
-from pages.shared.formula_view import formula_view
+from pages.shared.formula_view import formula_view, not_counted
 from pages.shared.inputs import card_controls, request_controls
 from pages.shared.verdicts import verdict_card
 from planner.fit import Answer, fit
@@ -35,7 +35,8 @@ with results:
         breakdown = estimate(request)
         answers = [fit(request, card) for card in cards]
         verdicts(answers)
-        memory_chart(answers, breakdown)
         st.caption(request.describe())
+        memory_chart(answers, breakdown)
+        not_counted(request)
         formula_view(breakdown)
         history_notice()

@@ -67,6 +67,7 @@ def table(found: list[Measurement]) -> str | None:
     event = st.dataframe(
         frame,
         hide_index=True,
+        placeholder="–",
         on_select="rerun",
         selection_mode="single-row",
         key="runs",

@@ -34,9 +34,9 @@ def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
     """Base, activations and the 20 % of each card as one bar, and the card's capacity as a mark above all."""
     alt = _altair()
     parts = [
-        ("Weights (base)", breakdown.base_bytes),
+        ("Weights", breakdown.base_bytes),
         ("Activations", breakdown.activation_bytes),
-        ("20 % on top", breakdown.overhead_bytes),
+        ("+20 %", breakdown.overhead_bytes),
     ]
     shown = [answer for answer in answers if answer.need_bytes is not None]
     bars = [

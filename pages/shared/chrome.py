@@ -18,7 +18,7 @@ def open_page(name: str, subtitle: str) -> None:
         page_title=f"{name} · Will It Fit", page_icon=":material/straighten:", layout="wide", menu_items={"About": None}
     )
     enter_page(name)
-    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown("**Will It Fit**", width="content")
         for path, label, icon in _PAGES:
             st.page_link(path, label=label, icon=icon, disabled=label == name)

@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.shared import calls
 from planner.formula import ASSUMPTIONS, Breakdown, not_in_the_formula
+from planner.request import GenerationRequest
 from planner.units import gib
 
 _MEANING = {
@@ -15,6 +16,16 @@ _MEANING = {
     "decoder": "VAE decoder",
     "total": "base and the largest stage, and 20 %",
 }
+
+
+def not_counted(request: GenerationRequest) -> None:
+    """Say what this request asks for and the formula has no term for: it belongs beside the verdict."""
+    missing = not_in_the_formula(request)
+    if missing:
+        items = "\n".join(f"- {note}" for note in missing)
+        st.warning(
+            f"The formula does not count all of this request, so it may need more:\n{items}", icon=":material/warning:"
+        )
 
 
 def formula_view(breakdown: Breakdown) -> None:
@@ -28,10 +39,6 @@ def formula_view(breakdown: Breakdown) -> None:
         for name, expression, size_bytes in breakdown.terms():
             st.markdown(f"**{name} = {gib(size_bytes)}** :gray[{_MEANING[name]}]  \n`{expression}`")
     st.caption(f"Parameters: {breakdown.facts.source}. `//8` is already done: latents are an eighth of the image.")
-    missing = not_in_the_formula(breakdown.request)
-    if missing:
-        items = "\n".join(f"- {note}" for note in missing)
-        st.warning(f"This request asks for what the formula does not count:\n{items}", icon=":material/warning:")
     with st.expander("What the formula assumes"):
         st.markdown("\n".join(f"- {assumption}" for assumption in ASSUMPTIONS))
     _how_far_off()

@@ -45,9 +45,8 @@ def _heading(measurement: Measurement) -> None:
             st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
     st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
-    if measured.outcome == "cancelled":
-        st.info("It was cancelled; nothing was measured.", icon=":material/block:")
-    elif measured.reason:
+    # A cancelled run has nothing to say beyond its heading.
+    if measured.reason and measured.outcome != "cancelled":
         st.error(f"{measured.reason}", icon=":material/error:")
 
 

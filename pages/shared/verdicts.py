@@ -13,21 +13,20 @@ class Look(NamedTuple):
 
     icon: str
     color: Literal["green", "orange", "red", "gray"]
-    sentence: str
 
 
 LOOKS: dict[Verdict, Look] = {
-    "fits": Look(":material/check_circle:", "green", "Runs with room to spare"),
-    "tight": Look(":material/warning:", "orange", "Runs, but only just"),
-    "no": Look(":material/cancel:", "red", "Runs out of memory"),
-    "unknown": Look(":material/help:", "gray", "Nothing to base an answer on"),
+    "fits": Look(":material/check_circle:", "green"),
+    "tight": Look(":material/warning:", "orange"),
+    "no": Look(":material/cancel:", "red"),
+    "unknown": Look(":material/help:", "gray"),
 }
 
 
 def verdict_badge(verdict: Verdict) -> None:
     """The verdict's word, sign and colour."""
     look = LOOKS[verdict]
-    st.badge(verdict, icon=look.icon, color=look.color, help=look.sentence)
+    st.badge(verdict, icon=look.icon, color=look.color)
 
 
 def verdict_card(answer: Answer) -> None:

@@ -29,7 +29,7 @@ def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_pag
     page = open_page()
     headroom = signed_gib(fit(GenerationRequest(), card_named("T4")).headroom_bytes)
     expect(page.get_by_text(headroom)).to_be_visible()
-    expect(page.get_by_text(re.compile(r"\bfits$"))).to_have_count(3)
+    expect(page.locator(".stMarkdownBadge", has_text="fits")).to_have_count(3)
     expect(page.get_by_test_id("stVegaLiteChart")).to_be_visible()
     width_of(page).fill("2048")
     width_of(page).press("Enter")

@@ -1,0 +1,79 @@
+"""``make screenshots``: every page in light and dark, 1280 and 390 px wide, into the folder named in SCREENSHOTS.
+
+The history behind them holds one real rehearsal and, marked as made up, the outcomes a GPU could have had.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from cache.compare import predictions_for
+from cache.jobs import Device, Jobs
+from cache.records import Measured, Prediction
+from cache.store import Store
+from planner.fit import fit
+from planner.gpus import card_named
+from planner.request import GenerationRequest
+from tests.browser import chromium, server, whole_page
+from tests.conftest import make_environment, make_measured
+
+SHOTS = {
+    "plan": "/",
+    "plan-options": "/?width=2048&height=2048&batch=8&vae_tiling=true&gpu=T4&gpu=RTX+4060&gpu=L4&gpu=H200",
+    "plan-bad": "/?task=txt2img&width=500&steps=99999",
+    "verify": "/Verify?width=128&height=128&steps=2",
+    "verify-running": "/Verify?width=128&height=128&steps=8",
+    "history": "/History?run={rehearsed}",
+    "history-oom": "/History?run={oom}",
+}
+
+
+def history(path: Path) -> tuple[Store, dict[str, str]]:
+    """A history with a rehearsal measured now, and made-up rows for what this machine cannot measure."""
+    store, jobs = Store(path), None
+    request = GenerationRequest(width=128, height=128, steps=2)
+    predictions = (Prediction.of(fit(GenerationRequest(), card_named("T4"))),)
+    made_up = make_environment(card="Made-up card")
+    store.save_measurement(GenerationRequest(), made_up, make_measured(), predictions=predictions)
+    oom = Measured(
+        outcome="out-of-memory", reason="CUDA out of memory. Tried to allocate 2.00 GiB", ended_in="vae_decoder"
+    )
+    oom_id = store.save_measurement(GenerationRequest(width=2048, height=2048), made_up, oom, predictions=predictions)
+    jobs = Jobs(store)
+    view = jobs.wait(jobs.submit(request, Device(), predictions=predictions_for(request, Device())))
+    jobs.close()
+    assert view.measurement_id is not None, view.reason
+    return store, {"rehearsed": view.measurement_id, "oom": oom_id}
+
+
+def main() -> int:
+    """Write the pictures and say where they are."""
+    folder = Path(os.environ.get("SCREENSHOTS", "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        store, ids = history(Path(temporary) / "planner.db")
+        with server(store.path) as address, chromium() as browser:
+            for scheme in ("light", "dark"):
+                for width in (1280, 390):
+                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                    page = context.new_page()
+                    for name, path in SHOTS.items():
+                        page.goto(address + path.format(**ids))
+                        page.wait_for_selector("h1")
+                        page.wait_for_timeout(1500)
+                        if name == "verify-running":
+                            page.get_by_role("button", name="Verify").click()
+                            page.get_by_role("button", name="Cancel").wait_for()
+                            page.wait_for_timeout(7000)
+                        whole_page(page, folder / f"{name}-{scheme}-{width}.png")
+                        if name == "verify-running":
+                            page.get_by_role("button", name="Cancel").click()
+                            page.get_by_text("Was cancelled").wait_for()
+                    context.close()
+    print(f"{len(SHOTS) * 4} screenshots in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
