@@ -99,6 +99,9 @@ def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, hi
     page.get_by_role("button", name="Verify").click()
     expect(page.get_by_text("Answered from the history")).to_be_visible()
 
+    page.get_by_role("button", name="Release it").click()
+    expect(page.get_by_text("keeps the model loaded")).to_have_count(0)
+
     assert [run.measured.outcome for run in history.measurements()] == ["ok", "cancelled"]
     go(page, "History")
     expect(page.get_by_text("2 of 2 runs")).to_be_visible()
@@ -118,12 +121,6 @@ def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, hi
     page.get_by_role("button", name="Delete it").click()
     expect(page.get_by_text("1 of 1 run.")).to_be_visible()
     assert [run.measured.outcome for run in history.measurements()] == ["cancelled"]
-
-
-def test_the_model_is_released_on_request(open_page):
-    page = open_page(f"/Verify?{REHEARSAL}")
-    page.get_by_role("button", name="Release it").click()
-    expect(page.get_by_text("keeps the model loaded")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,0 +1,85 @@
+"""On a real card. Skipped, with the reason, where there is none."""
+
+import json
+
+import pytest
+
+from cache.attached import usable_card
+from cache.compare import predictions_for
+from cache.jobs import Device, Jobs
+from planner.errors import NoGpu
+from planner.request import GenerationRequest
+
+try:
+    CARD = usable_card()
+    REASON = ""
+except NoGpu as error:
+    CARD, REASON = None, str(error)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(CARD is None, reason=REASON)]
+
+REQUESTS = [
+    GenerationRequest(task=task, width=side, height=side, steps=3)
+    for task in ("img2img", "txt2img")
+    for side in (512, 1024)
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Every request once, in one worker, in one history."""
+    from cache.store import Store
+
+    store = Store(tmp_path_factory.mktemp("gpu") / "planner.db")
+    jobs, device, runs = Jobs(store), Device(CARD), []
+    try:
+        for request in REQUESTS:
+            view = jobs.wait(jobs.submit(request, device, predictions=predictions_for(request, device)))
+            runs.append(store.measurement(view.measurement_id))
+    finally:
+        jobs.close()
+    return runs
+
+
+def test_each_request_runs_and_carries_what_was_promised(measured):
+    for run in measured:
+        assert run.measured.outcome == "ok", run.measured.reason
+        for name in ("weights", "peak_allocated", "peak_reserved", "peak_device", "free_before"):
+            assert getattr(run.measured, f"{name}_bytes") > 0, name
+        assert run.measured.num_alloc_retries == 0
+        assert run.measured.seconds_per_step > 0
+        environment = json.loads(json.dumps(run.to_dict()))["environment"]
+        for name in ("card", "uuid_hash", "driver", "cuda", "cudnn", "compute_capability", "total_bytes"):
+            assert environment[name], name
+
+
+def test_the_laws_of_the_allocator(measured):
+    for run in measured:
+        for stage in run.measured.stages:
+            assert run.measured.weights_bytes <= stage.peak_allocated_bytes <= stage.peak_reserved_bytes
+            assert stage.device_bytes >= stage.peak_reserved_bytes
+
+
+def test_the_context_is_of_a_plausible_size(measured):
+    for run in measured:
+        if run.measured.context_bytes is not None:
+            assert 50 * 2**20 < run.measured.context_bytes < 3 * 2**30
+
+
+def test_a_larger_image_takes_more(measured):
+    small, large, small_txt, large_txt = (run.measured.peak_allocated_bytes for run in measured)
+    assert small < large and small_txt < large_txt
+
+
+def test_an_impossible_request_is_an_outcome(tmp_path):
+    """The largest request there is, on any card: out of memory is a result, and the next job runs."""
+    from cache.store import Store
+
+    jobs, device = Jobs(Store(tmp_path / "planner.db")), Device(CARD)
+    huge = GenerationRequest(task="txt2img", width=8192, height=8192, batch=16, steps=1)
+    try:
+        assert jobs.wait(jobs.submit(huge, device)).state == "out-of-memory"
+        assert jobs.worker_pid is None
+        assert jobs.wait(jobs.submit(REQUESTS[0], device)).state == "ok"
+    finally:
+        jobs.close()
