@@ -1,0 +1,139 @@
+"""``make bench``: figures measured in one run on this machine, as a table. Nothing here passes or fails."""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from playwright.sync_api import Browser, Page
+
+from planner.report import text_table
+from tests.browser import CHROMIUM, chromium, server
+from tests.conftest import ROOT
+
+COLD_RUNS = 7
+PAINTS = 3
+PAGES = {"Plan": ("/", "Headroom"), "Verify": ("/Verify", "Nothing was run"), "History": ("/History", "No run was")}
+
+Row = tuple[str, str, str]
+
+
+def cold(*argv: str) -> float:
+    """Median seconds of a fresh process."""
+    seconds = []
+    for _ in range(COLD_RUNS):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def command_line() -> list[Row]:
+    """What a script waits for."""
+    numpy = cold("-c", "import numpy")
+    fit = cold("-m", "planner", "fit", "--json")
+    return [
+        ("python -c 'import numpy', cold", f"{numpy * 1000:.0f} ms", ""),
+        ("python -m planner fit --json, cold", f"{fit * 1000:.0f} ms", f"{fit / numpy:.2f} times import numpy"),
+    ]
+
+
+def painted(page: Page, address: str, text: str) -> tuple[float, float]:
+    """Seconds from going to an address until its title and until its content are seen."""
+    began = time.perf_counter()
+    page.goto(address, wait_until="commit")
+    page.wait_for_selector("h1")
+    title = time.perf_counter() - began
+    page.get_by_text(text).first.wait_for()
+    return title, time.perf_counter() - began
+
+
+def first_paints(browser: Browser, folder: Path) -> list[Row]:
+    """Each page as the first one of a fresh server in a browser without a cache."""
+    rows = []
+    for name, (path, text) in PAGES.items():
+        titles, contents = [], []
+        for _ in range(PAINTS):
+            with server(folder / "paint.db") as address:
+                context = browser.new_context()
+                title, content = painted(context.new_page(), address + path, text)
+                titles.append(title)
+                contents.append(content)
+                context.close()
+        values = (statistics.median(titles), statistics.median(contents))
+        rows.append(
+            (f"{name}: first paint, fresh server and browser", f"{values[0]:.2f} s", f"content after {values[1]:.2f} s")
+        )
+    return rows
+
+
+def server_process() -> psutil.Process:
+    """The one child of this process that is the app's server."""
+    return next(child for child in psutil.Process().children() if "pages.shared.serve" in child.cmdline())
+
+
+def rss(process: psutil.Process) -> str:
+    return f"{process.memory_info().rss / 2**20:.0f} MiB"
+
+
+def timed(act: Callable[[], None], wait: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    act()
+    wait()
+    return time.perf_counter() - began
+
+
+def in_use(browser: Browser, folder: Path) -> list[Row]:
+    """A server that people work with."""
+    rows = []
+    with server(folder / "use.db") as address:
+        process = server_process()
+        rows.append(("Server memory, before the first visitor", rss(process), ""))
+        page = browser.new_context().new_page()
+        painted(page, address, "Headroom")
+        page.wait_for_selector("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")
+        width = page.get_by_role("spinbutton", name="Width, px")
+        changes = []
+        for value in range(640, 640 + 8 * 7, 8):
+            width.fill(str(value))
+            seen = page.get_by_text(f"img2img {value}×512")
+            changes.append(timed(lambda: width.press("Enter"), seen.wait_for))
+        rows.append(("Plan: a change until it is seen", f"{statistics.median(changes) * 1000:.0f} ms", "median of 7"))
+        page.goto(f"{address}/Verify?width=64&height=64&steps=1")
+        button = page.get_by_role("button", name="Verify")
+        button.wait_for()
+        progress = page.get_by_test_id("stProgress")
+        pressed = timed(button.click, progress.wait_for)
+        rows.append(("Verify: pressed until the first progress", f"{pressed * 1000:.0f} ms", "a cold worker"))
+        cancel = page.get_by_role("button", name="Cancel")
+        cancelled = timed(cancel.click, page.get_by_text("Was cancelled").wait_for)
+        rows.append(("Verify: cancel until the result", f"{cancelled * 1000:.0f} ms", ""))
+        page.goto(f"{address}/History")
+        page.get_by_text("1 of 1 run").wait_for()
+        rows.append(("Server memory, after a visit to every page", rss(process), "no torch in it"))
+    return rows
+
+
+def main() -> int:
+    """Measure and print."""
+    rows = command_line()
+    with tempfile.TemporaryDirectory() as temporary:
+        if CHROMIUM:
+            with chromium() as browser:
+                rows += first_paints(browser, Path(temporary))
+                rows += in_use(browser, Path(temporary))
+        else:
+            print("no chromium on this machine: the pages were not measured", file=sys.stderr)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print(text_table(("figure", "value", "note"), rows, right=(1,)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
