@@ -35,7 +35,9 @@ with results:
         breakdown = estimate(request)
         answers = [fit(request, card) for card in cards]
         verdicts(answers)
-        st.caption(request.describe())
+        st.caption(
+            f"{request.describe()}. Each mark below is what a card has usable; it is red where the need goes beyond."
+        )
         memory_chart(answers, breakdown)
         not_counted(request)
         formula_view(breakdown)

@@ -82,7 +82,7 @@ def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
     # Last, so that a bar longer than its card does not hide where the card ends.
     capacity = (
         alt.Chart(alt.Data(values=capacities))
-        .mark_tick(thickness=4, size=38)
+        .mark_tick(thickness=4, size=38, opacity=1)
         .encode(
             y=y,
             x=x,

@@ -14,7 +14,7 @@ try:
     CARD = usable_card()
     REASON = ""
 except NoGpu as error:
-    CARD, REASON = None, str(error)
+    CARD, REASON = None, error.reason
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(CARD is None, reason=REASON)]
 
