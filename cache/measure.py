@@ -124,6 +124,7 @@ class PipelineBackend:
         self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
         self.pipeline: Any = None
         self.load_seconds: float | None = None
+        self.weights_bytes: int | None = None
 
     def environment(self) -> dict[str, Any]:
         """What is known of the device only once torch is loaded."""
@@ -146,6 +147,8 @@ class PipelineBackend:
                 self.probe.count(module)
         self.probe.synchronize()
         self.load_seconds = time.perf_counter() - began
+        # Before the warm-up: its handles and workspaces stay, and are no weights.
+        self.weights_bytes, _ = self.probe.now()
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The components that hold weights, by name."""
@@ -172,7 +175,6 @@ class PipelineBackend:
                 _call(self.pipeline, replace(request, **WARM_UP), lambda *_, **__: None, self.probe)
                 gc.collect()
                 self.probe.start()
-                weights_bytes, _ = self.probe.now()
                 phase = "running"
                 measured = self._run(request, stages, report)
         except torch.OutOfMemoryError as error:
@@ -180,9 +182,8 @@ class PipelineBackend:
             if stages:
                 stages.close()
             measured = self._summary(stages, "out-of-memory", reason=str(error).partition(". GPU")[0], ended_in=where)
-            weights_bytes = None
         return replace(
-            measured, weights_bytes=weights_bytes, free_before_bytes=free_before, load_seconds=self.load_seconds
+            measured, weights_bytes=self.weights_bytes, free_before_bytes=free_before, load_seconds=self.load_seconds
         )
 
     def _run(self, request: GenerationRequest, stages: _Stages, report: Report) -> Measured:

@@ -135,6 +135,7 @@ def test_the_command_answers_from_the_same_history(rehearsed, monkeypatch, capsy
 
 def test_the_command_measures_with_progress_and_keeps_the_run(own_history, capsys):
     argv = ["verify", "--device", "cpu", "--width", "64", "--height", "64", "--steps", "1", "--no-safety-checker"]
+    argv.append("--channels-last")
     assert main([*argv, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["cached"] is False
