@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import pynvml
@@ -61,8 +62,12 @@ class AttachedCard:
         """What is taken now, by whomever."""
         return self.total_bytes - self.free_bytes
 
-    def as_card(self) -> Card:
-        """The card to plan on: usable is what is free now, the context is the catalogue's where it knows the card."""
+    def as_card(self, own_pid: int | None = None) -> Card:
+        """The card to plan on: usable is what is free now and what our own worker holds, which it would use again.
+
+        The context is the catalogue's where it knows the card.
+        """
+        own_bytes = sum(holder.used_bytes or 0 for holder in self.holders if holder.pid == own_pid)
         try:
             known = card_named(self.name)
         except UnknownCard:
@@ -72,7 +77,7 @@ class AttachedCard:
             known,
             name=f"{self.name} (attached)",
             aliases=(),
-            usable_bytes=self.free_bytes,
+            usable_bytes=self.free_bytes + own_bytes,
             usable_high_bytes=self.total_bytes,
             compute_capability=self.compute_capability,
             source=f"free and total memory as the driver {self.driver} reports them now; {known.source}",
@@ -102,40 +107,77 @@ def _holders(handle) -> tuple[Holder, ...]:
                 except psutil.Error:
                     name = "another container or user"
                 found[process.pid] = Holder(process.pid, name, process.usedGpuMemory)
-        except pynvml.NVMLError:
-            # Some drivers and containers do not list processes; the free memory above still counts them.
+        except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
+            # Some drivers and containers do not list processes; the free memory still counts them.
             continue
     return tuple(found.values())
 
 
-def _read(index: int, driver: str) -> AttachedCard:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _memory(handle) -> tuple[int, int]:
+    """(total, free) bytes as CUDA will report them."""
     try:
         # Version 2 counts the driver's own reserve apart; torch's total_memory does not include it either.
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        total = memory.total - memory.reserved
-    except (pynvml.NVMLError, AttributeError):
+        return int(memory.total - memory.reserved), int(memory.free)
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        total = memory.total
+        return int(memory.total), int(memory.free)
+
+
+def _mig_instances(handle) -> list[Any]:
+    """Handles of the card's MIG instances; the card itself then runs nothing."""
     try:
-        mig = pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+        if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return []
+        count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     except pynvml.NVMLError:
-        mig = False
-    return AttachedCard(
-        index=index,
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        total_bytes=int(total),
-        free_bytes=int(memory.free),
-        compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        driver=driver,
-        mig=mig,
-        holders=_holders(handle),
-    )
+        return []
+    instances = []
+    for index in range(count):
+        # The numbers have gaps where no instance was made.
+        with suppress(pynvml.NVMLError):
+            instances.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+    return instances
+
+
+def _read(index: int, driver: str) -> list[AttachedCard]:
+    """The card of this index, or each of its MIG instances."""
+    card = pynvml.nvmlDeviceGetHandleByIndex(index)
+    instances = _mig_instances(card)
+    found = []
+    for handle in instances or [card]:
+        total, free = _memory(handle)
+        found.append(
+            AttachedCard(
+                index=index,
+                uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+                name=_text(pynvml.nvmlDeviceGetName(handle)),
+                total_bytes=total,
+                free_bytes=free,
+                compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card)),
+                driver=driver,
+                mig=bool(instances),
+                holders=_holders(handle),
+            )
+        )
+    return found
+
+
+def _read_all(driver: str) -> list[AttachedCard]:
+    found, problem = [], None
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            found += _read(index, driver)
+        except pynvml.NVMLError as error:
+            # A card that is lost or not ours does not hide the others.
+            problem = error
+    if problem and not found:
+        raise problem
+    return found
 
 
 def cards() -> list[AttachedCard]:
-    """Every card the driver lists, in PCI bus order.
+    """Every card the driver lists, in PCI bus order; of a card split by MIG, its instances.
 
     Raises:
         NoGpu: there is no driver, or it lists no card; the message says which and what to do.
@@ -143,7 +185,7 @@ def cards() -> list[AttachedCard]:
     try:
         with _nvml():
             driver = _text(pynvml.nvmlSystemGetDriverVersion())
-            found = [_read(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
+            found = _read_all(driver)
     except pynvml.NVMLError as error:
         if getattr(error, "value", None) in _NO_DRIVER:
             raise NoGpu(f"no NVIDIA driver is on this machine ({error})", NEXT_STEP) from None
@@ -173,12 +215,18 @@ def why_not_usable(card: AttachedCard) -> NoGpu | None:
 
 
 def _visible(found: list[AttachedCard]) -> list[AttachedCard]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves; all of them where it is not set or names MIG instances."""
+    """The cards that CUDA_VISIBLE_DEVICES leaves, by index or by the beginning of a UUID; all where it is not set."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if setting is None or "MIG-" in setting:
+    if setting is None:
         return found
     wanted = [entry.strip() for entry in setting.split(",")]
-    return [card for card in found if str(card.index) in wanted or any(e and card.uuid.startswith(e) for e in wanted)]
+    return [card for card in found if _is_called(card, wanted)]
+
+
+def _is_called(card: AttachedCard, names: list[str]) -> bool:
+    # A number is the whole card, which an instance is not.
+    by_index = not card.mig and str(card.index) in names
+    return by_index or any(name.startswith(("GPU-", "MIG-")) and card.uuid.startswith(name) for name in names)
 
 
 def usable_card(device: str | None = None) -> AttachedCard:
@@ -191,17 +239,14 @@ def usable_card(device: str | None = None) -> AttachedCard:
     found = _visible(cards())
     if not found:
         raise NoGpu("CUDA_VISIBLE_DEVICES hides every card", "unset it, or name a card that is here")
-    if device is None:
-        chosen = max(found, key=lambda card: card.free_bytes)
-    else:
-        matching = [card for card in found if device in (str(card.index), card.uuid)]
-        if not matching:
-            known = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
-            raise InvalidArgument(
-                "device", "must be an attached card's index or UUID, or cpu", device, f"here: {known}"
-            )
-        chosen = matching[0]
-    reason = why_not_usable(chosen)
-    if reason:
-        raise reason
-    return chosen
+    if device is not None:
+        known = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
+        found = [card for card in found if _is_called(card, [device])]
+        if not found:
+            rule = "must be an attached card's index or UUID, or cpu"
+            raise InvalidArgument("device", rule, device, f"here: {known}")
+    problems = [why_not_usable(card) for card in found]
+    usable = [card for card, problem in zip(found, problems, strict=True) if problem is None]
+    if not usable:
+        raise next(problem for problem in problems if problem)
+    return max(usable, key=lambda card: card.free_bytes)

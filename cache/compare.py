@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from cache.jobs import Device
+from cache.device import Device
 from cache.records import Measurement, Prediction
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
 from planner.fit import EXIT_CODES, Verdict, fit
@@ -10,10 +10,15 @@ from planner.gpus import Card
 from planner.request import GenerationRequest
 
 
-def predictions_for(request: GenerationRequest, device: Device, facts: ModelFacts = SD_V15) -> tuple[Prediction, ...]:
-    """What each basis says of this request on this device now, to be kept with the run."""
+def predictions_for(
+    request: GenerationRequest, device: Device, facts: ModelFacts = SD_V15, own_pid: int | None = None
+) -> tuple[Prediction, ...]:
+    """What each basis says of this request on this device now, to be kept with the run.
+
+    What our own worker (`own_pid`) holds of the card counts as free: the run takes it over.
+    """
     if device.card:
-        card = device.card.as_card()
+        card = device.card.as_card(own_pid)
     else:
         # A rehearsal has no card to judge. The formula's sizes hold anywhere; its verdict does not.
         card = Card(

@@ -4,30 +4,25 @@ One thread runs one job at a time and never touches Streamlit. The model stays r
 is released by ending the process: after an idle time, an out-of-memory, a cancel, a failure, or on request.
 """
 
-import contextlib
-import fcntl
 import os
-import tempfile
 import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
-from cache.attached import AttachedCard
 from cache.attached import cards as attached_cards
-from cache.folders import fingerprint
+from cache.device import Device, Weights, check_runnable, device_lock, environment_of
+from cache.owner import Owner
 from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
 from cache.records import Environment, Measured, Prediction
 from cache.store import Store
 from cache.versions import installed
-from planner.components import MODEL_ID, MODEL_REVISION
-from planner.errors import InvalidArgument, NoGpu
+from planner.components import MODEL_ID
+from planner.errors import NoGpu, PlannerError
 from planner.request import GenerationRequest
 
 # Longer than any single kernel or weight file should take; a worker silent for so long hangs.
@@ -35,9 +30,6 @@ SILENCE_S = 900.0
 IDLE_S = 180.0
 # Jobs remembered in memory for the page that started them; the history keeps all.
 REMEMBERED = 50
-# A rehearsal shows the path, not a GPU: beyond this the CPU would be busy for many minutes.
-MAX_REHEARSAL_PIXELS = 512 * 512
-
 # Where each phase begins and ends on the progress bar.
 _REACHED = {
     "waiting": (0.0, 0.0),
@@ -54,43 +46,6 @@ _REACHED = {
 
 JobState = Literal["queued", "running", "ok", "out-of-memory", "cancelled", "failed", "cached"]
 ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "cached")
-Weights = Literal["synthetic", "hub", "local"]
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a job runs: an attached card, or the CPU for a rehearsal when `card` is None."""
-
-    card: AttachedCard | None = None
-
-    @property
-    def kind(self) -> Literal["cuda", "cpu"]:
-        """Torch's device type."""
-        return "cuda" if self.card else "cpu"
-
-    @property
-    def key(self) -> str:
-        """A name for the device that is the same in every process of this machine."""
-        return self.card.uuid_hash if self.card else "cpu"
-
-
-def environment_of(device: Device, weights: Weights = "synthetic", model_dir: str | None = None) -> Environment:
-    """The environment of a run here and now, as far as it is known before torch is loaded."""
-    sources = {"synthetic": "synthetic", "hub": f"hub:{MODEL_ID}@{MODEL_REVISION}"}
-    card = device.card
-    return Environment(
-        device_kind=device.kind,
-        card=card.name if card else "CPU rehearsal",
-        uuid_hash=card.uuid_hash if card else None,
-        total_bytes=card.total_bytes if card else psutil.virtual_memory().total,
-        mig=card.mig if card else None,
-        driver=card.driver if card else None,
-        dtype="float16" if card else "bfloat16",
-        attention="sdpa",
-        allocator_settings=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "",
-        weights=f"local:{fingerprint(model_dir)}" if model_dir else sources[weights],
-        **installed(),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +66,7 @@ class JobView:
     phases: tuple[tuple[str, float], ...] = ()
     measurement_id: str | None = None
     reason: str | None = None
+    measured: Measured | None = None
 
     @property
     def ended(self) -> bool:
@@ -151,6 +107,7 @@ class _Job:
     phases: list[tuple[str, float]] = field(default_factory=list)
     measurement_id: str | None = None
     reason: str | None = None
+    measured: Measured | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def enter(self, message: dict[str, Any], at: float) -> None:
@@ -180,51 +137,11 @@ class _Job:
         )
 
 
-def _owner() -> str:
-    process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.3f}"
-
-
-def _is_alive(owner: str) -> bool:
-    pid, _, created = owner.partition(":")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.3f}" == created
-    except psutil.Error:
-        return False
-
-
 def close_orphans(store: Store) -> None:
-    """Close jobs whose process is gone, so that a crash of the planner itself leaves a row too."""
+    """Close jobs whose queue is gone, so that a crash of the planner itself leaves a row too."""
     for row in store.open_jobs():
-        if not _is_alive(row["owner"]):
+        if not Owner.is_alive(store.path, row["owner"]):
             store.close_orphan(row, "the planner ended while this job was open")
-
-
-@contextlib.contextmanager
-def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
-    """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
-
-    Raises:
-        Cancelled: `cancelled` was set while waiting.
-    """
-    path = Path(tempfile.gettempdir()) / f"will-it-fit-{device.key}.lock"
-    # Another user's file in a sticky directory may be opened but not created again.
-    descriptor = os.open(path, os.O_RDWR if path.exists() else os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    waiting()
-                    told = True
-                if cancelled.wait(0.2):
-                    raise Cancelled from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Jobs:
@@ -245,6 +162,8 @@ class Jobs:
         self._worker: WorkerProcess | None = None
         self._resident: tuple[Any, ...] | None = None
         self._closing = False
+        # Held for as long as this queue lives, however it ends: that is how others know that its jobs are orphans.
+        self._owner = Owner.claim(store.path)
         close_orphans(store)
         self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
         self._thread.start()
@@ -267,6 +186,8 @@ class Jobs:
             InvalidArgument: the request cannot run on this device.
         """
         check_runnable(request, device, model_dir)
+        # The worker runs in another folder.
+        model_dir = str(Path(model_dir).resolve()) if model_dir else None
         job = _Job(
             job_id=str(uuid.uuid4()),
             request=request,
@@ -276,13 +197,16 @@ class Jobs:
             model_dir=model_dir,
             predictions=tuple(predictions),
         )
-        known = None if force else self.store.already_measured(request, job.environment)
+        free_bytes = device.card.free_bytes if device.card else None
+        known = None if force else self.store.already_measured(request, job.environment, free_bytes)
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started
         else:
-            self.store.add_job(job.job_id, request, job.environment, _owner())
+            self.store.add_job(job.job_id, request, job.environment, self._owner.name)
         with self._changed:
+            if self._closing:
+                raise PlannerError("this queue was closed - reload the page and start again")
             self._jobs[job.job_id] = job
             while len(self._jobs) > REMEMBERED and next(iter(self._jobs.values())).state in ENDED:
                 self._jobs.popitem(last=False)
@@ -312,15 +236,22 @@ class Jobs:
                 phases=tuple(job.phases),
                 measurement_id=job.measurement_id,
                 reason=job.reason,
+                measured=job.measured,
             )
 
     def cancel(self, job_id: str) -> None:
         """Cancel a queued or running job, in whatever phase; nothing happens to one that ended."""
         with self._changed:
             job = self._jobs.get(job_id)
-            if job is not None:
-                job.cancelled.set()
-                self._changed.notify_all()
+            if job is None:
+                return
+            job.cancelled.set()
+            waits = job.state == "queued"
+            if waits:
+                # Out of the queue at once: the job ahead may take an hour.
+                job.state, job.started = "running", time.monotonic()
+        if waits:
+            self._finish(job, Measured(outcome="cancelled", reason="cancelled"), ())
 
     def wait(self, job_id: str, on_change: Callable[[JobView], None] | None = None, poll_s: float = 0.1) -> JobView:
         """The job once it has ended; `on_change` sees it on the way.
@@ -355,8 +286,8 @@ class Jobs:
         with self._changed:
             if any(job.state == "running" for job in self._jobs.values()):
                 return False
-            self._end_worker()
-            return True
+        self._end_worker()
+        return True
 
     def close(self) -> None:
         """Cancel everything, end the worker and the thread."""
@@ -366,6 +297,7 @@ class Jobs:
                 job.cancelled.set()
             self._changed.notify_all()
         self._thread.join(timeout=30)
+        self._owner.leave()
 
     # The thread
 
@@ -373,61 +305,68 @@ class Jobs:
         while True:
             with self._changed:
                 job = self._next()
-                if job is None and self._closing:
-                    self._end_worker()
+                if job:
+                    job.state, job.started = "running", time.monotonic()
+                elif not self._closing:
+                    woken = self._changed.wait(timeout=self._idle_s if self._worker else None)
+            if job:
+                self._finish(job, *self._measure(job))
+            elif self._closing or not woken:
+                self._end_worker()
+                if self._closing:
                     return
-                if job is None:
-                    if not self._changed.wait(timeout=self._idle_s if self._worker else None):
-                        self._end_worker()
-                    continue
-                job.state, job.started = "running", time.monotonic()
-            self._finish(job, *self._measure(job))
 
     def _next(self) -> _Job | None:
         return next((job for job in self._jobs.values() if job.state == "queued"), None)
 
     def _measure(self, job: _Job) -> tuple[Measured, tuple[dict[str, Any], ...]]:
         holders: tuple[dict[str, Any], ...] = ()
+
+        def waiting() -> None:
+            self._on_progress(job, {"phase": "waiting", "detail": "another measurement is on this device"})
+
         try:
-            if job.cancelled.is_set():
-                raise Cancelled
             self.store.start_job(job.job_id)
-
-            def waiting() -> None:
-                self._on_progress(job, {"phase": "waiting", "detail": "another measurement is on this device"})
-
             with device_lock(job.device, waiting, job.cancelled):
                 self._on_progress(job, {"phase": "starting"})
                 worker = self._worker_for(job)
                 holders = self._holders(job.device, worker.pid)
-                order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
-                values = worker.run(
-                    order, lambda message: self._on_message(job, message), job.cancelled, self._silence_s
-                )
-            measured = Measured.from_dict(values)
+                measured = self._outcome_of(job, worker)
+                # After a retry cuDNN remembers the smaller plans it fell back to; the next run deserves its choice.
+                if measured.outcome != "ok" or measured.num_alloc_retries:
+                    self._end_worker()
         except Cancelled:
             measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
-        except WorkerFailed as error:
-            measured = Measured(outcome="failed", reason=str(error), ended_in=job.phase)
         except Exception as error:
             # A bug of ours must not end the queue: it is kept where the user sees it.
+            self._end_worker()
             measured = Measured(outcome="failed", reason=f"{type(error).__name__}: {error}"[:2000], ended_in=job.phase)
-        if measured.outcome != "ok":
-            with self._changed:
-                self._end_worker()
         return measured, holders
 
+    def _outcome_of(self, job: _Job, worker: WorkerProcess) -> Measured:
+        order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
+
+        def on_message(message: dict[str, Any]) -> None:
+            self._on_message(job, message)
+
+        try:
+            return Measured.from_dict(worker.run(order, on_message, job.cancelled, self._silence_s))
+        except Cancelled:
+            return Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+        except WorkerFailed as error:
+            return Measured(outcome="failed", reason=str(error), ended_in=job.phase)
+
     def _worker_for(self, job: _Job) -> WorkerProcess:
-        with self._changed:
-            if self._worker and self._worker.alive and self._resident == job.resident_key():
-                return self._worker
-            self._end_worker()
-            environment = dict(os.environ)
-            if job.device.card and not job.device.card.mig:
-                environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": job.device.card.uuid}
-            self._worker = WorkerProcess(self._worker_command(job.device.kind), environment)
-            self._resident = job.resident_key()
+        if self._worker and self._worker.alive and self._resident == job.resident_key():
             return self._worker
+        self._end_worker()
+        environment = dict(os.environ)
+        if job.device.card:
+            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": job.device.card.uuid}
+        worker = WorkerProcess(self._worker_command(job.device.kind), environment)
+        with self._changed:
+            self._worker, self._resident = worker, job.resident_key()
+        return worker
 
     @staticmethod
     def _holders(device: Device, worker_pid: int) -> tuple[dict[str, Any], ...]:
@@ -445,9 +384,11 @@ class Jobs:
         )
 
     def _end_worker(self) -> None:
-        if self._worker:
-            self._worker.end()
-        self._worker = self._resident = None
+        with self._changed:
+            worker, self._worker, self._resident = self._worker, None, None
+        # Outside the lock: a process may take its time to die, and pages must not wait for it.
+        if worker:
+            worker.end()
 
     def _on_message(self, job: _Job, message: dict[str, Any]) -> None:
         if message["type"] == "progress":
@@ -474,27 +415,6 @@ class Jobs:
             job.measurement_id = None
         with self._changed:
             job.close_phase(time.monotonic())
+            job.measured = measured
             job.state, job.reason, job.ended_at = measured.outcome, measured.reason, time.monotonic()
             self._changed.notify_all()
-
-
-def check_runnable(request: GenerationRequest, device: Device, model_dir: str | None = None) -> None:
-    """Refuse what cannot run before anything is started.
-
-    Raises:
-        InvalidArgument: the folder is no pipeline, or the CPU rehearsal is too large or asks for offload.
-    """
-    if model_dir is not None and not (Path(model_dir) / "model_index.json").is_file():
-        raise InvalidArgument(
-            "model_dir", "must be a folder with model_index.json, as save_pretrained writes it", model_dir
-        )
-    if device.kind != "cpu":
-        return
-    pixels = request.effective_width * request.effective_height * request.batch
-    if pixels > MAX_REHEARSAL_PIXELS:
-        asked = f"{request.effective_width}x{request.effective_height} batch {request.batch}"
-        raise InvalidArgument(
-            "device", "cpu rehearses at most 512x512 pixels in all", asked, "smaller, or run it on a GPU"
-        )
-    if request.offload != "none":
-        raise InvalidArgument("offload", "must be none on the CPU: there is nothing to offload from", request.offload)

@@ -14,12 +14,33 @@ from cache import pipelines
 from cache.pipelines import Report, Source
 from cache.probes import CpuProbe, CudaProbe, Probe
 from cache.records import Measured, StageMeasure
+from cache.worker import DeviceFull
 from planner.request import GenerationRequest
 
 # Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
 DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
 # Small enough to add nothing to any peak, and it makes every handle and workspace that later runs share.
 WARM_UP = {"width": 64, "height": 64, "batch": 1, "steps": 1}
+
+
+# A full card also speaks through libraries that have no type for it: the CUDA runtime while it loads kernels, cuBLAS
+# and cuDNN while they make handles, and cuDNN when no plan at all found room for its workspace.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no room, by type where there is one and else by the libraries' own codes."""
+    return isinstance(error, torch.OutOfMemoryError) or any(code in str(error) for code in _OUT_OF_MEMORY)
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    # What follows is the state of the card, which the row has in numbers.
+    return str(error).partition(". GPU")[0].partition("\n")[0][:500]
 
 
 class _Stages:
@@ -48,7 +69,7 @@ class _Stages:
             stage=self.current,
             peak_allocated_bytes=allocated,
             peak_reserved_bytes=reserved,
-            device_bytes=self.probe.device_bytes(),
+            device_bytes=self.probe.peak_device_bytes(),
             seconds=time.perf_counter() - self._since,
         )
         self.closed[self.current] = measure
@@ -121,7 +142,12 @@ class PipelineBackend:
     def __init__(self, device_kind: str):
         self.device = torch.device(device_kind)
         self.dtype = DTYPES[device_kind]
-        self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
+        try:
+            self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise DeviceFull(_first_sentence(error)) from error
+            raise
         self.pipeline: Any = None
         self.load_seconds: float | None = None
         self.weights_bytes: int | None = None
@@ -160,7 +186,7 @@ class PipelineBackend:
         request = GenerationRequest.from_dict(job["request"])
         source = Source(job["weights"], job.get("model_dir"))
         stages: _Stages | None = None
-        free_before = self._free_bytes()
+        free_before = self.probe.free_bytes()
         phase = "loading"
         try:
             if self.pipeline is None:
@@ -168,20 +194,24 @@ class PipelineBackend:
                 report("facts", counts=pipelines.parameter_counts(self.modules()))
             self.pipeline = pipelines.for_task(self.pipeline, request.task)
             pipelines.apply_options(self.pipeline, request)
-            stages = _Stages(self.pipeline, self.probe, report)
+            phase = "warm-up"
+            report("warm-up")
             with self._counting():
-                phase = "warm-up"
-                report("warm-up")
                 _call(self.pipeline, replace(request, **WARM_UP), lambda *_, **__: None, self.probe)
                 gc.collect()
                 self.probe.start()
                 phase = "running"
+                stages = _Stages(self.pipeline, self.probe, report)
                 measured = self._run(request, stages, report)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             where = stages.current if stages and stages.current else phase
             if stages:
                 stages.close()
-            measured = self._summary(stages, "out-of-memory", reason=str(error).partition(". GPU")[0], ended_in=where)
+            measured = self._summary(stages, "out-of-memory", reason=_first_sentence(error), ended_in=where)
+        gc.collect()
+        self.probe.finish()
         return replace(
             measured, weights_bytes=self.weights_bytes, free_before_bytes=free_before, load_seconds=self.load_seconds
         )
@@ -210,9 +240,6 @@ class PipelineBackend:
         else:
             yield
 
-    def _free_bytes(self) -> int | None:
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
-
     def _summary(self, stages: _Stages | None, outcome: Any, **values: Any) -> Measured:
         closed = tuple(stages.closed.values()) if stages else ()
 
@@ -220,10 +247,12 @@ class PipelineBackend:
             found = [getattr(stage, name) for stage in closed if getattr(stage, name) is not None]
             return max(found) if found else None
 
+        # Out of memory before the first stage: what was reached until then is still a lower bound.
+        allocated, reserved = self.probe.peak()
         return Measured(
             outcome=outcome,
-            peak_allocated_bytes=largest("peak_allocated_bytes"),
-            peak_reserved_bytes=largest("peak_reserved_bytes"),
+            peak_allocated_bytes=largest("peak_allocated_bytes") or allocated,
+            peak_reserved_bytes=largest("peak_reserved_bytes") or reserved,
             peak_device_bytes=largest("device_bytes"),
             context_bytes=self.probe.context_bytes(),
             num_alloc_retries=self.probe.retries(),

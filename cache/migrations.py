@@ -49,9 +49,10 @@ def m001_requests_and_environments(db: Database) -> None:
             "attention": str,
             "allocator_settings": str,
             "weights": str,
+            "method": int,
         },
         pk="id",
-        not_null={"device_kind", "card", "torch", "diffusers", "dtype", "weights"},
+        not_null={"device_kind", "card", "torch", "diffusers", "dtype", "weights", "method"},
         strict=True,
     )
 

@@ -3,7 +3,9 @@
 Synthetic weights have the real architecture, shapes and bytes, so they take the real memory; only the picture is noise.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,24 @@ def synthetic(request: GenerationRequest, device: torch.device, dtype: torch.dty
     )
 
 
+@contextlib.contextmanager
+def _still_there(tell: Callable[[], None]) -> Generator[None]:
+    """Tell every few seconds: a download of gigabytes is silent for longer than a parent waits for a hung worker."""
+    done = threading.Event()
+
+    def keep_telling() -> None:
+        while not done.wait(10):
+            tell()
+
+    thread = threading.Thread(target=keep_telling, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _half_variant(model_dir: str | None) -> str | None:
     """``fp16`` where such files are there: half the bytes to read. The Hub's repository has them."""
     if model_dir is None or any(Path(model_dir).glob("unet/*.fp16.safetensors")):
@@ -195,15 +215,16 @@ def pretrained(
     )
     if source.model_dir is None:
         options["revision"] = MODEL_REVISION
-    pipeline = PIPELINES[request.task].from_pretrained(
-        source.model_dir or MODEL_ID,
-        dtype=dtype,
-        use_safetensors=True,
-        variant=_half_variant(source.model_dir),
-        low_cpu_mem_usage=True,
-        local_files_only=source.model_dir is not None,
-        **options,
-    )
+    with _still_there(lambda: report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")):
+        pipeline = PIPELINES[request.task].from_pretrained(
+            source.model_dir or MODEL_ID,
+            dtype=dtype,
+            use_safetensors=True,
+            variant=_half_variant(source.model_dir),
+            low_cpu_mem_usage=True,
+            local_files_only=source.model_dir is not None,
+            **options,
+        )
     for index, name in enumerate(LOADED_COMPONENTS):
         module = getattr(pipeline, name)
         if module is None:

@@ -26,8 +26,14 @@ class Probe(Protocol):
     def now(self) -> tuple[int | None, int | None]:
         """(allocated, reserved) now."""
 
-    def device_bytes(self) -> int | None:
-        """What the device holds now, whoever holds it."""
+    def free_bytes(self) -> int | None:
+        """What this process may use as a job begins: free on the device, or held by this process already."""
+
+    def finish(self) -> None:
+        """End a job: give back what is only cached."""
+
+    def peak_device_bytes(self) -> int | None:
+        """The most that the device held since `reset_peak`, whoever held it."""
 
     def context_bytes(self) -> int | None:
         """What this process holds on the device outside torch's allocator."""
@@ -46,32 +52,39 @@ class CudaProbe:
         self.device = device
         self._retries_before = 0
         # Before this process has a context, so that what others hold can be told from it.
-        self._others_bytes = self._used_by_others()
+        self._others_bytes = self._used_before_us()
+        self._context_bytes: int | None = None
         torch.cuda.init()
         torch.zeros(1, device=device)
 
-    def _used_by_others(self) -> int | None:
-        """What the card holds before this process touches it; None on MIG, where NVML sees the whole card."""
+    @staticmethod
+    def _used_before_us() -> int | None:
+        """What the card holds before this process touches it, or None where the driver does not tell."""
         # The parent names the card by UUID; asking torch for it here would already make a context.
         uuid = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if not uuid.startswith("GPU-"):
+        if not uuid.startswith(("GPU-", "MIG-")):
             return None
         try:
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            if pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
-                return None
-        except pynvml.NVMLError as error:
-            # Cards that know no MIG say so here; anything else means that the baseline is not to be had.
-            if getattr(error, "value", None) != pynvml.NVML_ERROR_NOT_SUPPORTED:
-                return None
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
+        except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
+            return None
+
+    def free_bytes(self) -> int:
+        if self._context_bytes is not None:
+            # Others may have come or gone since the last job; our context has not changed.
+            self._others_bytes = self.device_bytes() - self.now()[1] - self._context_bytes
+        return torch.cuda.mem_get_info(self.device)[0] + self.now()[1]
 
     def start(self) -> None:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         self._retries_before = torch.cuda.memory_stats(self.device)["num_alloc_retries"]
         self.reset_peak()
+
+    def finish(self) -> None:
+        torch.cuda.empty_cache()
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -86,10 +99,15 @@ class CudaProbe:
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free
 
+    def peak_device_bytes(self) -> int:
+        # A flush of the cache since the peak has given back the difference.
+        return self.device_bytes() + self.peak()[1] - self.now()[1]
+
     def context_bytes(self) -> int | None:
         if self._others_bytes is None:
             return None
-        return max(0, self.device_bytes() - torch.cuda.memory_reserved(self.device) - self._others_bytes)
+        self._context_bytes = max(0, self.device_bytes() - self.now()[1] - self._others_bytes)
+        return self._context_bytes
 
     def retries(self) -> int:
         return torch.cuda.memory_stats(self.device)["num_alloc_retries"] - self._retries_before
@@ -151,8 +169,14 @@ class CpuProbe:
     def now(self) -> tuple[int, None]:
         return self.storages.allocated, None
 
-    def device_bytes(self) -> int:
-        """The resident set of this process."""
+    def free_bytes(self) -> None:
+        return None
+
+    def finish(self) -> None:
+        pass
+
+    def peak_device_bytes(self) -> int:
+        """The resident set of this process as the stage ends."""
         return self._process.memory_info().rss
 
     def context_bytes(self) -> None:

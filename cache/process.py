@@ -1,6 +1,8 @@
 """The parent's end of a worker: start it, talk in JSON lines, notice every way it can die, kill it at any moment."""
 
+import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -147,8 +149,12 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Kill the child and wait until it is gone. What it held on a GPU is free then."""
-        self._process.kill()
-        self._process.wait()
+        # The child leads a session of its own, so this reaches whatever it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A process inside a broken driver may not die; the queue goes on without it.
+            self._process.wait(timeout=30)
         for thread in self._threads:
             thread.join(timeout=5)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):

@@ -12,6 +12,9 @@ from planner.request import GenerationRequest
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]
 DeviceKind = Literal["cuda", "cpu"]
 
+# How runs are measured. A change that moves measured numbers counts this up, so that old rows answer no new question.
+METHOD = 1
+
 # Outcomes that say something of memory and so answer the same request again.
 ANSWERS: tuple[Outcome, ...] = ("ok", "out-of-memory")
 
@@ -44,6 +47,7 @@ class Environment:
     attention: str
     allocator_settings: str
     weights: str
+    method: int = METHOD
 
     @property
     def environment_id(self) -> str:
@@ -69,11 +73,18 @@ SAME_KEY = (
     "transformers",
     "accelerate",
     "dtype",
+    "attention",
     "allocator_settings",
     "weights",
+    "method",
 )
 # Versions that make a row stale when they differ from those installed now.
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate")
+
+
+def _release(version: str) -> str:
+    """The version without its build: 2.13.0+cpu on a laptop and 2.13.0 on a GPU host predict the same."""
+    return version.partition("+")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +168,7 @@ class Measurement:
 
     def is_stale(self, versions: Mapping[str, str]) -> bool:
         """Whether it was measured with other versions than these."""
-        return any(getattr(self.environment, name) != versions[name] for name in VERSIONS)
+        return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in VERSIONS)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: every size an integer of bytes."""

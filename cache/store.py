@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import platformdirs
 from sqlite_utils import Database
@@ -25,6 +26,7 @@ from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement,
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument, PlannerError
 from planner.request import GenerationRequest
+from planner.units import GIB
 
 BUSY_TIMEOUT_S = 30
 _BOOLEANS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
@@ -37,7 +39,12 @@ class HistoryError(PlannerError):
 def default_path() -> Path:
     """``PLANNER_DB``, or ``planner.db`` in the user's data directory."""
     named = os.environ.get("PLANNER_DB")
-    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
+    if not named:
+        return Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise HistoryError(f"PLANNER_DB names no home directory ({error}), got {named!r} - set it to a file") from None
 
 
 def now() -> str:
@@ -48,6 +55,15 @@ def now() -> str:
 def _request_of(row: Mapping[str, Any]) -> GenerationRequest:
     values = {field.name: row[field.name] for field in fields(GenerationRequest)}
     return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _BOOLEANS})
+
+
+def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
+    measured = run.measured
+    if measured.outcome == "ok" and not measured.num_alloc_retries:
+        return False
+    # What was free then is after our own context, which takes less than a GiB on every card.
+    then = measured.free_before_bytes
+    return bool(run.holders) or (free_bytes is not None and then is not None and free_bytes > then + GIB)
 
 
 class Store:
@@ -100,7 +116,7 @@ class Store:
                 self.moved_aside = self.moved_aside or moved
 
     def _migrate(self) -> None:
-        with self._connect() as db:
+        with self._connect(create=True) as db:
             db.enable_wal()
             with self._immediate(db):
                 known = {migration.name for migration in migrations._migrations}
@@ -113,8 +129,10 @@ class Store:
                 migrations.apply(db)
 
     @contextlib.contextmanager
-    def _connect(self) -> Generator[Database]:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    def _connect(self, *, create: bool = False) -> Generator[Database]:
+        # Only opening makes a file: one that vanished under a running server must not come back without its tables.
+        address = f"file:{quote(str(self.path.absolute()))}?mode={'rwc' if create else 'rw'}"
+        connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             yield Database(connection)
@@ -258,13 +276,19 @@ class Store:
             db.execute("update jobs set measurement_id = null where measurement_id = ?", [full_id])
             db.table("measurements").delete_where("id = ?", [full_id])
 
-    def already_measured(self, request: GenerationRequest, environment: Environment) -> Measurement | None:
-        """The newest run of this very request under the same key that says something of memory."""
+    def already_measured(
+        self, request: GenerationRequest, environment: Environment, free_bytes: int | None = None
+    ) -> Measurement | None:
+        """The newest run of this very request under the same key that says something of memory.
+
+        A run that met the end of the card says so only of a card as full as it was: it is left out when others held
+        memory then, or when more is free now (`free_bytes`).
+        """
         same = " and ".join(f"e.{name} is :{name}" for name in SAME_KEY)
         outcomes = ", ".join(f"'{outcome}'" for outcome in ANSWERS)
         arguments = {name: getattr(environment, name) for name in SAME_KEY} | {"request_id": request.request_id}
         found = self.measurements(f"m.request_id = :request_id and m.outcome in ({outcomes}) and {same}", arguments)
-        return found[0] if found else None
+        return next((run for run in found if not _was_squeezed(run, free_bytes)), None)
 
     # Model facts
 

@@ -18,6 +18,10 @@ from typing import Any, Protocol, TextIO
 from cache.records import Measured
 
 
+class DeviceFull(Exception):
+    """The device had not even room for the worker itself."""
+
+
 class Backend(Protocol):
     """What a worker serves."""
 
@@ -48,8 +52,11 @@ def serve(make_backend: Callable[[], Backend]) -> None:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
+    one_at_a_time = threading.Lock()
+
     def send(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
+        with one_at_a_time:
+            channel.write(json.dumps(message) + "\n")
 
     backend: Backend | None = None
     for job in _jobs_from(sys.stdin):
@@ -64,6 +71,9 @@ def serve(make_backend: Callable[[], Backend]) -> None:
                 backend = make_backend()
             send({"type": "environment", **backend.environment()})
             send({"type": "result", "measured": asdict(backend.measure(job, report))})
+        except DeviceFull as error:
+            full = Measured(outcome="out-of-memory", reason=str(error), ended_in="loading")
+            send({"type": "result", "measured": asdict(full)})
         except Exception as error:
             send({"type": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]})
             # Whatever state the device is in now, the next job deserves a fresh process.

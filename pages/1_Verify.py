@@ -3,12 +3,14 @@
 import streamlit as st
 
 from cache.compare import predictions_for
-from cache.jobs import Device, Jobs
+from cache.device import Device
+from cache.jobs import Jobs
 from pages.shared import calls
 from pages.shared.chrome import history_notice, open_page
 from pages.shared.device_view import attached_cards_view, choose_device
 from pages.shared.inputs import request_controls
 from pages.shared.job_view import job_view
+from pages.shared.words import sentence
 from planner.errors import PlannerError
 from planner.report import verify_command
 from planner.request import GenerationRequest
@@ -19,13 +21,13 @@ history_notice()
 
 def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
     """Queue the run; its id goes into the address, so that a reload finds it again."""
-    predictions = predictions_for(request, device, calls.facts())
+    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid)
     try:
         job_id = jobs.submit(
             request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force
         )
     except PlannerError as error:
-        st.error(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/error:")
+        st.error(sentence(str(error)), icon=":material/error:")
         return
     st.query_params["job"] = job_id
 
@@ -39,6 +41,8 @@ with results:
         st.info("Correct the request, then verify it.", icon=":material/arrow_back:")
         st.stop()
     device = choose_device()
+    if device is None:
+        st.stop()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         weights = st.segmented_control(
             "Weights",

@@ -4,6 +4,7 @@ Nothing heavy is imported here; a command imports what it needs when it runs.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -206,6 +207,13 @@ def run_gpus(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _checked_text(argv: Sequence[str]) -> list[str]:
+    for text in argv:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidArgument("argument", "must be text in UTF-8", text)
+    return list(argv)
+
+
 def _stop_on_closed_pipe() -> NoReturn:
     # The reader is gone (`... | head`). Python would complain once more while closing stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -214,8 +222,12 @@ def _stop_on_closed_pipe() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A gate must not fail because a terminal cannot show a sign.
+            stream.reconfigure(errors="replace")
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(_checked_text(sys.argv[1:] if argv is None else argv))
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code

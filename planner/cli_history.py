@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 from cache.attached import usable_card
 from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for
+from cache.device import Device, check_runnable, environment_of
 from cache.doctor import checks
-from cache.jobs import Device, Jobs, JobView, check_runnable
+from cache.jobs import Jobs, JobView
 from cache.records import VERSIONS, Measurement
-from cache.store import Store
+from cache.store import HistoryError, Store, now
 from cache.versions import installed
 from planner.cli import print_json, request_from, say
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
@@ -90,7 +91,18 @@ def verify(arguments: argparse.Namespace) -> int:
         progress.end()
         jobs.close()
     if view.measurement_id is None:
-        raise RuntimeError(view.reason)
+        if view.measured:
+            # An hour's measuring is shown even where it cannot be kept.
+            environment = environment_of(device, arguments.weights, arguments.model_dir)
+            lost = Measurement(
+                measurement_id="not kept",
+                created_at=now(),
+                request=request,
+                environment=environment,
+                measured=view.measured,
+            )
+            say(measurement_text(lost))
+        raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
     measurement = store.measurement(view.measurement_id)
     cached = view.state == "cached"
     if cached:
@@ -128,6 +140,10 @@ def measurement_text(measurement: Measurement) -> str:
     if measured.total_seconds is not None and measured.seconds_per_step is not None:
         text = f"{measured.total_seconds:.2f} s in all, {measured.seconds_per_step:.3f} s a step"
         facts.append(("time", text))
+    for holder in measurement.holders:
+        facts.append(("held by", f"{holder['name']} ({holder['pid']}), {_size(holder['used_bytes'])}"))
+    if measured.free_before_bytes is not None:
+        facts.append(("free", f"{_size(measured.free_before_bytes)} as it began"))
     if measured.peak_reserved_bytes is not None:
         text = f"context {_size(measured.context_bytes)}, {measured.num_alloc_retries} allocator retries"
         facts.append(("device", f"peak {_size(measured.peak_device_bytes)}, {text}"))

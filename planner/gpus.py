@@ -253,7 +253,7 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
     usable_bytes = parse_bytes("gpu_memory", gpu_memory)
     major, dot, minor = compute_capability.partition(".")
     is_number = major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()
-    if not (dot and is_number and 5 <= int(major) <= 20 and len(minor) == 1):
+    if not (dot and is_number and len(major) <= 2 and 5 <= int(major) <= 20 and len(minor) == 1):
         raise InvalidArgument(
             "compute_capability", "must be a version from 5.0 up", compute_capability, "for example 7.5 for a T4"
         )

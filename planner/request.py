@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, Self
@@ -45,11 +46,11 @@ def parse_whole(argument: str, text: str) -> int:
     Raises:
         InvalidArgument: the text is none.
     """
-    try:
-        # A longer number is out of every range, and Python takes quadratic time over it.
-        return int(text[:20])
-    except ValueError:
-        raise InvalidArgument(argument, "must be a whole number", text) from None
+    # A longer number is out of every range, and Python takes quadratic time over it.
+    if len(text) <= 20:
+        with suppress(ValueError):
+            return int(text)
+    raise InvalidArgument(argument, "must be a whole number", text)
 
 
 def parse_finite(argument: str, text: str) -> float:
@@ -135,7 +136,8 @@ class GenerationRequest:
             raise InvalidArgument(
                 "guidance_scale", f"must be between 0 and {MAX_GUIDANCE_SCALE:g}", value, f"nearest: {nearest:g}"
             )
-        object.__setattr__(self, "guidance_scale", float(value))
+        # Adding zero makes -0.0 the 0.0 it is equal to, and so one request.
+        object.__setattr__(self, "guidance_scale", float(value) + 0.0)
 
     @property
     def effective_width(self) -> int:

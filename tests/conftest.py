@@ -55,6 +55,7 @@ def make_environment(**changes) -> Environment:
         "attention": "sdpa",
         "allocator_settings": "",
         "weights": "synthetic",
+        "method": 1,
     }
     return Environment(**values | changes)
 

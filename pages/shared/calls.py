@@ -33,7 +33,12 @@ def store() -> tuple[Store | None, str | None]:
     from cache.store import HistoryError
 
     try:
-        return _open_store(), None
+        opened = _open_store()
+        if not opened.path.exists():
+            # Moved or deleted under us: begin a new one, as a restart would.
+            _open_store.clear()
+            opened = _open_store()
+        return opened, None
     except HistoryError as error:
         return None, str(error)
 

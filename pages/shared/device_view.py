@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from cache.jobs import Device
+from cache.device import Device
 from pages.shared import calls
 from planner.units import gib
 
@@ -42,8 +42,8 @@ def attached_cards_view() -> None:
                 st.rerun(scope="fragment")
 
 
-def choose_device() -> Device:
-    """Draw the choice of device; the freest usable card comes first, the CPU last."""
+def choose_device() -> Device | None:
+    """Draw the choice of device; the freest usable card comes first, the CPU last. None when the chosen one is gone."""
     found, _ = calls.attached()
     usable = sorted((card for card, problem in found if problem is None), key=lambda card: -card.free_bytes)
     devices = {f"{card.name} ({card.index})": Device(card) for card in usable} | {"CPU rehearsal": Device()}
@@ -56,5 +56,6 @@ def choose_device() -> Device:
         help="The rehearsal runs the real architecture on the CPU at up to 512×512: it shows the path, "
         "is kept as a CPU run, and judges no GPU.",
     )
-    # A card that has gone since the last run leaves its name behind in the control.
-    return devices.get(name, Device())
+    if name not in devices:
+        st.warning(f"{name} has gone since it was chosen. Choose another device.", icon=":material/warning:")
+    return devices.get(name)

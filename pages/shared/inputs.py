@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.words import plain, sentence
 from planner.errors import InvalidArgument, UnknownCard
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, Card, card_named
 from planner.request import (
@@ -191,7 +192,7 @@ def _option_controls() -> dict[str, Any]:
 def request_controls() -> GenerationRequest | None:
     """Draw the controls; the request they stand for, or None after saying what is wrong with it."""
     for text in st.session_state.get("refused", ()):
-        st.warning(f"This link was not taken whole: {text}.", icon=":material/link_off:")
+        st.warning(f"This link was not taken whole: {plain(text)}.", icon=":material/link_off:")
     task = st.segmented_control(
         "Task",
         TASKS,
@@ -261,7 +262,7 @@ def request_controls() -> GenerationRequest | None:
     try:
         request = GenerationRequest.from_dict(values)
     except InvalidArgument as error:
-        st.error(f"{str(error)[0].upper()}{str(error)[1:]}.", icon=":material/error:")
+        st.error(sentence(str(error)), icon=":material/error:")
         return None
     if request.is_rounded:
         st.caption(

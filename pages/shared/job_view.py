@@ -5,6 +5,7 @@ import streamlit as st
 from cache.jobs import Jobs, JobView
 from pages.shared import calls
 from pages.shared.run_view import PHASE_NAMES, measurement_view
+from pages.shared.words import plain
 from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 
@@ -76,7 +77,7 @@ def job_view(jobs: Jobs, request: GenerationRequest) -> None:
     elif not view.ended:
         st.fragment(_progress, run_every=POLL_S)(jobs, job_id)
     elif view.measurement_id is None:
-        st.error(f"{view.reason}", icon=":material/error:")
+        st.error(plain(str(view.reason)), icon=":material/error:")
     else:
         if view.state == "cached":
             st.info("Answered from the history: this was measured before. Tick Measure again to repeat it.")

@@ -7,6 +7,7 @@ from cache.compare import compare, verdict_of
 from cache.records import Measurement
 from pages.shared.charts import comparison_chart
 from pages.shared.verdicts import verdict_badge
+from pages.shared.words import plain
 from planner.components import STAGE_NAMES
 from planner.units import gib
 
@@ -47,7 +48,7 @@ def _heading(measurement: Measurement) -> None:
     st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
     # A cancelled run has nothing to say beyond its heading.
     if measured.reason and measured.outcome != "cancelled":
-        st.error(f"{measured.reason}", icon=":material/error:")
+        st.error(plain(measured.reason), icon=":material/error:")
 
 
 def _peaks(measurement: Measurement) -> None:

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from cache.compare import predictions_for
-from cache.jobs import Device, Jobs
+from cache.device import Device
+from cache.jobs import Jobs
 from cache.records import Measured, Prediction
 from cache.store import Store
 from planner.fit import fit

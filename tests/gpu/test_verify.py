@@ -6,7 +6,8 @@ import pytest
 
 from cache.attached import usable_card
 from cache.compare import predictions_for
-from cache.jobs import Device, Jobs
+from cache.device import Device
+from cache.jobs import Jobs
 from planner.errors import NoGpu
 from planner.request import GenerationRequest
 

@@ -89,6 +89,23 @@ def test_a_link_with_a_bad_value_says_so(open_page, page, params, message):
     assert at.number_input(key="width").value == 512
 
 
+def test_text_in_a_link_is_shown_as_text(open_page):
+    at = open_page(task="[free GPUs](https://example.org)", gpu=["![x](https://example.org/x.png) :red[y] $z$"])
+    shown = "\n".join(str(warning.value) for warning in at.warning[:2])
+    assert r"\[free GPUs\]\(https\:" in shown
+    assert r"\!\[x\]\(https\:" in shown and r"\:red\[y\] \$z\$" in shown
+    assert "task must be one of" in texts(at.warning)
+
+
+def test_a_history_that_vanishes_under_a_running_app_is_begun_again(open_page, own_history):
+    open_page(HISTORY)
+    for path in own_history.parent.glob("planner.db*"):
+        path.unlink()
+    for page in PAGES:
+        assert not open_page(page).exception
+    assert own_history.exists()
+
+
 def test_an_alias_in_a_link_is_taken_for_its_card(open_page):
     at = open_page(gpu=["A100"])
     assert at.multiselect(key="gpu").value == ["A100-40GB"]

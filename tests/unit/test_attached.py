@@ -54,6 +54,66 @@ def test_cuda_visible_devices_is_obeyed(nvml, cuda_build, monkeypatch):
         usable_card()
 
 
+def test_a_card_torch_cannot_use_is_passed_over_for_one_it_can(nvml, cuda_build, monkeypatch):
+    nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", lambda handle: (7, 5) if handle == 0 else (7, 0))
+    assert usable_card().index == 0
+    with pytest.raises(NoGpu, match=r"compute capability 7\.0"):
+        usable_card("1")
+
+
+def test_a_lost_card_does_not_hide_the_others(nvml, cuda_build, monkeypatch):
+    nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+
+    def lost(handle):
+        if handle == 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return nvml.uuids[handle]
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lost)
+    assert [card.index for card in cards()] == [1]
+    nvml.uuids = nvml.uuids[:1]
+    with pytest.raises(NoGpu, match="does not answer"):
+        cards()
+
+
+def test_an_old_driver_that_knows_no_process_list_still_shows_its_card(nvml, monkeypatch):
+    def mismatch(handle):
+        raise pynvml.NVMLLibraryMismatchError("nvmlDeviceGetComputeRunningProcesses_v3")
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", mismatch)
+    assert cards()[0].holders == ()
+
+
+def test_a_card_split_by_mig_is_its_instances(nvml, cuda_build, monkeypatch):
+    nvml.uuids.append("MIG-33333333-cccc")
+    nvml.free[1] = 4_000_000_000
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", lambda handle: (pynvml.NVML_DEVICE_MIG_ENABLE, 1))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda handle: 7)
+
+    def instance(handle, index):
+        if index:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return 1
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", instance)
+    (card,) = cards()
+    assert (card.uuid, card.free_bytes, card.mig) == ("MIG-33333333-cccc", 4_000_000_000, True)
+    assert usable_card("MIG-3333").uuid == card.uuid
+    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID"):
+        usable_card("0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-33333333-cccc")
+    assert usable_card().uuid == card.uuid
+
+
+def test_what_our_own_worker_holds_counts_as_free(nvml):
+    nvml.processes = [SimpleNamespace(pid=77, usedGpuMemory=1000), SimpleNamespace(pid=78, usedGpuMemory=500)]
+    (card,) = cards()
+    assert card.as_card(own_pid=77).usable_bytes == 14_000_000_000 + 1000
+    assert card.as_card().usable_bytes == 14_000_000_000
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

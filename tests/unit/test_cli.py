@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from cache.jobs import Jobs
 from cache.store import Store
 from planner.cli import main
 from planner.components import STAGES
@@ -81,6 +82,9 @@ def test_the_exit_code_is_the_worst_verdict(capsys, argv, code):
     [
         (("--width", "500", "--task", "txt2img"), "width must be a multiple of 8, got 500 (nearest: 496 or 504)"),
         (("--gpu", "RTX 4090 Ti"), "unknown card 'RTX 4090 Ti' - nearest: 'RTX 4090'"),
+        (("--width", "512" + " " * 30 + "junk"), "width must be a whole number"),
+        (("--prompt", "\udcff"), "argument must be text in UTF-8"),
+        (("--gpu-memory", "16GiB", "--compute-capability", "9" * 5000 + ".0"), "compute_capability must be a version"),
         (("--width", "abc"), "width must be a whole number, got 'abc'"),
         (("--guidance-scale", "nan"), "guidance_scale must be a finite number, got nan"),
         (("--basis", "guess"), "basis must be one of best, formula"),
@@ -240,6 +244,28 @@ def test_fit_and_gpus_import_nothing_heavy(argv):
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_cannot_show_a_sign_still_gets_the_verdict(encoding):
+    environment = {"PYTHONIOENCODING": encoding, "PATH": ""}
+    command = [sys.executable, "-m", "planner", "fit"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert b"fits" in done.stdout
+
+
+def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypatch):
+    command = [sys.executable, "-m", "tests.worker.scripted", "good"]
+    monkeypatch.setitem(Jobs.__init__.__kwdefaults__, "worker_command", lambda kind: command)
+
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Store, "end_job", broken)
+    code, out, err = run(capsys, "verify", "--device", "cpu", "--width", "64", "--height", "64")
+    assert (code, out) == (2, "")
+    assert "not kept" in err and "error: the history could not keep this run: disk full" in err
 
 
 def test_a_reader_that_leaves_early_is_no_crash():

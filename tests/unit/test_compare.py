@@ -4,7 +4,7 @@ import pytest
 
 from cache.attached import cards
 from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for, verdict_of
-from cache.jobs import Device
+from cache.device import Device
 from cache.records import Measurement, Prediction
 from planner.fit import fit
 from planner.gpus import card_named

@@ -16,6 +16,7 @@ from planner.components import MODEL_ID, SD_V15
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
+from planner.units import GIB
 from tests.conftest import ROOT, make_environment, make_measured
 
 REQUEST = GenerationRequest(width=1024, height=768)
@@ -71,10 +72,47 @@ def test_a_rounded_size_is_the_same_request(store, environment):
     assert store.measurements()[0].request.width == 512
 
 
-@pytest.mark.parametrize("change", ["torch", "diffusers", "driver", "uuid_hash", "weights", "allocator_settings"])
+@pytest.mark.parametrize(
+    "change", ["torch", "diffusers", "driver", "uuid_hash", "weights", "allocator_settings", "attention"]
+)
 def test_another_key_is_measured_again(store, environment, change):
     store.save_measurement(REQUEST, environment, make_measured())
     assert store.already_measured(REQUEST, replace(environment, **{change: "other"})) is None
+
+
+def test_a_card_that_others_filled_says_nothing_of_an_empty_one(store, environment):
+    squeezed = Measured(outcome="out-of-memory", free_before_bytes=2 * GIB)
+    store.save_measurement(REQUEST, environment, squeezed)
+    assert store.already_measured(REQUEST, environment, free_bytes=2 * GIB)
+    assert store.already_measured(REQUEST, environment, free_bytes=14 * GIB) is None
+    tight = make_measured(num_alloc_retries=1, free_before_bytes=2 * GIB)
+    store.save_measurement(REQUEST, environment, tight)
+    assert store.already_measured(REQUEST, environment, free_bytes=14 * GIB) is None
+    holders = ({"pid": 1, "name": "python", "used_bytes": GIB},)
+    store.save_measurement(REQUEST, environment, squeezed, holders=holders)
+    assert store.already_measured(REQUEST, environment).measured == tight
+
+
+def test_another_build_of_the_same_release_is_not_stale(store):
+    versions = installed() | {"torch": "2.13.0"}
+    store.save_measurement(REQUEST, make_environment(**versions), make_measured())
+    assert not store.measurements()[0].is_stale(versions | {"torch": "2.13.0+cpu"})
+
+
+def test_a_file_that_vanished_does_not_come_back_without_its_tables(own_history, environment):
+    store = Store(own_history)
+    for path in own_history.parent.glob("planner.db*"):
+        path.unlink()
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        store.save_measurement(REQUEST, environment, make_measured())
+    assert not own_history.exists()
+    Store(own_history).save_measurement(REQUEST, environment, make_measured())
+
+
+def test_a_home_that_does_not_exist_is_a_message(monkeypatch):
+    monkeypatch.setenv("PLANNER_DB", "~nosuchuser/planner.db")
+    with pytest.raises(HistoryError, match="PLANNER_DB names no home directory"):
+        Store()
 
 
 def test_what_only_the_worker_knows_is_no_part_of_the_key(store, environment):

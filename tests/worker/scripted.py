@@ -5,13 +5,15 @@ The script says what happens in each job; FILE, where given, makes it happen onl
 
 import ctypes
 import os
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cache.records import Measured, StageMeasure
-from cache.worker import serve
+from cache.worker import DeviceFull, serve
 
 PHASES = ("loading", "warm-up", "text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker", "reading back")
 GOOD = Measured(
@@ -48,7 +50,7 @@ class Scripted:
                 getattr(self, script.replace("-", "_"))()
         if script == "out-of-memory":
             return Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="unet")
-        return GOOD
+        return replace(GOOD, num_alloc_retries=3) if script == "retries" else GOOD
 
     def hang_in(self, wanted: str, report) -> Measured:
         for phase in PHASES:
@@ -62,6 +64,12 @@ class Scripted:
 
     def out_of_memory(self) -> None:
         pass
+
+    def retries(self) -> None:
+        pass
+
+    def child(self) -> None:
+        subprocess.run(["sleep", "3600"], check=False)
 
     def hang(self) -> None:
         time.sleep(3600)
@@ -99,4 +107,10 @@ class Scripted:
 
 if __name__ == "__main__":
     once = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    serve(lambda: Scripted(sys.argv[1], once))
+
+    def make() -> Scripted:
+        if sys.argv[1] == "device-full":
+            raise DeviceFull("CUDA error: out of memory")
+        return Scripted(sys.argv[1], once)
+
+    serve(make)

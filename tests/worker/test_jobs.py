@@ -10,11 +10,13 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from cache.jobs import Device, Jobs, close_orphans, device_lock, environment_of
+from cache.device import Device, device_lock, environment_of
+from cache.jobs import Jobs, close_orphans
+from cache.owner import Owner
 from cache.process import Cancelled
 from cache.records import Measured
 from cache.store import Store
-from planner.errors import InvalidArgument
+from planner.errors import InvalidArgument, PlannerError
 from planner.request import GenerationRequest
 from tests.conftest import ROOT
 from tests.worker.scripted import GOOD, PHASES
@@ -142,9 +144,48 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(jobs_with):
     assert (jobs.view(second).state, jobs.view(second).ahead) == ("queued", 1)
     assert [view.job_id for view in jobs.active()] == [first, second]
     jobs.cancel(second)
+    # At once, though the first one still runs.
+    assert jobs.view(second).state == "cancelled"
+    assert jobs.store.job(second)["state"] == "cancelled"
+    assert jobs.view(first).phase == "unet"
     jobs.cancel(first)
-    assert jobs.wait(first).state == jobs.wait(second).state == "cancelled"
+    assert jobs.wait(first).state == "cancelled"
     assert jobs.active() == []
+
+
+def test_a_closed_queue_takes_no_job(jobs_with):
+    jobs = jobs_with("good")
+    jobs.close()
+    with pytest.raises(PlannerError, match="this queue was closed"):
+        jobs.submit(REQUEST, CPU)
+
+
+def test_a_run_with_retries_is_kept_and_its_worker_is_not(jobs_with, store):
+    jobs = jobs_with("retries")
+    view = jobs.wait(jobs.submit(REQUEST, CPU))
+    assert (view.state, view.measured.num_alloc_retries) == ("ok", 3)
+    assert jobs.worker_pid is None
+    assert len(store.measurements()) == 1
+
+
+def test_a_device_too_full_for_the_worker_itself_is_out_of_memory(jobs_with, store):
+    jobs = jobs_with("device-full")
+    view = jobs.wait(jobs.submit(REQUEST, CPU))
+    assert (view.state, view.reason) == ("out-of-memory", "CUDA error: out of memory")
+    assert store.measurements()[0].measured.ended_in == "loading"
+
+
+def test_what_a_worker_started_dies_with_it(jobs_with):
+    jobs = jobs_with("child")
+    job_id = jobs.submit(REQUEST, CPU)
+    eventually(lambda: jobs.view(job_id).phase == "unet")
+    eventually(lambda: psutil.Process(jobs.worker_pid).children())
+    (child,) = psutil.Process(jobs.worker_pid).children()
+    began = time.monotonic()
+    jobs.cancel(job_id)
+    jobs.wait(job_id)
+    eventually(lambda: not child.is_running() or child.status() == "zombie")
+    assert time.monotonic() - began < 15
 
 
 def test_an_idle_worker_is_released(jobs_with):
@@ -152,8 +193,7 @@ def test_an_idle_worker_is_released(jobs_with):
     jobs.wait(jobs.submit(REQUEST, CPU))
     pid = jobs.worker_pid
     assert pid
-    eventually(lambda: jobs.worker_pid is None)
-    assert not psutil.pid_exists(pid)
+    eventually(lambda: jobs.worker_pid is None and not psutil.pid_exists(pid))
     assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
 
 
@@ -206,22 +246,38 @@ def test_the_worker_ends_when_its_parent_is_gone():
     eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
 
 
-def test_a_job_of_a_dead_planner_is_closed_with_a_row(store):
-    environment = environment_of(CPU)
-    store.add_job("dead", REQUEST, environment, f"{2**22 + 1}:0.000")
-    store.add_job("alive", REQUEST, environment, f"{os.getpid()}:{psutil.Process().create_time():.3f}")
+def test_a_job_of_a_dead_planner_is_closed_with_a_row(store, own_history):
+    code = (
+        "import os, sys; from pathlib import Path; from cache.owner import Owner;"
+        "owner = Owner.claim(Path(sys.argv[1])); print(owner.name, flush=True); sys.stdin.readline(); os._exit(1)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", code, str(own_history)], cwd=ROOT, text=True, **pipes)
+    name = other.stdout.readline().strip()
+    store.add_job("other's", REQUEST, environment_of(CPU), name)
+    close_orphans(store)
+    assert [row["id"] for row in store.open_jobs()] == ["other's"]
+    other.communicate("die\n")
     close_orphans(store)
     close_orphans(store)
-    assert store.job("dead")["state"] == "failed"
-    assert [row["id"] for row in store.open_jobs()] == ["alive"]
+    assert store.job("other's")["state"] == "failed"
     (run,) = store.measurements()
     assert run.measured.reason == "the planner ended while this job was open"
-    assert run.measurement_id == store.job("dead")["measurement_id"]
+    assert run.measurement_id == store.job("other's")["measurement_id"]
+    assert not list(own_history.parent.glob("*.owner-*"))
+
+
+def test_a_queue_leaves_no_file_behind(jobs_with, own_history):
+    jobs = jobs_with("good")
+    (file,) = own_history.parent.glob("*.owner-*")
+    assert Owner.is_alive(own_history, file.name.rpartition("-")[2])
+    jobs.close()
+    assert not file.exists()
 
 
 def test_one_measurement_at_a_time_on_a_device_across_processes(jobs_with):
     code = (
-        "import sys, threading; from cache.jobs import Device, device_lock;\n"
+        "import sys, threading; from cache.device import Device, device_lock;\n"
         "with device_lock(Device(), lambda: None, threading.Event()):\n"
         "    print('held', flush=True); sys.stdin.readline()"
     )
@@ -256,6 +312,7 @@ def test_a_history_that_fails_does_not_end_the_queue(jobs_with, store, monkeypat
         view = jobs.wait(jobs.submit(REQUEST, CPU))
         assert view.reason == "the history could not keep this run: disk full"
         assert view.measurement_id is None
+        assert view.measured.peak_allocated_bytes == GOOD.peak_allocated_bytes
     assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
 
 

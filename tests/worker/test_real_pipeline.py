@@ -5,8 +5,9 @@ import json
 import pytest
 
 from cache.compare import predictions_for
+from cache.device import Device
 from cache.doctor import checks
-from cache.jobs import Device, Jobs
+from cache.jobs import Jobs
 from cache.store import Store
 from cache.versions import installed
 from planner.cli import main

@@ -1,0 +1,127 @@
+"""Where a job runs: an attached card or the CPU, its environment, what it can take, and who may use it now."""
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from cache.attached import AttachedCard
+from cache.folders import fingerprint
+from cache.process import Cancelled
+from cache.records import Environment
+from cache.versions import installed
+from planner.components import MODEL_ID, MODEL_REVISION
+from planner.errors import InvalidArgument
+from planner.request import GenerationRequest
+
+# A rehearsal shows the path, not a GPU: beyond this the CPU would be busy for many minutes.
+MAX_REHEARSAL_PIXELS = 512 * 512
+# What moves a peak from outside the program.
+ALLOCATOR_SETTINGS = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
+
+Weights = Literal["synthetic", "hub", "local"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a job runs: an attached card, or the CPU for a rehearsal when `card` is None."""
+
+    card: AttachedCard | None = None
+
+    @property
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """Torch's device type."""
+        return "cuda" if self.card else "cpu"
+
+    @property
+    def key(self) -> str:
+        """A name for the device that is the same in every process of this machine."""
+        return self.card.uuid_hash if self.card else "cpu"
+
+
+def environment_of(device: Device, weights: Weights = "synthetic", model_dir: str | None = None) -> Environment:
+    """The environment of a run here and now, as far as it is known before torch is loaded."""
+    sources = {"synthetic": "synthetic", "hub": f"hub:{MODEL_ID}@{MODEL_REVISION}"}
+    card = device.card
+    versions: dict[str, Any] = dict(installed())
+    return Environment(
+        device_kind=device.kind,
+        card=card.name if card else "CPU rehearsal",
+        uuid_hash=card.uuid_hash if card else None,
+        total_bytes=card.total_bytes if card else psutil.virtual_memory().total,
+        mig=card.mig if card else None,
+        driver=card.driver if card else None,
+        dtype="float16" if card else "bfloat16",
+        attention="sdpa",
+        allocator_settings=" ".join(f"{name}={os.environ[name]}" for name in ALLOCATOR_SETTINGS if name in os.environ),
+        weights=f"local:{fingerprint(model_dir)}" if model_dir else sources[weights],
+        **versions,
+    )
+
+
+@contextlib.contextmanager
+def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
+    """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
+
+    Raises:
+        Cancelled: `cancelled` was set while waiting.
+    """
+    # Not TMPDIR, which differs between users and batch jobs that share a card.
+    path = Path("/tmp") / f"will-it-fit-{device.key}.lock"
+    try:
+        # Another user's file may be read and locked, but in a sticky directory not created again.
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    waiting()
+                    told = True
+                if cancelled.wait(0.2):
+                    raise Cancelled from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_runnable(request: GenerationRequest, device: Device, model_dir: str | None = None) -> None:
+    """Refuse what cannot run before anything is started.
+
+    Raises:
+        InvalidArgument: the folder is no pipeline, or the CPU rehearsal is too large or asks for offload.
+    """
+    if model_dir is not None:
+        try:
+            readable = (Path(model_dir) / "model_index.json").is_file()
+        except OSError:
+            readable = False
+        if not readable:
+            rule = "must be a folder with model_index.json, as save_pretrained writes it"
+            raise InvalidArgument("model_dir", rule, model_dir)
+    if device.kind != "cpu":
+        return
+    pixels = request.effective_width * request.effective_height * request.batch
+    if pixels > MAX_REHEARSAL_PIXELS:
+        asked = f"{request.effective_width}x{request.effective_height} batch {request.batch}"
+        raise InvalidArgument(
+            "device", "cpu rehearses at most 512x512 pixels in all", asked, "smaller, or run it on a GPU"
+        )
+    if request.offload != "none":
+        raise InvalidArgument("offload", "must be none on the CPU: there is nothing to offload from", request.offload)
