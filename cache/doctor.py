@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from cache.attached import cards, why_not_usable
-from cache.store import HistoryError, Store
+from cache.history_file import HistoryError
+from cache.store import Store
 from cache.versions import installed, torch_cuda
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu

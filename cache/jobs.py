@@ -10,15 +10,16 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cache.attached import cards as attached_cards
 from cache.device import Device, Weights, check_runnable, device_lock, environment_of
+from cache.job import ENDED, Job, JobView
 from cache.owner import Owner
 from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
-from cache.records import Environment, Measured, Prediction
+from cache.records import Measured, Prediction
 from cache.store import Store
 from cache.versions import installed
 from planner.components import MODEL_ID
@@ -30,111 +31,6 @@ SILENCE_S = 900.0
 IDLE_S = 180.0
 # Jobs remembered in memory for the page that started them; the history keeps all.
 REMEMBERED = 50
-# Where each phase begins and ends on the progress bar.
-_REACHED = {
-    "waiting": (0.0, 0.0),
-    "starting": (0.0, 0.02),
-    "loading": (0.02, 0.35),
-    "warm-up": (0.35, 0.45),
-    "text_encoder": (0.45, 0.47),
-    "vae_encoder": (0.47, 0.5),
-    "unet": (0.5, 0.88),
-    "vae_decoder": (0.88, 0.93),
-    "safety_checker": (0.93, 0.97),
-    "reading back": (0.97, 1.0),
-}
-
-JobState = Literal["queued", "running", "ok", "out-of-memory", "cancelled", "failed", "cached"]
-ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "cached")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobView:
-    """A job as it stands at one moment. Times in seconds; `phases` are those passed, with how long each took."""
-
-    job_id: str
-    request: GenerationRequest
-    device: Device
-    state: JobState = "queued"
-    ahead: int = 0
-    phase: str | None = None
-    detail: str | None = None
-    step: int | None = None
-    of: int | None = None
-    phase_seconds: float = 0.0
-    total_seconds: float = 0.0
-    phases: tuple[tuple[str, float], ...] = ()
-    measurement_id: str | None = None
-    reason: str | None = None
-    measured: Measured | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state in ENDED
-
-    @property
-    def fraction(self) -> float:
-        """How far it is, in [0, 1]: a picture of progress, since phases take unlike times on unlike cards."""
-        if self.ended:
-            return 1.0
-        if self.phase not in _REACHED:
-            return 0.0
-        begin, end = _REACHED[self.phase]
-        within = min(1.0, self.step / self.of) if self.step is not None and self.of else 0.0
-        return begin + (end - begin) * within
-
-
-@dataclass
-class _Job:
-    """The mutable side of a job, guarded by the queue's lock."""
-
-    job_id: str
-    request: GenerationRequest
-    device: Device
-    environment: Environment
-    weights: Weights
-    model_dir: str | None
-    predictions: tuple[Prediction, ...]
-    state: JobState = "queued"
-    phase: str | None = None
-    detail: str | None = None
-    step: int | None = None
-    of: int | None = None
-    started: float | None = None
-    phase_started: float = 0.0
-    ended_at: float | None = None
-    phases: list[tuple[str, float]] = field(default_factory=list)
-    measurement_id: str | None = None
-    reason: str | None = None
-    measured: Measured | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def enter(self, message: dict[str, Any], at: float) -> None:
-        """Take a progress message: a new phase closes the one before."""
-        if message["phase"] != self.phase:
-            self.close_phase(at)
-            self.phase, self.phase_started = message["phase"], at
-        self.detail, self.step, self.of = message.get("detail"), message.get("step"), message.get("of")
-
-    def close_phase(self, at: float) -> None:
-        if self.phase is not None:
-            self.phases.append((self.phase, at - self.phase_started))
-            self.phase = None
-
-    def resident_key(self) -> tuple[Any, ...]:
-        """What a worker must have loaded to serve this job."""
-        request = self.request
-        # Offload hooks belong to one pipeline object, so there the task counts as well.
-        task = request.task if request.offload != "none" else None
-        return (
-            self.device.key,
-            self.environment.weights,
-            request.safety_checker,
-            request.channels_last,
-            request.offload,
-            task,
-        )
 
 
 def close_orphans(store: Store) -> None:
@@ -157,7 +53,7 @@ class Jobs:
     ):
         self.store = store
         self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
-        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._worker: WorkerProcess | None = None
         self._resident: tuple[Any, ...] | None = None
@@ -188,7 +84,7 @@ class Jobs:
         check_runnable(request, device, model_dir)
         # The worker runs in another folder.
         model_dir = str(Path(model_dir).resolve()) if model_dir else None
-        job = _Job(
+        job = Job(
             job_id=str(uuid.uuid4()),
             request=request,
             device=device,
@@ -220,24 +116,8 @@ class Jobs:
             if job is None:
                 return None
             waiting = [other.job_id for other in self._jobs.values() if other.state in ("queued", "running")]
-            at = job.ended_at or time.monotonic()
-            return JobView(
-                job_id=job.job_id,
-                request=job.request,
-                device=job.device,
-                state=job.state,
-                ahead=waiting.index(job_id) if job_id in waiting else 0,
-                phase=job.phase,
-                detail=job.detail,
-                step=job.step,
-                of=job.of,
-                phase_seconds=at - job.phase_started if job.phase else 0.0,
-                total_seconds=at - job.started if job.started else 0.0,
-                phases=tuple(job.phases),
-                measurement_id=job.measurement_id,
-                reason=job.reason,
-                measured=job.measured,
-            )
+            ahead = waiting.index(job_id) if job_id in waiting else 0
+            return job.view(ahead, time.monotonic())
 
     def cancel(self, job_id: str) -> None:
         """Cancel a queued or running job, in whatever phase; nothing happens to one that ended."""
@@ -316,10 +196,10 @@ class Jobs:
                 if self._closing:
                     return
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         return next((job for job in self._jobs.values() if job.state == "queued"), None)
 
-    def _measure(self, job: _Job) -> tuple[Measured, tuple[dict[str, Any], ...]]:
+    def _measure(self, job: Job) -> tuple[Measured, tuple[dict[str, Any], ...]]:
         holders: tuple[dict[str, Any], ...] = ()
 
         def waiting() -> None:
@@ -343,7 +223,7 @@ class Jobs:
             measured = Measured(outcome="failed", reason=f"{type(error).__name__}: {error}"[:2000], ended_in=job.phase)
         return measured, holders
 
-    def _outcome_of(self, job: _Job, worker: WorkerProcess) -> Measured:
+    def _outcome_of(self, job: Job, worker: WorkerProcess) -> Measured:
         order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
 
         def on_message(message: dict[str, Any]) -> None:
@@ -356,7 +236,7 @@ class Jobs:
         except WorkerFailed as error:
             return Measured(outcome="failed", reason=str(error), ended_in=job.phase)
 
-    def _worker_for(self, job: _Job) -> WorkerProcess:
+    def _worker_for(self, job: Job) -> WorkerProcess:
         if self._worker and self._worker.alive and self._resident == job.resident_key():
             return self._worker
         self._end_worker()
@@ -390,7 +270,7 @@ class Jobs:
         if worker:
             worker.end()
 
-    def _on_message(self, job: _Job, message: dict[str, Any]) -> None:
+    def _on_message(self, job: Job, message: dict[str, Any]) -> None:
         if message["type"] == "progress":
             self._on_progress(job, message)
         elif message["type"] == "environment":
@@ -400,11 +280,11 @@ class Jobs:
             model = job.environment.weights if job.weights == "local" else MODEL_ID
             self.store.save_model_facts(model, installed(), counts)
 
-    def _on_progress(self, job: _Job, message: dict[str, Any]) -> None:
+    def _on_progress(self, job: Job, message: dict[str, Any]) -> None:
         with self._changed:
             job.enter(message, time.monotonic())
 
-    def _finish(self, job: _Job, measured: Measured, holders: tuple[dict[str, Any], ...]) -> None:
+    def _finish(self, job: Job, measured: Measured, holders: tuple[dict[str, Any], ...]) -> None:
         try:
             job.measurement_id = self.store.end_job(
                 job.job_id, job.request, job.environment, measured, predictions=job.predictions, holders=holders

@@ -9,7 +9,6 @@ from cache.versions import installed
 from pages.shared import calls
 from pages.shared.chrome import history_notice, open_page
 from pages.shared.run_view import measurement_view
-from planner.errors import InvalidArgument
 from planner.units import gib_value
 
 open_page("History", "Every measured run, and how far each prediction was off.")
@@ -102,12 +101,8 @@ def confirm_delete(measurement: Measurement) -> None:
 
 def details(measurement_id: str) -> None:
     """The chosen run in full, with what can be done with it."""
-    store, _ = calls.store()
-    if store is None:
-        return
-    try:
-        measurement = store.measurement(measurement_id)
-    except InvalidArgument:
+    measurement = calls.measurement(measurement_id)
+    if measurement is None:
         st.warning("The run in this link is not in the history.", icon=":material/link_off:")
         return
     with st.container(border=True):

@@ -8,9 +8,11 @@ from cache.attached import usable_card
 from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for
 from cache.device import Device, check_runnable, environment_of
 from cache.doctor import checks
-from cache.jobs import Jobs, JobView
+from cache.history_file import HistoryError
+from cache.job import JobView
+from cache.jobs import Jobs
 from cache.records import VERSIONS, Measurement
-from cache.store import HistoryError, Store, now
+from cache.store import Store, now
 from cache.versions import installed
 from planner.cli import print_json, request_from, say
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES

@@ -13,7 +13,7 @@ import streamlit as st
 from cache.attached import AttachedCard, cards, why_not_usable
 from cache.versions import installed
 from planner.components import MODEL_ID, SD_V15, ModelFacts
-from planner.errors import NoGpu
+from planner.errors import InvalidArgument, NoGpu
 
 if TYPE_CHECKING:
     from cache.jobs import Jobs
@@ -30,7 +30,7 @@ def _open_store() -> Store:
 
 def store() -> tuple[Store | None, str | None]:
     """The history, or None and what is wrong with it. A failure is not remembered: the next run tries again."""
-    from cache.store import HistoryError
+    from cache.history_file import HistoryError
 
     try:
         opened = _open_store()
@@ -69,6 +69,15 @@ def facts() -> ModelFacts:
     """Parameter counts made from the installed modules where a run made them, else the published ones."""
     opened, _ = store()
     return (opened.model_facts(MODEL_ID, installed()) if opened else None) or SD_V15
+
+
+def measurement(measurement_id: str) -> Measurement | None:
+    """One run, or None when it is not in the history."""
+    opened, _ = store()
+    try:
+        return opened.measurement(measurement_id) if opened else None
+    except InvalidArgument:
+        return None
 
 
 def measurements() -> list[Measurement]:

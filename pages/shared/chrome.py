@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.shared import calls
-from pages.shared.inputs import enter_page
+from pages.shared.plan_state import enter_page
 
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),

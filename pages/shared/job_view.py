@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from cache.jobs import Jobs, JobView
+from cache.job import ENDED, JobView
+from cache.jobs import Jobs
 from pages.shared import calls
 from pages.shared.run_view import PHASE_NAMES, measurement_view
 from pages.shared.words import plain
-from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 
 POLL_S = 0.5
@@ -45,19 +45,15 @@ def _remembered(job_id: str) -> None:
     row = store.job(job_id) if store else None
     if row is None:
         st.warning("The job in this link is not in the history.", icon=":material/link_off:")
-    elif row["measurement_id"]:
-        _result(row["measurement_id"])
+    elif row["state"] in ENDED:
+        _result(row["measurement_id"] or "")
     else:
         st.info("This job runs in another planner on this machine; reload to look again.", icon=":material/hourglass:")
 
 
 def _result(measurement_id: str) -> None:
-    store, _ = calls.store()
-    if store is None:
-        return
-    try:
-        measurement = store.measurement(measurement_id)
-    except InvalidArgument:
+    measurement = calls.measurement(measurement_id)
+    if measurement is None:
         st.info("The run of this job was deleted from the history.", icon=":material/delete:")
         return
     with st.container(border=True):

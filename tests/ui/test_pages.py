@@ -248,6 +248,10 @@ def test_a_link_to_a_job_of_another_server_shows_its_run(open_page, no_driver, o
     store.end_job("old", GenerationRequest(), environment, make_measured(), predictions=FORMULA)
     assert "Ran to the end" in texts(open_page(VERIFY, job="old").markdown)
     assert "not in the history" in texts(open_page(VERIFY, job="never").warning)
+    store.delete_measurement(store.job("old")["measurement_id"])
+    assert "was deleted from the history" in texts(open_page(VERIFY, job="old").info)
+    store.add_job("other", GenerationRequest(), environment, "another")
+    assert "runs in another planner" in texts(open_page(VERIFY, job="other").info)
 
 
 def test_history_is_empty_and_says_what_to_do_next(open_page):

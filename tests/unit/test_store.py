@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from sqlite_utils import Database
 
+from cache.history_file import HistoryError
 from cache.migrations import migrations
 from cache.records import Measured, Prediction
-from cache.store import HistoryError, Store
+from cache.store import Store
 from cache.versions import installed
 from planner.components import MODEL_ID, SD_V15
 from planner.fit import fit

@@ -1,0 +1,133 @@
+"""The file that the history lives in: where it is, how it is opened, migrated, checked, and set aside when damaged.
+
+A connection belongs to its thread, so each call opens its own. Writers take ``BEGIN IMMEDIATE``: a deferred
+transaction that reads and then writes fails at once under WAL when another writer came between.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import platformdirs
+from sqlite_utils import Database
+
+from cache.migrations import migrations
+from planner.errors import PlannerError
+
+BUSY_TIMEOUT_S = 30
+
+
+class HistoryError(PlannerError):
+    """The history cannot be used; the message says why and what to do."""
+
+
+def default_path() -> Path:
+    """``PLANNER_DB``, or ``planner.db`` in the user's data directory."""
+    named = os.environ.get("PLANNER_DB")
+    if not named:
+        return Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise HistoryError(f"PLANNER_DB names no home directory ({error}), got {named!r} - set it to a file") from None
+
+
+class HistoryFile:
+    """One SQLite file. Opening it makes, migrates, checks and if need be sets aside the file.
+
+    `moved_aside` is the new name of a damaged file that was found, else None.
+
+    Raises:
+        HistoryError: the file cannot be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path | str | None = None):
+        self.path = Path(path) if path is not None else default_path()
+        self.moved_aside: Path | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._file_lock():
+                self._check_or_move_aside()
+                self._migrate()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise HistoryError(
+                f"the history {self.path} cannot be opened ({error}) - set PLANNER_DB to a file you may write"
+            ) from error
+
+    @contextlib.contextmanager
+    def _file_lock(self) -> Generator[None]:
+        # Making the file, switching to WAL and moving a damaged file are not covered by SQLite's own locks.
+        with open(self.path.with_name(f"{self.path.name}.lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _check_or_move_aside(self) -> None:
+        if not self.path.exists():
+            return
+        try:
+            with self._connect() as db:
+                healthy = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            healthy = False
+        if healthy:
+            return
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(f"{self.path.name}{suffix}")
+            if part.exists():
+                moved = self.path.with_name(f"{self.path.name}.damaged-{stamp}{suffix}")
+                shutil.move(part, moved)
+                self.moved_aside = self.moved_aside or moved
+
+    def _migrate(self) -> None:
+        with self._connect(create=True) as db:
+            db.enable_wal()
+            with self._immediate(db):
+                known = {migration.name for migration in migrations._migrations}
+                unknown = [step.name for step in migrations.applied(db) if step.name not in known]
+                if unknown:
+                    raise HistoryError(
+                        f"{self.path} was written by a newer version (migration {unknown[0]} is unknown here) - "
+                        "upgrade, or set PLANNER_DB to another file"
+                    )
+                migrations.apply(db)
+
+    @contextlib.contextmanager
+    def _connect(self, *, create: bool = False) -> Generator[Database]:
+        # Only opening makes a file: one that vanished under a running server must not come back without its tables.
+        address = f"file:{quote(str(self.path.absolute()))}?mode={'rwc' if create else 'rw'}"
+        connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            yield Database(connection)
+        finally:
+            connection.close()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _immediate(db: Database) -> Generator[None]:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            db.rollback()
+            raise
+        db.commit()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[Database]:
+        with self._connect() as db, self._immediate(db):
+            yield db
+
+    def damaged_files(self) -> list[Path]:
+        """Files that were set aside next to the history, oldest first."""
+        aside = self.path.parent.glob(f"{self.path.name}.damaged-*")
+        return sorted(path for path in aside if not path.name.endswith(("-wal", "-shm")))

@@ -1,0 +1,110 @@
+"""The plan of a session: what its controls stand at, what its address says, and how it moves between pages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from planner.errors import InvalidArgument, UnknownCard
+from planner.gpus import DEFAULT_CARDS, card_named
+from planner.request import GenerationRequest, parse_finite, parse_whole
+
+DEFAULT = GenerationRequest()
+DEFAULT_CARD_NAMES = [card_named(name).name for name in DEFAULT_CARDS]
+
+
+def _truth(argument: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InvalidArgument(argument, "must be true or false", text)
+    return text.lower() == "true"
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A request field as it appears in an address."""
+
+    name: str
+    parse: Callable[[str, str], Any]
+
+    @property
+    def default(self) -> Any:
+        return getattr(DEFAULT, self.name)
+
+
+def _same(_argument: str, text: str) -> str:
+    return text
+
+
+FIELDS = (
+    _Field("task", _same),
+    _Field("width", parse_whole),
+    _Field("height", parse_whole),
+    _Field("batch", parse_whole),
+    _Field("guidance_scale", parse_finite),
+    _Field("steps", parse_whole),
+    _Field("prompt_tokens", parse_whole),
+    _Field("safety_checker", _truth),
+    _Field("vae_tiling", _truth),
+    _Field("vae_slicing", _truth),
+    _Field("attention_slicing", _truth),
+    _Field("channels_last", _truth),
+    _Field("offload", _same),
+)
+CARDS_KEY = "gpu"
+
+
+def plan() -> dict[str, Any]:
+    """The plan as this session knows it: values by key, complete once the controls were drawn."""
+    return st.session_state.setdefault("plan", {})
+
+
+def _default_of(key: str) -> Any:
+    return DEFAULT_CARD_NAMES if key == CARDS_KEY else getattr(DEFAULT, key)
+
+
+def _from_address() -> tuple[dict[str, Any], list[str]]:
+    """The values in the address that its fields can take, and what is wrong with the others.
+
+    Streamlit drops a value that a control cannot show without a word; a link that was not taken whole should say so.
+    """
+    values: dict[str, Any] = {}
+    refused = []
+    for field in FIELDS:
+        if field.name not in st.query_params:
+            continue
+        try:
+            value = field.parse(field.name, st.query_params[field.name])
+            # img2img takes every size, so that the field's own rule speaks and not the task's.
+            GenerationRequest.from_dict({"task": "img2img", field.name: value})
+            values[field.name] = value
+        except InvalidArgument as error:
+            refused.append(f"{error}; {field.default} is shown instead")
+    names = []
+    for name in st.query_params.get_all(CARDS_KEY):
+        try:
+            names.append(card_named(name).name)
+        except UnknownCard as error:
+            refused.append(str(error).partition("; ")[0])
+    if names:
+        values[CARDS_KEY] = list(dict.fromkeys(names))
+    return values, refused
+
+
+def enter_page(page: str) -> None:
+    """Bring the plan along when a page is opened, by its link or from another page; nothing on later runs.
+
+    A bound control alone forgets a value that came from the address and was never touched, when the page changes.
+    """
+    if st.session_state.get("page") == page:
+        return
+    st.session_state["page"] = page
+    known = plan()
+    values, st.session_state["refused"] = _from_address()
+    if values:
+        known.clear()
+        known.update(values)
+    for key, value in known.items():
+        st.session_state[key] = value
+        if value != _default_of(key):
+            st.query_params[key] = value if key == CARDS_KEY else str(value)
