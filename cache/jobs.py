@@ -98,16 +98,29 @@ class Jobs:
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started
-        else:
-            self.store.add_job(job.job_id, request, job.environment, self._owner.name)
         with self._changed:
             if self._closing:
                 raise PlannerError("this queue was closed - reload the page and start again")
+            alike = self._open_job_like(job)
+            if alike:
+                # A second press joins the run that is under way.
+                return alike.job_id
+            if known is None:
+                self.store.add_job(job.job_id, request, job.environment, self._owner.name)
             self._jobs[job.job_id] = job
             while len(self._jobs) > REMEMBERED and next(iter(self._jobs.values())).state in ENDED:
                 self._jobs.popitem(last=False)
             self._changed.notify_all()
         return job.job_id
+
+    def _open_job_like(self, job: Job) -> Job | None:
+        def asks(one: Job) -> tuple[Any, ...]:
+            return one.request, one.device.key, one.weights, one.model_dir
+
+        still_open = (
+            one for one in self._jobs.values() if one.state in ("queued", "running") and not one.cancelled.is_set()
+        )
+        return next((one for one in still_open if asks(one) == asks(job)), None)
 
     def view(self, job_id: str) -> JobView | None:
         """The job as it stands, or None when this process does not know it."""

@@ -181,6 +181,17 @@ def synthetic(request: GenerationRequest, device: torch.device, dtype: torch.dty
 
 
 @contextlib.contextmanager
+def _readable_errors(source: Source) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = source.model_dir or f"{MODEL_ID} on the Hub"
+        cause = str(error).strip().partition("\n")[0][:300]
+        advice = "synthetic weights need none, --model-dir reads a local folder"
+        raise RuntimeError(f"the safetensors of {where} cannot be read - {advice} ({cause})") from error
+
+
+@contextlib.contextmanager
 def _still_there(tell: Callable[[], None]) -> Generator[None]:
     """Tell every few seconds: a download of gigabytes is silent for longer than a parent waits for a hung worker."""
     done = threading.Event()
@@ -215,7 +226,11 @@ def pretrained(
     )
     if source.model_dir is None:
         options["revision"] = MODEL_REVISION
-    with _still_there(lambda: report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")):
+    # What the library says of a repository it cannot reach is about its own options, of which there are none here.
+    with (
+        _readable_errors(source),
+        _still_there(lambda: report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")),
+    ):
         pipeline = PIPELINES[request.task].from_pretrained(
             source.model_dir or MODEL_ID,
             dtype=dtype,

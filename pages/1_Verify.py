@@ -3,7 +3,7 @@
 import streamlit as st
 
 from cache.compare import predictions_for
-from cache.device import Device
+from cache.device import Device, check_runnable
 from cache.jobs import Jobs
 from pages.shared import calls
 from pages.shared.chrome import history_notice, open_page
@@ -55,11 +55,23 @@ with results:
         force = st.checkbox(
             "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
         )
-    jobs = calls.jobs()
-    pressed = st.button("Verify", type="primary", icon=":material/play_arrow:", disabled=jobs is None, key="verify")
+    jobs, problem = calls.jobs(), None
+    try:
+        check_runnable(request, device)
+    except PlannerError as error:
+        problem = error
+        st.info(sentence(str(error)), icon=":material/info:")
+    pressed = st.button(
+        "Verify",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=jobs is None or problem is not None,
+        key="verify",
+    )
     if jobs is not None:
         if pressed:
             start(jobs, request, device, weights, force)
         job_view(jobs, request)
-    st.caption("The same in a terminal, here or on a machine with a GPU:")
-    st.code(verify_command(request), language="bash", wrap_lines=True)
+    command = verify_command(request)
+    st.caption("In a terminal:" if device.card else "In a terminal, on a machine with a GPU and, as a rehearsal, here:")
+    st.code(command if device.card else f"{command}\n{command} --device cpu", language="bash", wrap_lines=True)

@@ -18,7 +18,7 @@ _HELP = {
     "Allocated": "The most that tensors and workspaces took at once, GiB",
     "Reserved": "What torch's caching allocator held at most, GiB",
     "Formula off by": "Predicted allocated peak against the measured one: negative was too low",
-    "Stale": "Measured with other versions than those installed now",
+    "Versions": "stale: measured with other versions than those installed now",
 }
 
 
@@ -28,17 +28,19 @@ def row_of(measurement: Measurement, versions: dict[str, str]) -> dict[str, obje
     formula = [p for p in measurement.predictions if p.basis == "formula"]
     error = peak_error(measurement, formula[0]) if formula else None
     return {
-        "When": pd.Timestamp(measurement.created_at),
+        "When, UTC": pd.Timestamp(measurement.created_at),
+        "Outcome": measured.outcome,
         "Card": measurement.environment.card,
         "Task": request.task,
         "Width": request.effective_width,
         "Height": request.effective_height,
         "Batch": request.batch,
-        "Outcome": measured.outcome,
+        "Steps": request.steps,
         "Allocated": None if measured.peak_allocated_bytes is None else gib_value(measured.peak_allocated_bytes),
         "Reserved": None if measured.peak_reserved_bytes is None else gib_value(measured.peak_reserved_bytes),
         "Formula off by": None if error is None else error * 100,
-        "Stale": measurement.is_stale(versions),
+        "Weights": measurement.environment.weights.partition(":")[0],
+        "Versions": "stale" if measurement.is_stale(versions) else "",
     }
 
 
@@ -72,11 +74,11 @@ def table(found: list[Measurement]) -> str | None:
         key="runs",
         alt="Measured runs, newest first",
         column_config={
-            "When": st.column_config.DatetimeColumn("When", format="YYYY-MM-DD HH:mm"),
+            "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm"),
             "Allocated": number("Allocated", format="%.2f GiB", help=_HELP["Allocated"]),
             "Reserved": number("Reserved", format="%.2f GiB", help=_HELP["Reserved"]),
             "Formula off by": number("Formula off by", format="%+.1f %%", help=_HELP["Formula off by"]),
-            "Stale": st.column_config.CheckboxColumn("Stale", help=_HELP["Stale"]),
+            "Versions": st.column_config.TextColumn("Versions", help=_HELP["Versions"]),
         },
     )
     rows = event["selection"]["rows"]
@@ -120,9 +122,15 @@ if not found:
     )
 else:
     shown = filtered(found)
-    st.caption(f"{len(shown)} of {len(found)} run{'' if len(found) == 1 else 's'}. Choose one to see it in full.")
+    st.caption(
+        f"{len(shown)} of {len(found)} run{'' if len(found) == 1 else 's'}. Tick one on its left to see it in full."
+    )
     selected = table(shown) if shown else None
     if selected:
         st.query_params["run"] = selected
+    elif st.session_state.get("selected"):
+        # Unticked, or filtered away: its details go with it. A link's run stays.
+        st.query_params.pop("run", None)
+    st.session_state["selected"] = selected
     if run := selected or st.query_params.get("run"):
         details(run)

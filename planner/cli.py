@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m planner",
         description="Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
-        epilog="exit codes of fit and verify: 0 fits, 11 tight, 10 no, 12 unknown, 2 usage error",
+        epilog="exit codes: fit 0 fits, 11 tight, 10 no, 12 unknown; verify 0 ran to the end, 11 with allocator "
+        "retries, 10 out of memory, 12 failed or cancelled; 2 usage error",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -176,7 +177,9 @@ def _cards_from(arguments: argparse.Namespace) -> list[Card]:
             chosen.append(card_named(name))
     if (arguments.gpu_memory is None) != (arguments.compute_capability is None):
         missing = "gpu_memory" if arguments.gpu_memory is None else "compute_capability"
-        raise InvalidArgument(missing, "must be given to describe a card, together with its other half", None)
+        other = "compute_capability" if missing == "gpu_memory" else "gpu_memory"
+        example = "--gpu-memory 16GiB --compute-capability 7.5"
+        raise InvalidArgument(missing, f"must be given with {other}", None, f"for example {example}")
     if arguments.gpu_memory is not None:
         chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
     return chosen or [card_named(name) for name in DEFAULT_CARDS]

@@ -16,7 +16,7 @@ from cache.store import Store, now
 from cache.versions import installed
 from planner.cli import print_json, request_from, say
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
-from planner.errors import InvalidArgument
+from planner.errors import InvalidArgument, PlannerError
 from planner.report import SCHEMA, text_table
 from planner.units import gib
 
@@ -140,7 +140,7 @@ def measurement_text(measurement: Measurement) -> str:
         where = f" (in {STAGE_NAMES.get(measured.ended_in, measured.ended_in)})" if measured.ended_in else ""
         facts.append(("reason", f"{measured.reason}{where}"))
     if measured.total_seconds is not None and measured.seconds_per_step is not None:
-        text = f"{measured.total_seconds:.2f} s in all, {measured.seconds_per_step:.3f} s a step"
+        text = f"{measured.total_seconds:.2f} s without loading, {measured.seconds_per_step:.3f} s a step"
         facts.append(("time", text))
     for holder in measurement.holders:
         facts.append(("held by", f"{holder['name']} ({holder['pid']}), {_size(holder['used_bytes'])}"))
@@ -210,7 +210,7 @@ def history_delete(arguments: argparse.Namespace) -> int:
     measurement = store.measurement(arguments.id)
     if not arguments.yes:
         if not sys.stdin.isatty():
-            raise InvalidArgument("yes", "must be given where nobody can be asked", False, "add --yes")
+            raise PlannerError("nobody can be asked here whether to delete the run - add --yes")
         say(measurement_text(measurement))
         say("delete this run? [y/N] ")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

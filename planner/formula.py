@@ -23,7 +23,7 @@ ASSUMPTIONS = (
     "inference only: no gradients and no optimizer state",
     "stages follow one another, so the largest one sets the peak",
     "20 % on top for CUDA workspace, kernels and the framework, so no CUDA context is added",
-    "UNet activations from 745 channels, its rounded mean of 320, 640 and 1280",
+    "UNet activations from 745 channels, given as the rounded mean of 320, 640 and 1280 (which is 746.7)",
 )
 
 
@@ -133,7 +133,7 @@ def estimate(request: GenerationRequest, facts: ModelFacts = SD_V15) -> Breakdow
 
 def not_in_the_formula(request: GenerationRequest) -> list[str]:
     """What this request asks for and the published formula has no term for."""
-    notes = []
+    notes = ["feature maps: it counts three channels for each of the image's size, the VAE's have 128 and more"]
     if request.batch > 1:
         notes.append(f"batch {request.batch}: the formula has no batch, its numbers are those of one image")
     if request.unet_batch > request.batch:

@@ -1,10 +1,13 @@
 """The frame around every page: its title, the navigation, and what the user must know wherever they are."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from pages.shared import calls
 from pages.shared.plan_state import enter_page
 
+_ICON = Path(__file__).with_name("icon.png")
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
     ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
@@ -15,7 +18,11 @@ _PAGES = (
 def open_page(name: str, subtitle: str) -> None:
     """Draw the top of a page. Every page calls this first, so that one opened by its link alone is complete."""
     st.set_page_config(
-        page_title=f"{name} · Will It Fit", page_icon=":material/straighten:", layout="wide", menu_items={"About": None}
+        # A file of ours: an icon by name would be fetched from its maker's servers.
+        page_title=f"{name} · Will It Fit",
+        page_icon=str(_ICON),
+        layout="wide",
+        menu_items={"About": None},
     )
     enter_page(name)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):

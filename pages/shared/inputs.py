@@ -45,7 +45,14 @@ _NUMBERS: tuple[tuple[str, str, Any, Any, Any, str], ...] = (
         0.5,
         "Above 1 the UNet runs on twice the batch.",
     ),
-    ("steps", "Steps", 1, MAX_STEPS, 1, "Denoising steps: they take time, and do not move the peak."),
+    (
+        "steps",
+        "Steps",
+        1,
+        MAX_STEPS,
+        1,
+        "They take time and do not move the peak. img2img runs four in five, at its default strength of 0.8.",
+    ),
     (
         "prompt_tokens",
         "Prompt tokens",

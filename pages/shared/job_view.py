@@ -21,7 +21,7 @@ def _phase_line(view: JobView) -> str:
         name += f", step {view.step} of {view.of}"
     elif view.detail:
         name += f": {view.detail.replace('_', ' ')}"
-    return f"{name} · {view.phase_seconds:.0f} s of {view.total_seconds:.0f} s"
+    return f"{name} · {view.phase_seconds:.0f} s in this phase, {view.total_seconds:.0f} s in all"
 
 
 def _progress(jobs: Jobs, job_id: str) -> None:

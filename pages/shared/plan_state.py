@@ -106,5 +106,7 @@ def enter_page(page: str) -> None:
         known.update(values)
     for key, value in known.items():
         st.session_state[key] = value
-        if value != _default_of(key):
-            st.query_params[key] = value if key == CARDS_KEY else str(value)
+    # At once: each write of its own would be a step of the browser's back button.
+    st.query_params.update(
+        {key: value if key == CARDS_KEY else str(value) for key, value in known.items() if value != _default_of(key)}
+    )

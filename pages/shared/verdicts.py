@@ -15,6 +15,9 @@ class Look(NamedTuple):
     color: Literal["green", "orange", "red", "gray"]
 
 
+# Said in each card, above anything that may be scrolled past.
+_CAUTION = {"formula": ", likely too low"}
+
 LOOKS: dict[Verdict, Look] = {
     "fits": Look(":material/check_circle:", "green"),
     "tight": Look(":material/warning:", "orange"),
@@ -43,4 +46,5 @@ def verdict_card(answer: Answer) -> None:
             signed_gib(answer.headroom_bytes),
             help="Usable memory minus need. Negative is by how much it misses.",
         )
-        st.caption(f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable  \nbasis: {answer.basis}")
+        basis = f"{answer.basis}{_CAUTION.get(answer.basis, '')}"
+        st.caption(f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable  \nbasis: {basis}")

@@ -1,6 +1,7 @@
 """What a person does, in a real browser, with the real worker."""
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -43,12 +44,40 @@ def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_pag
 def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
     page = open_page("/Verify?width=768&batch=2&task=txt2img")
     expect(width_of(page)).to_have_value("768")
-    expect(page.get_by_text("--task txt2img --width 768 --batch 2")).to_be_visible()
+    expect(page.get_by_text("--task txt2img --width 768 --batch 2").first).to_be_visible()
     for name in ("Plan", "History", "Verify", "Plan"):
         go(page, name)
         expect(page).to_have_url(re.compile("width=768"))
     expect(width_of(page)).to_have_value("768")
     expect(page.get_by_text("txt2img 768×512, batch 2")).to_be_visible()
+
+
+def test_the_back_button_leads_back_to_the_plan_as_it_was(open_page):
+    page = open_page("/?width=128&height=128&steps=3")
+    expect(page.get_by_text("How we know", exact=True)).to_be_visible(timeout=20_000)
+    go(page, "Verify")
+    expect(page).to_have_url(re.compile("Verify.*steps=3"))
+    go(page, "History")
+    expect(page).to_have_url(re.compile("History.*steps=3"))
+    for _ in range(4):
+        page.go_back()
+        page.wait_for_timeout(1500)
+        if "Verify" in page.url:
+            break
+    expect(page.get_by_role("heading", name="Verify")).to_be_visible()
+    expect(width_of(page)).to_have_value("128")
+
+
+def test_the_app_asks_no_other_host_for_anything(browser, app):
+    context = browser.new_context()
+    page, hosts = context.new_page(), set()
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+    for path in ("/", "/Verify", "/History"):
+        page.goto(f"{app}{path}")
+        page.wait_for_selector("h1")
+        page.wait_for_timeout(2000)
+    context.close()
+    assert hosts - {None, ""} == {"127.0.0.1"}
 
 
 def test_a_typed_plan_comes_along(open_page):
@@ -142,6 +171,8 @@ def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
 
 def test_the_controls_are_reached_by_keyboard(open_page):
     page = open_page()
+    expect(page.get_by_text("How we know", exact=True)).to_be_visible(timeout=20_000)
+    settle(page)
     reached = set()
     for _ in range(40):
         page.keyboard.press("Tab")

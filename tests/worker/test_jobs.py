@@ -153,6 +153,15 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(jobs_with):
     assert jobs.active() == []
 
 
+def test_a_second_press_joins_the_run_under_way(jobs_with):
+    jobs = jobs_with("hang-in:unet")
+    first = jobs.submit(REQUEST, CPU)
+    assert jobs.submit(REQUEST, CPU, force=True) == first
+    assert jobs.submit(replace(REQUEST, steps=3), CPU) != first
+    jobs.cancel(first)
+    assert jobs.submit(REQUEST, CPU) != first
+
+
 def test_a_closed_queue_takes_no_job(jobs_with):
     jobs = jobs_with("good")
     jobs.close()
