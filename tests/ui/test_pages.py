@@ -160,13 +160,14 @@ def test_the_plan_comes_along_to_verify_and_back(open_page):
 
 
 def test_verify_without_a_gpu_says_why_and_what_to_do(open_page, no_driver):
-    at = open_page(VERIFY, width="1024")
+    at = open_page(VERIFY, width="256")
     assert "No GPU to measure here" in texts(at.info)
     assert "python -m planner doctor" in texts(at.info)
     assert texts(at.code).splitlines() == [
-        "python -m planner verify --width 1024",
-        "python -m planner verify --width 1024 --device cpu",
+        "python -m planner verify --width 256",
+        "python -m planner verify --width 256 --device cpu",
     ]
+    assert texts(open_page(VERIFY, width="1024").code) == "python -m planner verify --width 1024"
 
 
 def test_verify_shows_the_card_its_free_memory_and_who_holds_it(open_page, nvml, cuda_build):
