@@ -73,7 +73,7 @@ with results:
             start(jobs, request, device, weights, force)
         job_view(jobs, request)
     command = verify_command(request)
-    rehearsal = f"\n{command} --device cpu" if ready and not device.card else ""
+    rehearsal = f"\n{command} --device cpu" if problem is None and not device.card else ""
     where = "on a machine with a GPU and, as a rehearsal, here" if rehearsal else "on a machine with a GPU"
     st.caption(f"In a terminal, {where}:")
     st.code(f"{command}{rehearsal}", language="bash", wrap_lines=True)
