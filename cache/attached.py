@@ -62,6 +62,11 @@ class AttachedCard:
         """What is taken now, by whomever."""
         return self.total_bytes - self.free_bytes
 
+    @property
+    def used_fraction(self) -> float:
+        """`used_bytes` of the whole, in [0, 1]."""
+        return min(1.0, max(0.0, self.used_bytes / self.total_bytes))
+
     def as_card(self, own_pid: int | None = None) -> Card:
         """The card to plan on: usable is what is free now and what our own worker holds, which it would use again.
 

@@ -1,5 +1,6 @@
 """A measured run beside what was predicted of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cache.device import Device
@@ -84,3 +85,15 @@ def peak_error(measurement: Measurement, prediction: Prediction) -> float | None
     if measurement.measured.outcome != "ok":
         return None
     return Compared("", prediction.peak_allocated_bytes, measurement.measured.peak_allocated_bytes).error
+
+
+def errors_on_gpus(measurements: Iterable[Measurement], basis: str) -> list[float]:
+    """`peak_error` of this basis over the runs on GPUs that have one; rehearsals do not count."""
+    found = (
+        peak_error(measurement, prediction)
+        for measurement in measurements
+        if measurement.environment.device_kind == "cuda"
+        for prediction in measurement.predictions
+        if prediction.basis == basis
+    )
+    return [error for error in found if error is not None]

@@ -7,7 +7,6 @@ from types import MappingProxyType
 MODEL_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 
-COMPONENTS = ("unet", "vae", "text_encoder", "safety_checker")
 # The order in which a pipeline runs them; img2img alone has a vae_encoder stage.
 STAGES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
 # What each stage is called on screens.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from planner.components import FLOAT16_BYTES, LATENT_CHANNELS, SD_V15, ModelFacts
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
-from planner.units import gib
 
 # The published rounding of (320 + 640 + 1280) / 3, the UNet's three channel widths.
 MEAN_UNET_CHANNELS = 745
@@ -115,10 +114,6 @@ class Breakdown:
             ("decoder", f"{latent} + {image} + 3*({image})", self.vae_decoder_bytes),
             ("total", f"({self.base_bytes:,} + {peak}) * 1.2", self.total_bytes),
         ]
-
-    def substituted(self) -> str:
-        """The formula as text, this request's numbers put in."""
-        return "\n".join(f"{name:<7} = {text}\n        = {size:,} B = {gib(size)}" for name, text, size in self.terms())
 
 
 def estimate(request: GenerationRequest, facts: ModelFacts = SD_V15) -> Breakdown:

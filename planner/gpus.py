@@ -38,11 +38,6 @@ class Card:
         """Compute capability as torch and NVIDIA write it, such as ``7.5``."""
         return f"{self.compute_capability[0]}.{self.compute_capability[1]}"
 
-    @property
-    def capacity_bytes(self) -> int:
-        """What is left for torch once the context is there, both at their careful end."""
-        return self.usable_bytes - self.context_bytes
-
 
 def _card(
     name: str,

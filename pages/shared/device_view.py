@@ -22,8 +22,7 @@ def attached_cards_view() -> None:
     for card, problem in found:
         with st.container(border=True):
             st.markdown(f"**{card.name}** :gray[driver {card.driver}{', MIG' if card.mig else ''}]")
-            used = card.used_bytes / card.total_bytes
-            st.progress(min(1.0, max(0.0, used)), f"{gib(card.free_bytes)} free of {gib(card.total_bytes)}")
+            st.progress(card.used_fraction, f"{gib(card.free_bytes)} free of {gib(card.total_bytes)}")
             holders = [
                 f"{holder.name} ({holder.pid}{', ' + gib(holder.used_bytes) if holder.used_bytes else ''})"
                 for holder in card.holders

@@ -45,15 +45,9 @@ def formula_view(breakdown: Breakdown) -> None:
 
 
 def _how_far_off() -> None:
-    from cache.compare import peak_error
+    from cache.compare import errors_on_gpus
 
-    errors = [
-        error
-        for measurement in calls.measurements()
-        if measurement.environment.device_kind == "cuda"
-        for prediction in measurement.predictions
-        if prediction.basis == "formula" and (error := peak_error(measurement, prediction)) is not None
-    ]
+    errors = errors_on_gpus(calls.measurements(), "formula")
     if not errors:
         st.caption(
             "How far off is it? No run on a GPU is in the history yet; Verify measures one and shows it here. "
