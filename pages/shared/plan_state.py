@@ -106,7 +106,12 @@ def enter_page(page: str) -> None:
         known.update(values)
     for key, value in known.items():
         st.session_state[key] = value
+    brought = {
+        key: value if key == CARDS_KEY else str(value) for key, value in known.items() if value != _default_of(key)
+    }
     # At once: each write of its own would be a step of the browser's back button.
-    st.query_params.update(
-        {key: value if key == CARDS_KEY else str(value) for key, value in known.items() if value != _default_of(key)}
-    )
+    st.query_params.update(brought)
+    if brought and not values:
+        # Reached by the back button, an address without the plan puts bound controls to their defaults in this run,
+        # over anything that was set; the next run starts from the address as it is now.
+        st.rerun()
