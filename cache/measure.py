@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from cache import pipelines
 from cache.pipelines import Report, Source
 from cache.probes import CpuProbe, CudaProbe, Probe
 from cache.records import Measured, StageMeasure
 from cache.worker import DeviceFull
+from planner.modules import LOADED_COMPONENTS, apply_options, call_arguments
 from planner.request import GenerationRequest
 
 # Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
@@ -120,20 +120,7 @@ def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Prob
         report("unet", step=min(index + 1, pipe.num_timesteps), of=pipe.num_timesteps)
         return tensors
 
-    arguments: dict[str, Any] = {
-        "prompt": [pipelines.prompt_of(request.prompt_tokens)] * request.batch,
-        "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance_scale,
-        "generator": torch.Generator().manual_seed(0),
-        "callback_on_step_end": on_step_end,
-    }
-    if request.task == "img2img":
-        image = Image.effect_noise((request.width, request.height), 64).convert("RGB")
-        # With the default strength of 0.8 one step would round to none.
-        arguments |= {"image": [image] * request.batch, "strength": max(0.8, 1 / request.steps)}
-    else:
-        arguments |= {"width": request.width, "height": request.height}
-    pipeline(**arguments)
+    pipeline(**call_arguments(request), callback_on_step_end=on_step_end)
 
 
 class PipelineBackend:
@@ -178,7 +165,7 @@ class PipelineBackend:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The components that hold weights, by name."""
-        loaded = {name: getattr(self.pipeline, name) for name in pipelines.LOADED_COMPONENTS}
+        loaded = {name: getattr(self.pipeline, name) for name in LOADED_COMPONENTS}
         return {name: module for name, module in loaded.items() if module is not None}
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
@@ -193,7 +180,7 @@ class PipelineBackend:
                 self._load(request, source, report)
                 report("facts", counts=pipelines.parameter_counts(self.modules()))
             self.pipeline = pipelines.for_task(self.pipeline, request.task)
-            pipelines.apply_options(self.pipeline, request)
+            apply_options(self.pipeline, request)
             phase = "warm-up"
             report("warm-up")
             with self._counting():

@@ -28,7 +28,7 @@ def small_pipeline():
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from cache.pipelines import SCHEDULER_CONFIG, byte_tokenizer
+    from planner.modules import SCHEDULER_CONFIG, byte_tokenizer
 
     torch.manual_seed(0)
     blocks = {"block_out_channels": (32, 64), "layers_per_block": 1}

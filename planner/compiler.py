@@ -1,0 +1,363 @@
+"""Compiles traces of the real pipeline into memory programs.
+
+Each routine is traced at a few sizes. The events must come in the same order every time, and every size must be one
+whole multiple of one of `planner.program.features`; anything else is an error, never a guess.
+"""
+
+import gc
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from planner.flatten import pipeline_name, routine_name
+from planner.modules import LOADED_COMPONENTS, assemble
+from planner.program import AREAS, EACH_IMAGE, MAX_TRACED_STEPS, STAGES, TIMES_BATCH, Call, Library, Op, Routine, features
+from planner.request import OFFLOADS, TASKS, GenerationRequest
+from planner.trace import (
+    REMEMBERED,
+    Attention,
+    Begin,
+    Birth,
+    Convolution,
+    Death,
+    EmptyCache,
+    End,
+    Event,
+    Loaded,
+    Recorder,
+    Repeat,
+    Returned,
+    Stage,
+    meta_modules,
+    trace_call,
+    trace_vae,
+)
+
+# Batch, latent height and width: odd, even and prime sides, so that no two features are in proportion.
+SIZES = ((2, 19, 26), (3, 29, 21), (5, 14, 35))
+
+
+class CompileError(Exception):
+    """A trace does not have the shape that programs can hold; the text says where."""
+
+
+class Size(NamedTuple):
+    """Batch and latent size of one call."""
+
+    batch: int
+    height: int
+    width: int
+
+
+@dataclass
+class Frame:
+    """One call of a routine as it was traced: events with numbers of its own, sizes in bytes.
+
+    An op is (what, operand, module); the operand of a kernel is a tuple of sizes and a plain number.
+    """
+
+    name: str
+    size: Size
+    ops: list[tuple[Op, Any, str]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    is_stand_in: bool = False
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _count: int = 0
+    _dead: set[int] = field(default_factory=set)
+
+    def birth(self, event: Birth) -> None:
+        self.adopt([event.slot])
+        self.ops.append((Op.BIRTH, event.size_bytes, event.module))
+
+    def adopt(self, slots: list[int]) -> None:
+        """Number what was made."""
+        for slot in slots:
+            self._numbers[slot] = self._count
+            self._count += 1
+
+    def call(self, call: Call, slots: list[int]) -> None:
+        """A call has returned and left these."""
+        if call not in self.calls:
+            self.calls.append(call)
+        op = (Op.CALL, self.calls.index(call), "")
+        if call.batch_factor == EACH_IMAGE and self.ops and self.ops[-1] == op:
+            # One op stands for the calls of all images, and one number for what they leave together.
+            self._numbers[slots[0]] = self._count - 1
+            return
+        self.ops.append(op)
+        self.adopt(slots)
+
+    def death(self, slot: int, where: str) -> None:
+        """A storage is gone."""
+        if slot not in self._numbers:
+            raise CompileError(f"{where}: a storage of the caller dies inside {self.name}")
+        self._dead.add(slot)
+        op = (Op.DEATH, self._numbers[slot], "")
+        together = [other for other, number in self._numbers.items() if number == self._numbers[slot]]
+        if len(together) == 1 or self.ops[-1] != op:
+            self.ops.append(op)
+
+    def left(self) -> list[int]:
+        """The slots that still live, in the order of their birth."""
+        return [slot for slot in self._numbers if slot not in self._dead]
+
+
+def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
+    """The kernel's sizes and its plain number, as `Routine.kernels` has them."""
+    if isinstance(event, Attention):
+        rows = event.batch * event.heads * event.tokens
+        return (4 * rows, 4 * rows * event.head_dim), event.head_dim
+
+    def elements(shape: tuple[int, ...], channels: int) -> int:
+        return shape[0] * channels * shape[2] * shape[3]
+
+    sizes = []
+    for shape in (event.input_shape, event.output_shape):
+        # NHWC kernels take channels in eights.
+        sizes += [elements(shape, shape[1]), elements(shape, -(-shape[1] // 8) * 8)]
+    return (*sizes, int(np.prod(event.weight_shape))), int(event.channels_last)
+
+
+def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
+    """The call and all calls inside it, innermost first."""
+    stack, found = [Frame(name, size)], []
+    for event in events:
+        frame = stack[-1]
+        match event:
+            case Birth():
+                frame.birth(event)
+            case Death(slot):
+                frame.death(slot, name)
+            case Convolution() | Attention():
+                op = Op.CONVOLUTION if isinstance(event, Convolution) else Op.ATTENTION
+                frame.ops.append((op, kernel_of(event), event.module))
+            case Begin(routine, batch):
+                stack.append(Frame(routine, Size(batch, size.height, size.width)))
+            case End():
+                _return_from(stack.pop(), stack[-1], found)
+            case Stage(stage):
+                frame.ops.append((Op.STAGE, STAGES.index(stage), ""))
+            case Returned():
+                frame.ops.append((Op.RETURNED, 0, ""))
+            case EmptyCache():
+                frame.ops.append((Op.EMPTY_CACHE, 0, ""))
+            case _:
+                raise CompileError(f"{name}: {event} is left over")
+    return [*found, stack[0]]
+
+
+def _return_from(frame: Frame, caller: Frame, found: list[Frame]) -> None:
+    if frame.name == "denormalize_one":
+        factor, rest = EACH_IMAGE, 0
+    else:
+        factor, rest = divmod(frame.size.batch, caller.size.batch)
+    if rest:
+        raise CompileError(f"{frame.name} runs on {frame.size.batch} of {caller.name}'s {caller.size.batch}")
+    caller.call(Call(frame.name, factor, len(frame.left())), frame.left())
+    # A stand-in has made its results and nothing else.
+    frame.is_stand_in = frame.name in REMEMBERED and all(op == Op.BIRTH for op, _, _ in frame.ops)
+    found.append(frame)
+
+
+def folded(events: list[Event]) -> list[Event]:
+    """The events with loops over slices cut to their first and last pass.
+
+    A pass ends what the one before began, so all but the first are alike, and none reaches a peak of its own.
+    """
+    starts = [index for index, event in enumerate(events) if isinstance(event, Repeat)]
+    dropped: set[int] = set()
+    renamed: dict[int, int] = {}
+    for passes in _loops(events, starts):
+        first, *middle, last = passes
+        length = last - (middle[-1] if middle else first)
+        if not middle:
+            continue
+        births = [[e.slot for e in events[p : p + length] if isinstance(e, Birth)] for p in (first, middle[-1])]
+        renamed |= dict(zip(births[1], births[0], strict=True))
+        dropped |= set(range(middle[0], last))
+    return [_renamed(e, renamed) for i, e in enumerate(events) if i not in dropped and not isinstance(e, Repeat)]
+
+
+def _renamed(event: Event, renamed: dict[int, int]) -> Event:
+    return Death(renamed[event.slot]) if isinstance(event, Death) and event.slot in renamed else event
+
+
+def _loops(events: list[Event], starts: list[int]) -> Iterable[list[int]]:
+    """The starts of passes, grouped by the loop they are in: no other module makes anything in between."""
+    loop: list[int] = []
+    for start in starts:
+        made = {e.module for e in events[loop[-1] : start] if isinstance(e, (Birth, Convolution))} if loop else set()
+        if len(made) > 1:
+            yield loop
+            loop = []
+        loop.append(start)
+    if loop:
+        yield loop
+
+
+# From frames to routines
+
+
+def fit_size(values: tuple[int, ...], sizes: list[Size], *, one_size: bool) -> tuple[int, int]:
+    """(feature, coefficient) of a size seen at these batches and latent sizes.
+
+    Raises:
+        CompileError: no feature divides all values alike, or more than one does and the sizes should tell them apart.
+    """
+    quantities = np.stack([features(*size) for size in sizes])
+    found = []
+    for feature in range(quantities.shape[1]):
+        coefficient, rest = divmod(values[0], int(quantities[0, feature]))
+        if not rest and all(coefficient * int(q) == v for q, v in zip(quantities[:, feature], values, strict=True)):
+            found.append((feature, coefficient))
+    if not found:
+        raise CompileError(f"{values} at {sizes} is no whole multiple of any of {AREAS}, with or without the batch")
+    if len(found) > 1 and not one_size and found[1][0] != found[0][0] + TIMES_BATCH:
+        raise CompileError(f"{values} at {sizes} could be any of {found}")
+    return found[0]
+
+
+class _Pool:
+    """Numbers equal values alike."""
+
+    def __init__(self):
+        self.numbers: dict[Any, int] = {}
+
+    def __call__(self, value: Any) -> int:
+        return self.numbers.setdefault(value, len(self.numbers))
+
+
+def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) -> Routine:
+    """One routine from its frames at several sizes."""
+    first = frames[0]
+    shape = [(op, module_name if op != Op.DEATH else "") for op, _, module_name in first.ops]
+    for frame in frames[1:]:
+        if [(op, name if op != Op.DEATH else "") for op, _, name in frame.ops] != shape or frame.calls != first.calls:
+            raise CompileError(f"{key}: the order of events at {frame.size} is not that at {first.size}")
+    at = [frame.size for frame in frames]
+    one_size = len({(size.height, size.width) for size in at}) == 1 or len({size.batch for size in at}) == 1
+    sizes, kernels = _Pool(), _Pool()
+    ops = []
+    for index, (op, operand, name) in enumerate(first.ops):
+        values = [frame.ops[index][1] for frame in frames]
+        if op == Op.BIRTH:
+            operand = sizes(fit_size(tuple(values), at, one_size=one_size))
+        elif op in (Op.CONVOLUTION, Op.ATTENTION):
+            of_each = zip(*(parts for parts, _ in values), strict=True)
+            row = [sizes(fit_size(tuple(part), at, one_size=one_size)) for part in of_each]
+            plain = {number for _, number in values}
+            if len(plain) > 1:
+                raise CompileError(f"{key}: {name} has {plain} at different sizes")
+            operand = kernels((*row, *[0] * (5 - len(row)), plain.pop())) if op == Op.CONVOLUTION else kernels(
+                (*row, plain.pop(), 0, 0, 0)
+            )
+        elif any(value != operand for value in values):
+            raise CompileError(f"{key}: event {index} differs between sizes: {values}")
+        ops.append((int(op), operand, module(name)))
+    return Routine(
+        ops=np.array(ops, dtype=np.int32).reshape(-1, 3),
+        sizes=np.array(list(sizes.numbers), dtype=np.int32).reshape(-1, 2),
+        kernels=np.array(list(kernels.numbers), dtype=np.int32).reshape(-1, 6),
+        calls=tuple(first.calls),
+    )
+
+
+class _Compiler:
+    """Traces what is needed, and gathers the frames of each routine."""
+
+    def __init__(self):
+        self.frames: dict[str, list[Frame]] = {}
+        self._pipelines: dict[Any, Any] = {}
+        self._memories: dict[Any, dict[Any, Any]] = {}
+
+    def pipeline(self, request: GenerationRequest) -> Any:
+        """The pipeline to trace this request on."""
+        key = request.task, request.safety_checker, request.channels_last, request.attention_slicing, request.offload
+        if key not in self._pipelines:
+            modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
+            self._pipelines[key] = assemble(modules, request.task)
+        return self._pipelines[key]
+
+    def trace(self, request: GenerationRequest) -> None:
+        """Trace one request and keep its frames."""
+        memory = self._memories.setdefault((request.channels_last, request.attention_slicing), {})
+        events = trace_call(self.pipeline(request), request, memory=memory)
+        loaded = next(index for index, event in enumerate(events) if isinstance(event, Loaded))
+        size = Size(request.batch, request.latent_height, request.latent_width)
+        self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
+
+    def trace_pixels(self, request: GenerationRequest) -> None:
+        """Trace the VAE on tiles of one latent."""
+        size = Size(request.batch, 1, 1)
+        events = trace_vae(self.pipeline(request), *size)
+        self._keep(request, frames_of("", size, folded(events))[:-1])
+
+    def _keep(self, request: GenerationRequest, frames: list[Frame]) -> None:
+        for frame in frames:
+            if not frame.is_stand_in:
+                is_pipeline = frame.name == pipeline_name(request)
+                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size)
+                self.frames.setdefault(key, []).append(frame)
+
+
+def _requests() -> Iterator[GenerationRequest]:
+    """What is traced: every combination that changes the order of allocations, each at three sizes."""
+    for batch, height, width in (*SIZES, (1, 19, 26), (1, 29, 21), (1, 14, 35)):
+        size = {"batch": batch, "height": 8 * height, "width": 8 * width}
+        if batch > 1:
+            yield from _calls(**size)
+        for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
+            options = {"channels_last": channels_last, "attention_slicing": attention_slicing, "steps": 1}
+            yield GenerationRequest(**size, **options)
+            yield GenerationRequest(**{**size, "width": 64, "height": 64}, **options)
+
+
+def _calls(**size: int) -> Iterator[GenerationRequest]:
+    for task, guidance_scale, safety_checker, offload, steps in itertools.product(
+        TASKS, (7.5, 1.0), (True, False), OFFLOADS, range(1, MAX_TRACED_STEPS + 1)
+    ):
+        yield GenerationRequest(
+            task=task, guidance_scale=guidance_scale, safety_checker=safety_checker, offload=offload, steps=steps, **size
+        )
+
+
+def _weights(pipeline: Any, module: Callable[[str], int]) -> dict[str, tuple[tuple[int, int], ...]]:
+    weights = {}
+    for component in LOADED_COMPONENTS:
+        recorder = Recorder()
+        recorder.load(component, getattr(pipeline, component))
+        births = [event for event in recorder.events if isinstance(event, Birth)]
+        weights[component] = tuple((birth.size_bytes, module(birth.module)) for birth in births)
+    return weights
+
+
+def compile_library(versions: Mapping[str, str], report: Callable[[float, str], None] = lambda *_: None) -> Library:
+    """Every routine of the installed libraries, traced and compiled.
+
+    `report` is told how much is done, in [0, 1], and what comes next.
+
+    Raises:
+        CompileError: a routine does not have the shape that programs can hold.
+    """
+    compiler = _Compiler()
+    requests = list(_requests())
+    gc.collect()
+    # What stands now stays; the collector need not look at it before each trace.
+    gc.freeze()
+    try:
+        for index, request in enumerate(requests):
+            report(index / (len(requests) + 1), request.describe())
+            compiler.trace(request)
+        for batch, channels_last in itertools.product((1, 2, 3), (False, True)):
+            compiler.trace_pixels(GenerationRequest(batch=batch, channels_last=channels_last, steps=1))
+    finally:
+        gc.unfreeze()
+    report(1.0, "fitting sizes")
+    module = _Pool()
+    module("")
+    weights = _weights(compiler.pipeline(GenerationRequest()), module)
+    routines = {key: routine_from(key, frames, module) for key, frames in sorted(compiler.frames.items())}
+    return Library(versions, routines, tuple(module.numbers), weights, "compiled here")

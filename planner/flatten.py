@@ -1,0 +1,323 @@
+"""Puts a request's history together from compiled routines: weights, the pipeline call, and what it calls.
+
+Tiles and slices of the VAE are assembled here, for their number depends on the size; everything else is as traced.
+Of many equal calls in a row, such as the UNet's of each step, the first and the last are played in full and those between leave
+only their results: nothing else of them lives on, so they reach no peak that the first and the last do not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from planner.program import (
+    MAX_TRACED_STEPS,
+    EACH_IMAGE,
+    TIMES_BATCH,
+    Call,
+    Events,
+    Flat,
+    Library,
+    Op,
+    Routine,
+    features,
+)
+from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+
+# diffusers 0.42.1, AutoencoderKL with sample_size 512: tiles of 64 by 64 latents, a quarter of each shared with the next.
+TILE = 64
+TILE_STRIDE = 48
+TILE_BLEND = TILE - TILE_STRIDE
+HALVES = {"vae._encode", "vae._decode"}
+
+LOAD_ORDER = ("vae", "text_encoder", "unet", "safety_checker")
+
+
+def variant_of(routine: str, request: GenerationRequest) -> str:
+    """The options of the request that change what the routine allocates."""
+    options = {"unet": ("channels_last", "attention_slicing")}
+    names = ("channels_last",) if routine.startswith("vae.") else options.get(routine, ())
+    return "+".join(name for name in names if getattr(request, name)) or "plain"
+
+
+def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int) -> str:
+    """The name under which a call of this batch and latent size was compiled."""
+    return f"{routine}/{variant_of(routine, request)}/{class_of(routine, batch, height, width)}"
+
+
+def pipeline_name(request: GenerationRequest) -> str:
+    """The name of the routine that is this request's pipeline call."""
+    parts = [
+        request.task,
+        "guided" if request.unet_batch > request.batch else "unguided",
+        "checked" if request.safety_checker else "unchecked",
+        f"offload_{request.offload}",
+        f"steps{min(request.steps, MAX_TRACED_STEPS)}",
+    ]
+    return "/".join(parts)
+
+
+def class_of(routine: str, batch: int, latent_height: int, latent_width: int) -> str:
+    """Which of the routine's few orders of allocation a call has.
+
+    Linear layers over transposed features of the VAE fall apart differently for one image and for several; a feature
+    map of one pixel counts as contiguous in both memory formats.
+    """
+    if routine == "unet":
+        return "pixel" if max(latent_height, latent_width) <= VAE_SCALE_FACTOR else "any"
+    if routine in ("vae.encoder", "vae.decoder", "vae._encode", "vae._decode"):
+        size = "pixel" if latent_height == latent_width == 1 else "any"
+        return f"{size}/{'one' if batch == 1 else 'many'}"
+    return "any"
+
+
+def representative(request: GenerationRequest) -> GenerationRequest:
+    """A request with the same order of allocations: one for all sizes, unless their tiles differ."""
+    side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if _is_pixel(request) else TILE)
+    size = {} if _is_tiled(request) else {"width": side, "height": side}
+    plain = {"prompt_tokens": 1, "steps": min(request.steps, MAX_TRACED_STEPS)}
+    return replace(request.canonical(), guidance_scale=7.5 if request.unet_batch > request.batch else 1.0, **plain, **size)
+
+
+def _is_pixel(request: GenerationRequest) -> bool:
+    return class_of("unet", 1, request.latent_height, request.latent_width) == "pixel"
+
+
+def _is_tiled(request: GenerationRequest) -> bool:
+    return request.vae_tiling and max(request.latent_height, request.latent_width) > TILE
+
+
+class _Sequence:
+    """Grows the flat history."""
+
+    def __init__(self, library: Library, request: GenerationRequest):
+        self.library, self.request = library, request
+        self.batch, self.height, self.width = request.batch, request.latent_height, request.latent_width
+        self.ops: list[np.ndarray] = []
+        self.births: list[np.ndarray] = []
+        self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
+        self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
+        self._until_return: list[int] = []
+        self._modules = {name: index for index, name in enumerate(library.modules)}
+
+    def module(self, name: str) -> int:
+        return self._modules.setdefault(name, len(self._modules))
+
+    # Single events
+
+    def birth(self, size: tuple[int, int], module: int) -> int:
+        number = self.counts[Op.BIRTH]
+        self.ops.append(np.array([[Op.BIRTH, number, module]], dtype=np.int64))
+        self.births.append(np.array([size], dtype=np.int64))
+        self.counts[Op.BIRTH] += 1
+        return number
+
+    def event(self, op: Op, value: int, module: int = 0) -> None:
+        self.ops.append(np.array([[op, value, module]], dtype=np.int64))
+
+    def load(self, component: str) -> None:
+        tensors = np.array(self.library.weights[component], dtype=np.int64)
+        first, count = self.counts[Op.BIRTH], len(tensors)
+        numbers = np.arange(first, first + count)
+        self.ops.append(np.stack([np.full(count, Op.BIRTH), numbers, tensors[:, 1]], axis=1))
+        self.births.append(np.stack([np.zeros(count, dtype=np.int64), tensors[:, 0]], axis=1))
+        self.counts[Op.BIRTH] += count
+
+    # Calls
+
+    def call(self, name: str, batch: int, height: int, width: int, *, full: bool = True) -> list[int]:
+        """Play a routine, and return the numbers of what it leaves."""
+        if name in HALVES:
+            return self._half(name, batch, height, width)
+        return self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, full)
+
+    def _symbolic(self, sizes: np.ndarray, batch: int, height: int, width: int) -> np.ndarray:
+        """A routine's sizes in terms of the request's own batch and size."""
+        if (height, width) != (self.height, self.width):
+            # A tile has a size of its own: a plain number of bytes.
+            values = features(batch, height, width)[sizes[..., 0]] * sizes[..., 1]
+            return np.stack([np.zeros_like(values), values], axis=-1)
+        sizes = sizes.astype(np.int64)
+        factor, rest = divmod(batch, self.batch)
+        if rest:
+            # A slice of the batch: the batch is a plain factor.
+            coefficient = np.where(sizes[..., 0] >= TIMES_BATCH, sizes[..., 1] * batch, sizes[..., 1])
+            return np.stack([sizes[..., 0] % TIMES_BATCH, coefficient], axis=-1)
+        coefficient = np.where(sizes[..., 0] >= TIMES_BATCH, sizes[..., 1] * factor, sizes[..., 1])
+        return np.stack([sizes[..., 0], coefficient], axis=-1)
+
+    def _routine(self, name: str, batch: int, height: int, width: int, full: bool) -> list[int]:
+        routine = self.library.routine(name)
+        if routine.calls:
+            return self._with_calls(routine, batch, height, width)
+        sizes = self._symbolic(routine.sizes, batch, height, width)
+        born = routine.ops[:, 0] == Op.BIRTH
+        first = self.counts[Op.BIRTH]
+        if not full:
+            kept = routine.ops[born][routine.results]
+            return [self.birth(tuple(sizes[row[1]]), int(row[2])) for row in kept]
+        ops = routine.ops.astype(np.int64)
+        count = int(born.sum())
+        self.births.append(sizes[ops[born, 1]])
+        ops[born, 1] = np.arange(first, first + count)
+        ops[ops[:, 0] == Op.DEATH, 1] += first
+        self._add_kernels(ops, routine, sizes)
+        self.ops.append(ops)
+        self.counts[Op.BIRTH] += count
+        return [first + int(index) for index in routine.results]
+
+    def _add_kernels(self, ops: np.ndarray, routine: Routine, sizes: np.ndarray) -> None:
+        for op, width in ((Op.CONVOLUTION, 5), (Op.ATTENTION, 2)):
+            rows = ops[:, 0] == op
+            count = int(rows.sum())
+            if not count:
+                continue
+            kernels = routine.kernels[ops[rows, 1]]
+            last = np.stack([np.zeros(count, dtype=np.int64), kernels[:, width].astype(np.int64)], axis=-1)
+            self.kernels[op].append(np.concatenate([sizes[kernels[:, :width]], last[:, None, :]], axis=1))
+            ops[rows, 1] = np.arange(self.counts[op], self.counts[op] + count)
+            self.counts[op] += count
+
+    def _with_calls(self, routine: Routine, batch: int, height: int, width: int) -> list[int]:
+        """A routine that calls others, event by event."""
+        sizes = self._symbolic(routine.sizes, batch, height, width)
+        # What has one number in the routine may be several here: one for each image.
+        numbers: list[list[int]] = []
+        calls = [routine.calls[index] for index in routine.ops[routine.ops[:, 0] == Op.CALL, 1]]
+        full = self._played_in_full(calls)
+        for op, value, module in routine.ops.tolist():
+            if op == Op.BIRTH:
+                numbers.append([self.birth(tuple(sizes[value]), module)])
+            elif op == Op.DEATH:
+                self._die(numbers[value])
+            elif op == Op.CALL:
+                call, in_full = routine.calls[value], next(full)
+                if call.batch_factor == EACH_IMAGE:
+                    numbers.append([n for _ in range(batch) for n in self.call(call.routine, 1, height, width)])
+                else:
+                    left = self.call(call.routine, batch * call.batch_factor, height, width, full=in_full)
+                    numbers += [[number] for number in left]
+            elif op in self.kernels:
+                one = np.array([[op, value, module]], dtype=np.int64)
+                self._add_kernels(one, routine, sizes)
+                self.ops.append(one)
+            else:
+                if op == Op.RETURNED:
+                    self._die(self._until_return)
+                self.event(Op(op), value, module)
+        return [number for index in routine.results for number in numbers[index]]
+
+    def _die(self, numbers: list[int]) -> None:
+        """The end of a list: Python frees it from its last item on."""
+        while numbers:
+            self.event(Op.DEATH, numbers.pop())
+
+    @staticmethod
+    def _played_in_full(calls: list[Call]) -> Iterator[bool]:
+        first = {call: calls.index(call) for call in calls}
+        last = {call: len(calls) - 1 - calls[::-1].index(call) for call in calls}
+        return iter([index in (first[call], last[call]) for index, call in enumerate(calls)])
+
+    def flat(self) -> Flat:
+        """What was played so far."""
+        empty = {Op.CONVOLUTION: np.zeros((0, 6, 2), np.int64), Op.ATTENTION: np.zeros((0, 3, 2), np.int64)}
+        kernels = {op: np.concatenate([empty[op], *found]) for op, found in self.kernels.items()}
+        return Flat(
+            ops=np.concatenate(self.ops),
+            births=np.concatenate(self.births),
+            convolutions=kernels[Op.CONVOLUTION],
+            attentions=kernels[Op.ATTENTION],
+            modules=tuple(self._modules),
+        )
+
+    # The VAE's slices and tiles: diffusers 0.42.1, AutoencoderKL.encode, decode, _tiled_encode, tiled_decode.
+
+    def _half(self, name: str, batch: int, height: int, width: int) -> list[int]:
+        if not (self.request.vae_slicing and batch > 1):
+            return self._part(name, batch, height, width)
+        slices = [number for _ in range(batch) for number in self._part(name, 1, height, width)]
+        whole = self.birth(self._output(name, batch, height, width), self.module("vae"))
+        # The list of slices lives until ``encode`` or ``decode`` returns.
+        self._until_return += slices
+        return [whole]
+
+    def _part(self, name: str, batch: int, height: int, width: int) -> list[int]:
+        if self.request.vae_tiling and max(height, width) > TILE:
+            return self._tiled(name, batch, height, width)
+        return self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, True)
+
+    @staticmethod
+    def _output(name: str, batch: int, height: int, width: int) -> tuple[int, int]:
+        """The size of a VAE half's output: 8 channels of moments a latent, or 3 of 8 by 8 pixels, in float16."""
+        a_latent = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR**2
+        return 0, batch * height * width * a_latent * 2
+
+    def _tiled(self, name: str, batch: int, height: int, width: int) -> list[int]:
+        module = self.module("vae")
+        # A line of pixels, or of moments, across a latent.
+        across = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR
+        rows = [min(TILE, height - top) for top in range(0, height, TILE_STRIDE)]
+        columns = [min(TILE, width - left) for left in range(0, width, TILE_STRIDE)]
+        tiles = [
+            [self._part_of_tile(name, batch, tile_height, tile_width) for tile_width in columns]
+            for tile_height in rows
+        ]
+        result_rows = []
+        for row, tile_height in enumerate(rows):
+            for column, tile_width in enumerate(columns):
+                if row > 0:
+                    self._blend(batch * tile_width * across * 2, module)
+                if column > 0:
+                    self._blend(batch * tile_height * across * 2, module)
+            size = self._output(name, batch, min(tile_height, TILE_STRIDE), self._kept(columns))
+            result_rows.append(self.birth(size, module))
+        whole = self.birth(self._output(name, batch, self._kept(rows), self._kept(columns)), module)
+        for number in (*[n for row in reversed(tiles[:-1]) for n in reversed(row)], *reversed(result_rows), *reversed(tiles[-1])):
+            self.event(Op.DEATH, number, module)
+        return [whole]
+
+    def _part_of_tile(self, name: str, batch: int, height: int, width: int) -> int:
+        [number] = self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, True)
+        return number
+
+    @staticmethod
+    def _kept(sides: list[int]) -> int:
+        return sum(min(side, TILE_STRIDE) for side in sides)
+
+    def _blend(self, line_bytes: int, module: int) -> None:
+        """One pass of a blend: two scaled lines and their sum. The next passes find what this one has freed."""
+        numbers = [self.birth((0, line_bytes), module) for _ in range(3)]
+        for number in numbers:
+            self.event(Op.DEATH, number, module)
+
+
+@lru_cache(maxsize=64)
+def _flat(library: Library, request: GenerationRequest) -> Flat:
+    sequence = _Sequence(library, request)
+    for component in LOAD_ORDER:
+        is_loaded = component != "safety_checker" or request.safety_checker
+        # Model offload leaves only the safety checker on the card between calls.
+        if is_loaded and (request.offload == "none" or component == "safety_checker"):
+            sequence.load(component)
+    sequence.event(Op.LOADED, 0)
+    sequence._routine(pipeline_name(request), request.batch, request.latent_height, request.latent_width, True)
+    return sequence.flat()
+
+
+def flat(library: Library, request: GenerationRequest) -> Flat:
+    """The request's whole history as one sequence: weights, then the call.
+
+    Raises:
+        NoProgram: no routine was compiled for what the request asks for.
+    """
+    return _flat(library, representative(request))
+
+
+def events_of(library: Library, request: GenerationRequest) -> Events:
+    """The request's whole history with its sizes put in.
+
+    Raises:
+        NoProgram: no routine was compiled for what the request asks for.
+    """
+    return flat(library, request).at(request.batch, request.latent_height, request.latent_width)

@@ -1,0 +1,147 @@
+"""The real Stable Diffusion v1.5 modules, from its configuration files and without its weights.
+
+The worker gives them weights and runs them on a card; the tracer runs them on the meta device. Both call the same
+pipeline in the same way, which is why what the one predicts is what the other measures.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
+
+# The configuration files of the SD v1.5 repository at the pinned revision, less what equals the library's defaults.
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+VAE_CONFIG: dict[str, Any] = {
+    "sample_size": 512,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+TEXT_ENCODER_CONFIG: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": MAX_PROMPT_TOKENS,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+SAFETY_CHECKER_CONFIG: dict[str, Any] = {
+    "projection_dim": 768,
+    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768},
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+}
+SCHEDULER_CONFIG: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+
+# CLIP's ids for start and end of text; end is above every other id, and the text model looks for the largest.
+START_OF_TEXT, END_OF_TEXT = 49406, 49407
+# The components that hold weights, in the order in which ``pipeline.to(device)`` moves them.
+LOADED_COMPONENTS = ("vae", "text_encoder", "unet", "safety_checker")
+
+# Any: diffusers puts stand-ins for missing libraries into the types of its lazy imports.
+PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img": StableDiffusionPipeline}
+
+
+def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
+    """The real SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOADED_COMPONENTS`."""
+    with init_empty_weights(include_buffers=False):
+        modules: dict[str, Any] = {
+            "vae": AutoencoderKL(**VAE_CONFIG),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG)),
+            "unet": UNet2DConditionModel(**UNET_CONFIG),
+        }
+        if safety_checker:
+            modules["safety_checker"] = StableDiffusionSafetyChecker(CLIPConfig(**SAFETY_CHECKER_CONFIG))
+    return {name: module.eval() for name, module in modules.items()}
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer over bytes: CLIP's special ids and padding, no downloaded vocabulary."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    vocabulary |= {f"{letter}</w>": len(letters) + index for index, letter in enumerate(letters)}
+    vocabulary |= {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_PROMPT_TOKENS)
+
+
+def prompt_of(tokens: int) -> str:
+    """A prompt that `byte_tokenizer` reads as this many tokens, start and end included."""
+    return " ".join(["a"] * max(0, tokens - 2))
+
+
+def assemble(modules: Mapping[str, Any], task: str) -> Any:
+    """The pipeline of this task around these components, its own progress bar off."""
+    safety_checker = modules.get("safety_checker")
+    pipeline = PIPELINES[task](
+        vae=modules["vae"],
+        text_encoder=modules["text_encoder"],
+        tokenizer=byte_tokenizer(),
+        unet=modules["unet"],
+        scheduler=PNDMScheduler(**SCHEDULER_CONFIG),
+        safety_checker=safety_checker,
+        feature_extractor=CLIPImageProcessor(),
+        requires_safety_checker=safety_checker is not None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def apply_options(pipeline: Any, request: GenerationRequest) -> None:
+    """Switch on or off what can change between runs of a resident pipeline."""
+    (pipeline.vae.enable_tiling if request.vae_tiling else pipeline.vae.disable_tiling)()
+    (pipeline.vae.enable_slicing if request.vae_slicing else pipeline.vae.disable_slicing)()
+    (pipeline.enable_attention_slicing if request.attention_slicing else pipeline.disable_attention_slicing)()
+
+
+def call_arguments(request: GenerationRequest) -> dict[str, Any]:
+    """The arguments of the pipeline call that this request stands for, as its user would write them."""
+    arguments: dict[str, Any] = {
+        "prompt": [prompt_of(request.prompt_tokens)] * request.batch,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": torch.Generator().manual_seed(0),
+    }
+    if request.task == "img2img":
+        image = Image.effect_noise((request.width, request.height), 64).convert("RGB")
+        # With the default strength of 0.8 one step would round to none.
+        arguments |= {"image": [image] * request.batch, "strength": max(0.8, 1 / request.steps)}
+    else:
+        arguments |= {"width": request.width, "height": request.height}
+    return arguments
