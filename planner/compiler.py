@@ -4,7 +4,6 @@ Each routine is traced at a few sizes. The events must come in the same order ev
 whole multiple of one of `planner.program.features`; anything else is an error, never a guess.
 """
 
-import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from planner.flatten import pipeline_name, routine_name
 from planner.modules import LOADED_COMPONENTS, assemble
 from planner.program import AREAS, EACH_IMAGE, MAX_TRACED_STEPS, STAGES, TIMES_BATCH, Call, Library, Op, Routine, features
-from planner.request import OFFLOADS, TASKS, GenerationRequest
+from planner.request import TASKS, GenerationRequest
 from planner.trace import (
     REMEMBERED,
     Attention,
@@ -163,22 +162,47 @@ def _return_from(frame: Frame, caller: Frame, found: list[Frame]) -> None:
 
 
 def folded(events: list[Event]) -> list[Event]:
-    """The events with loops over slices cut to their first and last pass.
+    """The events with loops cut short: sliced attention to its first and last pass, a blend to its first.
 
-    A pass ends what the one before began, so all but the first are alike, and none reaches a peak of its own.
+    A pass of attention ends what the one before began, and a blend's ends all it made; so the passes that are left
+    out are like those that stay, and reach no peak of their own.
     """
+    events = list(_without_blends(events))
     starts = [index for index, event in enumerate(events) if isinstance(event, Repeat)]
     dropped: set[int] = set()
     renamed: dict[int, int] = {}
-    for passes in _loops(events, starts):
-        first, *middle, last = passes
-        length = last - (middle[-1] if middle else first)
+    for first, *middle, last in _loops(events, starts):
         if not middle:
             continue
+        length = last - middle[-1]
         births = [[e.slot for e in events[p : p + length] if isinstance(e, Birth)] for p in (first, middle[-1])]
         renamed |= dict(zip(births[1], births[0], strict=True))
         dropped |= set(range(middle[0], last))
     return [_renamed(e, renamed) for i, e in enumerate(events) if i not in dropped and not isinstance(e, Repeat)]
+
+
+def _without_blends(events: list[Event]) -> Iterator[Event]:
+    """The events with each blend cut to its first pass, which must be like all others."""
+    blend: list[Event] | None = None
+    for event in events:
+        if isinstance(event, Begin) and event.routine == "vae.blend":
+            blend = []
+        elif isinstance(event, End) and event.routine == "vae.blend":
+            yield from _first_pass(blend or [])
+            blend = None
+        elif blend is None:
+            yield event
+        else:
+            blend.append(event)
+
+
+def _first_pass(blend: list[Event]) -> list[Event]:
+    sizes = {event.slot: event.size_bytes for event in blend if isinstance(event, Birth)}
+    steps = [sizes[e.slot] if isinstance(e, Birth) else -sizes[e.slot] for e in blend if isinstance(e, (Birth, Death))]
+    length = next((n for n in range(1, len(steps) + 1) if not sum(steps[:n])), 0)
+    if length and (len(steps) % length or steps != steps[:length] * (len(steps) // length)):
+        raise CompileError("the passes of a blend are not alike")
+    return blend[:length]
 
 
 def _renamed(event: Event, renamed: dict[int, int]) -> Event:
@@ -275,7 +299,7 @@ class _Compiler:
 
     def pipeline(self, request: GenerationRequest) -> Any:
         """The pipeline to trace this request on."""
-        key = request.task, request.safety_checker, request.channels_last, request.attention_slicing, request.offload
+        key = request.task, request.safety_checker, request.channels_last, request.attention_slicing
         if key not in self._pipelines:
             modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
             self._pipelines[key] = assemble(modules, request.task)
@@ -311,16 +335,18 @@ def _requests() -> Iterator[GenerationRequest]:
             yield from _calls(**size)
         for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
             options = {"channels_last": channels_last, "attention_slicing": attention_slicing, "steps": 1}
-            yield GenerationRequest(**size, **options)
-            yield GenerationRequest(**{**size, "width": 64, "height": 64}, **options)
+            # Unguided, the UNet has a batch of one.
+            for guidance_scale in (7.5, 1.0) if batch == 1 else (7.5,):
+                for sides in ({}, {"width": 64, "height": 64}):
+                    yield GenerationRequest(**{**size, **sides}, **options, guidance_scale=guidance_scale)
 
 
 def _calls(**size: int) -> Iterator[GenerationRequest]:
-    for task, guidance_scale, safety_checker, offload, steps in itertools.product(
-        TASKS, (7.5, 1.0), (True, False), OFFLOADS, range(1, MAX_TRACED_STEPS + 1)
+    for task, guidance_scale, safety_checker, steps in itertools.product(
+        TASKS, (7.5, 1.0), (True, False), range(1, MAX_TRACED_STEPS + 1)
     ):
         yield GenerationRequest(
-            task=task, guidance_scale=guidance_scale, safety_checker=safety_checker, offload=offload, steps=steps, **size
+            task=task, guidance_scale=guidance_scale, safety_checker=safety_checker, steps=steps, **size
         )
 
 
@@ -344,17 +370,11 @@ def compile_library(versions: Mapping[str, str], report: Callable[[float, str], 
     """
     compiler = _Compiler()
     requests = list(_requests())
-    gc.collect()
-    # What stands now stays; the collector need not look at it before each trace.
-    gc.freeze()
-    try:
-        for index, request in enumerate(requests):
-            report(index / (len(requests) + 1), request.describe())
-            compiler.trace(request)
-        for batch, channels_last in itertools.product((1, 2, 3), (False, True)):
-            compiler.trace_pixels(GenerationRequest(batch=batch, channels_last=channels_last, steps=1))
-    finally:
-        gc.unfreeze()
+    for index, request in enumerate(requests):
+        report(index / (len(requests) + 1), request.describe())
+        compiler.trace(request)
+    for batch, channels_last in itertools.product((1, 2, 3), (False, True)):
+        compiler.trace_pixels(GenerationRequest(batch=batch, channels_last=channels_last, steps=1))
     report(1.0, "fitting sizes")
     module = _Pool()
     module("")

@@ -11,9 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from planner.components import STAGES
 from planner.program import (
     MAX_TRACED_STEPS,
     EACH_IMAGE,
+    LATENTS,
     TIMES_BATCH,
     Call,
     Events,
@@ -28,10 +30,14 @@ from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 # diffusers 0.42.1, AutoencoderKL with sample_size 512: tiles of 64 by 64 latents, a quarter of each shared with the next.
 TILE = 64
 TILE_STRIDE = 48
-TILE_BLEND = TILE - TILE_STRIDE
 HALVES = {"vae._encode", "vae._decode"}
 
 LOAD_ORDER = ("vae", "text_encoder", "unet", "safety_checker")
+
+# diffusers 0.42.1, model_cpu_offload_seq: before a component comes to the card, the one before it in this order leaves.
+# The safety checker is excluded and stays.
+OFFLOAD_ORDER = ("text_encoder", "unet", "vae")
+COMPONENT_OF_STAGE = {"text_encoder": "text_encoder", "vae_encoder": "vae", "unet": "unet", "vae_decoder": "vae"}
 
 
 def variant_of(routine: str, request: GenerationRequest) -> str:
@@ -42,8 +48,21 @@ def variant_of(routine: str, request: GenerationRequest) -> str:
 
 
 def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int) -> str:
-    """The name under which a call of this batch and latent size was compiled."""
-    return f"{routine}/{variant_of(routine, request)}/{class_of(routine, batch, height, width)}"
+    """The name under which a call of this batch and latent size was compiled: routine, variant, order of allocations.
+
+    The order differs where a tensor is contiguous by chance: transposed features of one image, but not of several,
+    in the VAE's linear layers and in sliced attention; and a feature map of one pixel in every memory format.
+    """
+    order = "pixel" if is_pixel(routine, height, width) else "any"
+    if routine.startswith("vae.") or (routine == "unet" and request.attention_slicing):
+        order += "/one" if batch == 1 else "/many"
+    return f"{routine}/{variant_of(routine, request)}/{order}"
+
+
+def is_pixel(routine: str, latent_height: int, latent_width: int) -> bool:
+    """Whether the routine's smallest feature map is one pixel; the UNet halves the latent three times."""
+    smallest = {"unet": VAE_SCALE_FACTOR}.get(routine, 1 if routine.startswith("vae.") else 0)
+    return max(latent_height, latent_width) <= smallest
 
 
 def pipeline_name(request: GenerationRequest) -> str:
@@ -52,53 +71,40 @@ def pipeline_name(request: GenerationRequest) -> str:
         request.task,
         "guided" if request.unet_batch > request.batch else "unguided",
         "checked" if request.safety_checker else "unchecked",
-        f"offload_{request.offload}",
         f"steps{min(request.steps, MAX_TRACED_STEPS)}",
     ]
     return "/".join(parts)
 
 
-def class_of(routine: str, batch: int, latent_height: int, latent_width: int) -> str:
-    """Which of the routine's few orders of allocation a call has.
-
-    Linear layers over transposed features of the VAE fall apart differently for one image and for several; a feature
-    map of one pixel counts as contiguous in both memory formats.
-    """
-    if routine == "unet":
-        return "pixel" if max(latent_height, latent_width) <= VAE_SCALE_FACTOR else "any"
-    if routine in ("vae.encoder", "vae.decoder", "vae._encode", "vae._decode"):
-        size = "pixel" if latent_height == latent_width == 1 else "any"
-        return f"{size}/{'one' if batch == 1 else 'many'}"
-    return "any"
-
-
 def representative(request: GenerationRequest) -> GenerationRequest:
     """A request with the same order of allocations: one for all sizes, unless their tiles differ."""
-    side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if _is_pixel(request) else TILE)
+    side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if is_pixel("unet", *size_of(request)) else TILE)
     size = {} if _is_tiled(request) else {"width": side, "height": side}
     plain = {"prompt_tokens": 1, "steps": min(request.steps, MAX_TRACED_STEPS)}
     return replace(request.canonical(), guidance_scale=7.5 if request.unet_batch > request.batch else 1.0, **plain, **size)
 
 
-def _is_pixel(request: GenerationRequest) -> bool:
-    return class_of("unet", 1, request.latent_height, request.latent_width) == "pixel"
+def size_of(request: GenerationRequest) -> tuple[int, int]:
+    """Latent height and width."""
+    return request.latent_height, request.latent_width
 
 
 def _is_tiled(request: GenerationRequest) -> bool:
-    return request.vae_tiling and max(request.latent_height, request.latent_width) > TILE
+    return request.vae_tiling and max(size_of(request)) > TILE
 
 
-class _Sequence:
+class Sequence:
     """Grows the flat history."""
 
-    def __init__(self, library: Library, request: GenerationRequest):
-        self.library, self.request = library, request
+    def __init__(self, library: Library, request: GenerationRequest, *, in_full: bool):
+        self.library, self.request, self.in_full = library, request, in_full
         self.batch, self.height, self.width = request.batch, request.latent_height, request.latent_width
         self.ops: list[np.ndarray] = []
         self.births: list[np.ndarray] = []
         self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
         self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
         self._until_return: list[int] = []
+        self._on_card: dict[str, np.ndarray] = {}
         self._modules = {name: index for index, name in enumerate(library.modules)}
 
     def module(self, name: str) -> int:
@@ -117,14 +123,31 @@ class _Sequence:
         self.ops.append(np.array([[op, value, module]], dtype=np.int64))
 
     def load(self, component: str) -> None:
+        """The component's weights come to the card."""
         tensors = np.array(self.library.weights[component], dtype=np.int64)
         first, count = self.counts[Op.BIRTH], len(tensors)
         numbers = np.arange(first, first + count)
         self.ops.append(np.stack([np.full(count, Op.BIRTH), numbers, tensors[:, 1]], axis=1))
         self.births.append(np.stack([np.zeros(count, dtype=np.int64), tensors[:, 0]], axis=1))
         self.counts[Op.BIRTH] += count
+        self._on_card[component] = numbers
+
+    def bring(self, component: str) -> None:
+        """What accelerate's hook does before a component under model offload runs."""
+        place = OFFLOAD_ORDER.index(component)
+        before = self._on_card.pop(OFFLOAD_ORDER[place - 1], None) if place else None
+        if before is not None:
+            self._die(before.tolist()[::-1])
+            self.event(Op.EMPTY_CACHE, 0)
+        if component not in self._on_card:
+            self.load(component)
 
     # Calls
+
+    def call_pipeline(self) -> None:
+        """Play the request's pipeline call."""
+        routine = self.library.routine(pipeline_name(self.request))
+        self._with_calls(routine, self.batch, self.height, self.width)
 
     def call(self, name: str, batch: int, height: int, width: int, *, full: bool = True) -> list[int]:
         """Play a routine, and return the numbers of what it leaves."""
@@ -206,6 +229,8 @@ class _Sequence:
                 if op == Op.RETURNED:
                     self._die(self._until_return)
                 self.event(Op(op), value, module)
+                if op == Op.STAGE and self.request.offload == "model" and STAGES[value] in COMPONENT_OF_STAGE:
+                    self.bring(COMPONENT_OF_STAGE[STAGES[value]])
         return [number for index in routine.results for number in numbers[index]]
 
     def _die(self, numbers: list[int]) -> None:
@@ -213,11 +238,10 @@ class _Sequence:
         while numbers:
             self.event(Op.DEATH, numbers.pop())
 
-    @staticmethod
-    def _played_in_full(calls: list[Call]) -> Iterator[bool]:
+    def _played_in_full(self, calls: list[Call]) -> Iterator[bool]:
         first = {call: calls.index(call) for call in calls}
         last = {call: len(calls) - 1 - calls[::-1].index(call) for call in calls}
-        return iter([index in (first[call], last[call]) for index, call in enumerate(calls)])
+        return iter([self.in_full or index in (first[call], last[call]) for index, call in enumerate(calls)])
 
     def flat(self) -> Flat:
         """What was played so far."""
@@ -237,7 +261,7 @@ class _Sequence:
         if not (self.request.vae_slicing and batch > 1):
             return self._part(name, batch, height, width)
         slices = [number for _ in range(batch) for number in self._part(name, 1, height, width)]
-        whole = self.birth(self._output(name, batch, height, width), self.module("vae"))
+        whole = self.birth(self._output(name, batch, height, width), self.module(""))
         # The list of slices lives until ``encode`` or ``decode`` returns.
         self._until_return += slices
         return [whole]
@@ -247,10 +271,11 @@ class _Sequence:
             return self._tiled(name, batch, height, width)
         return self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, True)
 
-    @staticmethod
-    def _output(name: str, batch: int, height: int, width: int) -> tuple[int, int]:
+    def _output(self, name: str, batch: int, height: int, width: int) -> tuple[int, int]:
         """The size of a VAE half's output: 8 channels of moments a latent, or 3 of 8 by 8 pixels, in float16."""
         a_latent = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR**2
+        if (height, width) == (self.height, self.width):
+            return LATENTS, batch * a_latent * 2
         return 0, batch * height * width * a_latent * 2
 
     def _tiled(self, name: str, batch: int, height: int, width: int) -> list[int]:
@@ -293,31 +318,33 @@ class _Sequence:
 
 
 @lru_cache(maxsize=64)
-def _flat(library: Library, request: GenerationRequest) -> Flat:
-    sequence = _Sequence(library, request)
+def _flat(library: Library, request: GenerationRequest, in_full: bool) -> Flat:
+    sequence = Sequence(library, request, in_full=in_full)
     for component in LOAD_ORDER:
         is_loaded = component != "safety_checker" or request.safety_checker
         # Model offload leaves only the safety checker on the card between calls.
         if is_loaded and (request.offload == "none" or component == "safety_checker"):
             sequence.load(component)
     sequence.event(Op.LOADED, 0)
-    sequence._routine(pipeline_name(request), request.batch, request.latent_height, request.latent_width, True)
+    sequence.call_pipeline()
     return sequence.flat()
 
 
-def flat(library: Library, request: GenerationRequest) -> Flat:
+def flat(library: Library, request: GenerationRequest, *, in_full: bool = False) -> Flat:
     """The request's whole history as one sequence: weights, then the call.
 
-    Raises:
-        NoProgram: no routine was compiled for what the request asks for.
-    """
-    return _flat(library, representative(request))
-
-
-def events_of(library: Library, request: GenerationRequest) -> Events:
-    """The request's whole history with its sizes put in.
+    With `in_full`, equal calls in a row are all played, as in a trace.
 
     Raises:
         NoProgram: no routine was compiled for what the request asks for.
     """
-    return flat(library, request).at(request.batch, request.latent_height, request.latent_width)
+    return _flat(library, representative(request), in_full)
+
+
+def events_of(library: Library, request: GenerationRequest, *, in_full: bool = False) -> Events:
+    """The request's whole history with its sizes put in, as `flat`.
+
+    Raises:
+        NoProgram: no routine was compiled for what the request asks for.
+    """
+    return flat(library, request, in_full=in_full).at(request.batch, request.latent_height, request.latent_width)

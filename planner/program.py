@@ -60,6 +60,7 @@ AREAS = (
     "(h/4*w/4)^2",
     "(h/8*w/8)^2",
 )
+LATENTS = AREAS.index("h*w")
 TIMES_BATCH = len(AREAS)
 
 

@@ -145,38 +145,47 @@ class Recorder:
     def _die(self, key: int) -> None:
         self.events.append(Death(self._slots.pop(key)))
 
+    def enter(self, module: str) -> None:
+        """Put what is born from now on down to this module."""
+        self._modules.append(module)
+
+    def leave(self) -> None:
+        """Back to the module before."""
+        self._modules.pop()
+
     def load(self, component: str, module: torch.nn.Module) -> None:
         """Note the module's weights in the order in which ``module.to(device)`` makes them, as ``_apply`` walks."""
-        self._modules.append(component)
+        self.enter(component)
         for child in module.children():
             self.load(component, child)
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 self.see(tensor)
-        self._modules.pop()
+        self.leave()
 
     @contextmanager
     def watching(self, names: Mapping[torch.nn.Module, str]) -> Generator[None]:
         """Everything that runs inside is recorded; `names` are the modules that births are put down to."""
 
-        def enter(module: torch.nn.Module, _inputs: Any) -> None:
-            self._modules.append(names.get(module, self._modules[-1]))
+        def entered(module: torch.nn.Module, _inputs: Any) -> None:
+            self.enter(names.get(module, self._modules[-1]))
 
-        def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
-            self._modules.pop()
+        def left(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+            self.leave()
 
         with ExitStack() as stack:
-            hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+            hooks = register_module_forward_pre_hook(entered), register_module_forward_hook(left, always_call=True)
             for hook in hooks:
                 stack.callback(hook.remove)
             apply = torch.nn.Module._apply
 
             def moving(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-                self._modules.append(names.get(module, self._modules[-1]))
+                # Weights are put down to their component, as in `load`.
+                self.enter(names.get(module, self._modules[-1]).partition(".")[0])
                 try:
                     return apply(module, *args, **kwargs)
                 finally:
-                    self._modules.pop()
+                    self.leave()
 
             stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", moving))
             stack.enter_context(_FusedAttention(self))
@@ -341,14 +350,16 @@ class Routines:
             for name in path.split("."):
                 module = getattr(module, name)
             if module is not None:
-                marked = self.wrap(routine, getattr(module, method))
+                marked = self.wrap(routine, path, method, getattr(module, method))
                 stack.enter_context(mock.patch.object(module, method, marked))
 
-    def wrap(self, routine: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """`forward`, marked and remembered."""
+    def wrap(self, routine: str, component: str, method: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """`forward`, marked and remembered. What a method other than `forward` makes is put down to its component."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             inputs = _tensors((args, kwargs))
+            if method != "forward":
+                self.recorder.enter(component)
             # Per image, the axis of the batch is gone.
             is_one = routine == "denormalize" and inputs[0].dim() == 3
             name = "denormalize_one" if is_one else routine
@@ -362,6 +373,8 @@ class Routines:
                 if memory is not None:
                     memory[key] = self._described(out, inputs)
             del inputs
+            if method != "forward":
+                self.recorder.leave()
             self.recorder.events.append(End(name))
             return out
 
@@ -453,7 +466,6 @@ def trace_call(
 @contextmanager
 def _no_collector() -> Generator[None]:
     """Without Python's cycle collector, which would end storages at moments that depend on all that ran before."""
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -505,6 +517,7 @@ def _offload(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
     stack.enter_context(mock.patch.object(pipeline, "maybe_free_model_hooks", lambda: None))
     with recorder.watching(_module_names(pipeline)):
         pipeline.enable_model_cpu_offload(device=META)
+    recorder.events = [event for event in recorder.events if not isinstance(event, EmptyCache)]
     for hook in pipeline._all_hooks:
         # It is given an index, which the meta device has none of: weights in place would seem to be elsewhere.
         hook.hook.execution_device = META

@@ -1,0 +1,283 @@
+"""The CUDA caching allocator of PyTorch, simulated: the same rules on blocks that are not there.
+
+``cudaMalloc`` is slow and synchronises the device, so PyTorch asks for memory in *segments*, cuts *blocks* from them, and
+keeps what is freed. What a run *reserves* follows from the order of its allocations by these rules alone:
+
+- A request is rounded up to a multiple of 512 bytes. Up to 1 MiB it is served from the small pool, else from the large.
+- The smallest free block that is large enough is taken, of equal ones that at the lowest address.
+- Where none is, a new segment is asked for: 2 MiB in the small pool; in the large one 20 MiB for requests under 10 MiB,
+  else the request rounded up to 2 MiB.
+- What is left of a block becomes a free block of its own if it is at least 512 bytes in the small pool, or more than
+  1 MiB in the large one. Else the block stays whole, and all of it counts as allocated.
+- A freed block merges with free neighbours of its segment.
+- When the device is full, every segment that is free as a whole is given back, and the device is asked once more. If
+  that fails too, the run is out of memory.
+
+Source: ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.13 (``malloc``, ``get_free_block``, ``should_split``,
+``alloc_block``, ``release_cached_blocks``) with its default settings.
+
+Leaves out: several streams, CUDA graphs' private pools, and the settings that nobody sets by default
+(``max_split_size_mb``, ``garbage_collection_threshold``, ``roundup_power2_divisions``).
+"""
+
+from bisect import bisect_left, insort
+
+from planner.units import MIB
+
+MIN_BLOCK = 512  # kMinBlockSize
+SMALL_SIZE = MIB  # kSmallSize: the largest request that the small pool serves
+SMALL_SEGMENT = 2 * MIB  # kSmallBuffer
+LARGE_SEGMENT = 20 * MIB  # kLargeBuffer: a segment for several middling requests
+MIN_LARGE_ALLOC = 10 * MIB  # kMinLargeAlloc: from here on a request gets a segment of its own
+ROUND_LARGE = 2 * MIB  # kRoundLarge
+
+# A block whose remainder is not split off is at most this much larger than the request.
+MAX_UNSPLIT_BYTES = SMALL_SIZE
+
+
+class OutOfDeviceMemory(Exception):
+    """The device is full, and nothing more can be given back."""
+
+
+class Block:
+    """A piece of a segment, linked to its neighbours by address."""
+
+    __slots__ = ("address", "is_free", "next", "pool", "previous", "size")
+
+    def __init__(self, pool: "Pool", address: int, size: int):
+        self.pool, self.address, self.size = pool, address, size
+        self.previous: Block | None = None
+        self.next: Block | None = None
+        self.is_free = False
+
+
+class Pool:
+    """Free blocks of one kind, smallest first, and of equal ones that at the lowest address first."""
+
+    __slots__ = ("free", "min_remainder")
+
+    def __init__(self, min_remainder: int):
+        self.min_remainder = min_remainder
+        self.free: list[tuple[int, int, Block]] = []
+
+    def add(self, block: Block) -> None:
+        """Take a block in."""
+        block.is_free = True
+        insort(self.free, (block.size, block.address, block))
+
+    def remove(self, block: Block) -> None:
+        """Take a block out."""
+        block.is_free = False
+        del self.free[bisect_left(self.free, (block.size, block.address))]
+
+
+class CachingAllocator:
+    """The allocator of one process on a device with `capacity_bytes` for it, or without end when that is None.
+
+    All sizes are bytes. `allocated_bytes` counts blocks in use, `reserved_bytes` segments; their peaks are kept until
+    `reset_peaks`. `num_alloc_retries` counts, as torch's statistic of that name does, how often a full device made the
+    allocator flush its cache.
+
+    >>> allocator = CachingAllocator()
+    >>> block = allocator.malloc(3 * MIB)
+    >>> allocator.allocated_bytes // MIB, allocator.reserved_bytes // MIB
+    (3, 20)
+    >>> allocator.free(block)
+    >>> allocator.allocated_bytes, allocator.reserved_bytes // MIB
+    (0, 20)
+    """
+
+    def __init__(self, capacity_bytes: int | None = None):
+        self.capacity_bytes = capacity_bytes
+        self.small = Pool(min_remainder=MIN_BLOCK)
+        self.large = Pool(min_remainder=SMALL_SIZE + 1)
+        self.allocated_bytes = self.peak_allocated_bytes = 0
+        self.reserved_bytes = self.peak_reserved_bytes = 0
+        self.num_alloc_retries = 0
+        self._next_address = 0
+
+    def malloc(self, size_bytes: int) -> Block:
+        """A block of at least this size.
+
+        Raises:
+            OutOfDeviceMemory: the device is full even after the cache was flushed.
+        """
+        size = (size_bytes + MIN_BLOCK - 1) // MIN_BLOCK * MIN_BLOCK or MIN_BLOCK
+        pool = self.small if size <= SMALL_SIZE else self.large
+        index = bisect_left(pool.free, (size,))
+        if index < len(pool.free):
+            block = pool.free.pop(index)[2]
+            block.is_free = False
+        else:
+            block = self._grow(pool, size)
+        if block.size - size >= pool.min_remainder:
+            self._split(block, size)
+        self.allocated_bytes += block.size
+        if self.allocated_bytes > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = self.allocated_bytes
+        return block
+
+    def free(self, block: Block) -> None:
+        """Take a block back; its segment stays reserved."""
+        self.allocated_bytes -= block.size
+        before, after = block.previous, block.next
+        if before is not None and before.is_free:
+            before.pool.remove(before)
+            block.address, block.size = before.address, before.size + block.size
+            block.previous = before.previous
+            if block.previous is not None:
+                block.previous.next = block
+        if after is not None and after.is_free:
+            after.pool.remove(after)
+            block.size += after.size
+            block.next = after.next
+            if block.next is not None:
+                block.next.previous = block
+        block.pool.add(block)
+
+    def empty_cache(self) -> None:
+        """Give back every segment that is free as a whole."""
+        for pool in (self.small, self.large):
+            for size, _, block in list(pool.free):
+                if block.previous is None and block.next is None:
+                    pool.remove(block)
+                    self.reserved_bytes -= size
+
+    def reset_peaks(self) -> None:
+        """Begin to look for peaks anew."""
+        self.peak_allocated_bytes, self.peak_reserved_bytes = self.allocated_bytes, self.reserved_bytes
+
+    def _split(self, block: Block, size: int) -> None:
+        rest = Block(block.pool, block.address + size, block.size - size)
+        rest.previous, rest.next = block, block.next
+        if rest.next is not None:
+            rest.next.previous = rest
+        block.next, block.size = rest, size
+        block.pool.add(rest)
+
+    def _grow(self, pool: Pool, size: int) -> Block:
+        """A new segment for a request of this size, as one block."""
+        segment = self.segment_size(size)
+        self._reserve(segment)
+        block = Block(pool, self._next_address, segment)
+        # A gap, so that blocks of two segments are never neighbours.
+        self._next_address += segment + MIN_BLOCK
+        return block
+
+    def _reserve(self, size: int) -> None:
+        """Ask the device for memory, if need be after a flush of the cache."""
+        if not self._has_room_for(size):
+            self.num_alloc_retries += 1
+            self.empty_cache()
+            if not self._has_room_for(size):
+                raise OutOfDeviceMemory
+        self.reserved_bytes += size
+        if self.reserved_bytes > self.peak_reserved_bytes:
+            self.peak_reserved_bytes = self.reserved_bytes
+
+    def _has_room_for(self, size: int) -> bool:
+        return self.capacity_bytes is None or self.reserved_bytes + size <= self.capacity_bytes
+
+    @staticmethod
+    def segment_size(size: int) -> int:
+        """Bytes that the device is asked for when a request of this size finds no free block."""
+        if size <= SMALL_SIZE:
+            return SMALL_SEGMENT
+        if size < MIN_LARGE_ALLOC:
+            return LARGE_SEGMENT
+        return (size + ROUND_LARGE - 1) // ROUND_LARGE * ROUND_LARGE
+
+
+class ExpandableAllocator(CachingAllocator):
+    """The same with ``PYTORCH_ALLOC_CONF=expandable_segments:True``: one segment a pool, which grows page by page.
+
+    Pages are 2 MiB in the small pool and 20 MiB in the large one. Every remainder is split off, and a flush gives back
+    each page that lies in a free block.
+
+    Source: ``ExpandableSegment``, ``try_allocate_expandable_block`` and ``unmap_block`` of the same file. Addresses that
+    were given back are not used again, which no statistic shows.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None):
+        super().__init__(capacity_bytes)
+        self.large.min_remainder = MIN_BLOCK
+        # Where each pool's segment ends, and the block there; far apart, so that they never meet.
+        self._ends = {self.small: 0, self.large: 1 << 50}
+        self._last: dict[Pool, Block | None] = {self.small: None, self.large: None}
+
+    def empty_cache(self) -> None:
+        """Give back every page that lies in a free block."""
+        for pool in (self.small, self.large):
+            page = self._page(pool)
+            for _, _, block in list(pool.free):
+                first = (block.address + page - 1) // page * page
+                last = (block.address + block.size) // page * page
+                if first < last:
+                    self._unmap(block, first, last)
+
+    def _grow(self, pool: Pool, size: int) -> Block:
+        page, last = self._page(pool), self._last[pool]
+        at_the_end = last is not None and last.is_free and last.address + last.size == self._ends[pool]
+        missing = size - last.size if at_the_end and last else size
+        grown = (missing + page - 1) // page * page
+        # A flush on the way may give the last block back.
+        self._reserve(grown)
+        last = self._last[pool]
+        if at_the_end and last is not None and last.is_free and last.address + last.size == self._ends[pool]:
+            pool.remove(last)
+            last.size += grown
+            self._ends[pool] += grown
+            return last
+        block = Block(pool, self._ends[pool], grown)
+        self._ends[pool] += grown
+        self._join(last, block)
+        return block
+
+    def _split(self, block: Block, size: int) -> None:
+        super()._split(block, size)
+        if self._last[block.pool] is block:
+            self._last[block.pool] = block.next
+
+    def free(self, block: Block) -> None:
+        """Take a block back; its pages stay reserved."""
+        after = block.next
+        super().free(block)
+        if self._last[block.pool] is after and after is not None and block.next is None:
+            self._last[block.pool] = block
+
+    def _unmap(self, block: Block, first: int, last: int) -> None:
+        pool, before, after = block.pool, block.previous, block.next
+        end = block.address + block.size
+        pool.remove(block)
+        self.reserved_bytes -= last - first
+        left, right = self._rest(pool, block.address, first), self._rest(pool, last, end)
+        # The hole ends neighbourhood: what lies on its two sides can no longer merge.
+        for neighbour, rest in ((before, left), (after, right)):
+            if neighbour is None:
+                continue
+            if neighbour is before:
+                neighbour.next = rest
+                if rest:
+                    rest.previous = neighbour
+            else:
+                neighbour.previous = rest
+                if rest:
+                    rest.next = neighbour
+        if self._last[pool] is block:
+            self._last[pool] = right or None
+
+    @staticmethod
+    def _rest(pool: Pool, begin: int, end: int) -> Block | None:
+        if begin == end:
+            return None
+        rest = Block(pool, begin, end - begin)
+        pool.add(rest)
+        return rest
+
+    def _join(self, last: Block | None, block: Block) -> None:
+        if last is not None and last.address + last.size == block.address:
+            last.next, block.previous = block, last
+        self._last[block.pool] = block
+
+    def _page(self, pool: Pool) -> int:
+        return SMALL_SEGMENT if pool is self.small else LARGE_SEGMENT

@@ -1,0 +1,267 @@
+"""A memory program replayed on a card that is not there.
+
+The program says what the pipeline allocates and when; the card says what its kernels need as workspace and how much
+there is; the simulated allocator says what comes of it. Nothing is fitted to measurements.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from planner.allocator import SMALL_SEGMENT, Block, CachingAllocator, OutOfDeviceMemory
+from planner.components import STAGES
+from planner.program import Events, Op
+from planner.request import GenerationRequest
+from planner.units import MIB
+
+# cuBLAS keeps one workspace a handle and stream, from the same allocator, from the first matrix product on.
+# Source: aten/src/ATen/cuda/CublasHandlePool.cpp, getChosenWorkspaceSize: ":4096:2:16:8", or 32 MiB on newer cards.
+CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
+CUBLAS_BYTES_FROM_90 = 32 * MIB
+
+# Memory-efficient attention keeps a float32 accumulator when a head is wider than its registers hold.
+# Source: kernel_forward.h, kMaxK and kNeedsOutputAccumulatorBuffer.
+WIDEST_HEAD_IN_REGISTERS = 128
+# Flash attention takes heads up to this width; the VAE's single head of 512 is beyond it.
+WIDEST_FLASH_HEAD = 256
+
+# An enum's attribute takes longer to look up than to compare.
+BIRTH, DEATH, CONVOLUTION, ATTENTION = map(int, (Op.BIRTH, Op.DEATH, Op.CONVOLUTION, Op.ATTENTION))
+
+Capability = tuple[int, int]
+Outcome = Literal["ok", "out-of-memory"]
+
+
+@dataclass(frozen=True)
+class KernelPolicy:
+    """What a card's kernels take as workspace, by its compute capability.
+
+    `convolution` names the plan that cuDNN prefers:
+
+    - ``nhwc``: tensor cores work on channels_last, so an NCHW input, filter and output are each transposed in the
+      workspace, channels padded to eights. Holds the published peaks of a card of capability 8.9 within 0.01 %.
+    - ``float32``: without tensor cores, input, filter and output are converted to float32 in the workspace.
+    """
+
+    convolution: Literal["nhwc", "float32"]
+    has_flash_attention: bool
+    cublas_bytes: int
+
+    @classmethod
+    def of(cls, capability: Capability) -> "KernelPolicy":
+        """The policy of this compute capability."""
+        return cls(
+            convolution="nhwc" if capability >= (7, 0) else "float32",
+            has_flash_attention=capability >= (8, 0),
+            cublas_bytes=CUBLAS_BYTES_FROM_90 if capability >= (9, 0) else CUBLAS_BYTES,
+        )
+
+    def convolution_bytes(self, convolutions: np.ndarray) -> np.ndarray:
+        """Workspace of the preferred plan of each convolution, from `Events.convolutions`.
+
+        Shape:
+            (convolutions,), int64.
+        """
+        x, x_padded, y, y_padded, weight, channels_last = convolutions.T
+        if self.convolution == "float32":
+            return 4 * (x + y + weight)
+        # What is channels_last already needs no transpose.
+        return np.where(channels_last, 0, 2 * (x_padded + y_padded + weight))
+
+    def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
+        """What each fused attention call takes beside its output, from `Events.attentions`.
+
+        Shape:
+            (calls,), int64.
+        """
+        log_sum_exp, accumulator, head_dim = attentions.T
+        is_flash = self.has_flash_attention & (head_dim <= WIDEST_FLASH_HEAD)
+        return np.where(is_flash, log_sum_exp, np.where(head_dim > WIDEST_HEAD_IN_REGISTERS, accumulator, 0))
+
+
+def assumptions(request: GenerationRequest, capability: Capability) -> list[str]:
+    """What the dry run takes for granted of this request on this card and was not checked against measurements.
+
+    Where there is any, the peak is a range: from no workspace at all to the preferred plans.
+    """
+    found = []
+    if request.batch > 1:
+        found.append("batch above 1: some cuDNN versions prefer plans with less workspace for some layers")
+    if capability < (7, 0):
+        found.append("no tensor cores: convolutions are taken to convert to float32 in their workspace")
+    if capability >= (9, 0):
+        found.append(
+            f"compute capability {capability[0]}.{capability[1]}: kernels are taken to be those of capability 8"
+        )
+    if request.channels_last:
+        found.append("channels_last: convolutions are taken to need no workspace, as nothing is transposed")
+    return found
+
+
+class StagePeak(NamedTuple):
+    """The most that was allocated and reserved during one stage."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a replay gave. Sizes in bytes; the CUDA context is in none of them.
+
+    `fallbacks` counts shapes of convolutions whose preferred workspace found no room, `ended_at` is the event that was
+    out of memory. `timeline` is (events, 2), allocated and reserved during each event with its workspace, or None when
+    none was asked for.
+    """
+
+    outcome: Outcome
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    stages: dict[str, StagePeak]
+    num_alloc_retries: int
+    fallbacks: int
+    ended_at: int | None = None
+    timeline: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def peak_stage(self) -> str:
+        """The stage that allocates most; of equal ones the later."""
+        return max(reversed(self.stages), key=lambda stage: self.stages[stage].allocated_bytes)
+
+
+def dry_run(
+    events: Events,
+    policy: KernelPolicy,
+    capacity_bytes: int | None = None,
+    *,
+    smallest: bool = False,
+    with_timeline: bool = False,
+    allocator: CachingAllocator | None = None,
+) -> DryRun:
+    """The replay of these events by kernels of this policy within `capacity_bytes`, or without end when that is None.
+
+    With `smallest`, no convolution takes any workspace, as if each had fallen back to its last plan. An `allocator`
+    other than the default one has a capacity of its own.
+    """
+    return _Replay(events, policy, allocator or CachingAllocator(capacity_bytes), smallest).run(with_timeline)
+
+
+class _Replay:
+    """One pass over the events: the inner loop of everything here."""
+
+    def __init__(self, events: Events, policy: KernelPolicy, allocator: CachingAllocator, smallest: bool):
+        self.events, self.policy, self.allocator = events, policy, allocator
+        wanted = policy.convolution_bytes(events.convolutions)
+        self.convolutions = [0] * len(wanted) if smallest else wanted.tolist()
+        self.attentions = policy.attention_bytes(events.attentions).tolist()
+        self.fallen_back: set[tuple[int, ...]] = set()
+        self.stages: dict[str, StagePeak] = {}
+        self.timeline: list[tuple[int, int]] = []
+
+    def run(self, with_timeline: bool) -> DryRun:
+        """Replay all events, or as many as there is room for."""
+        allocator = self.allocator
+        malloc, free, timeline = allocator.malloc, allocator.free, self.timeline
+        convolutions, attentions = self.convolutions, self.attentions
+        blocks: list[Block] = []
+        stage, ended_at, workspace = "", None, 0
+        index = 0
+        kinds_and_values = zip(self.events.kinds.tolist(), self.events.values.tolist(), strict=True)
+        try:
+            for index, (kind, value) in enumerate(kinds_and_values):
+                if kind == BIRTH:
+                    blocks.append(malloc(value))
+                elif kind == DEATH:
+                    free(blocks[value])
+                elif kind == CONVOLUTION:
+                    workspace = self._convolve(value) if convolutions[value] else 0
+                elif kind == ATTENTION:
+                    workspace = self._scratch(attentions[value]) if attentions[value] else 0
+                elif kind == Op.STAGE:
+                    if STAGES[value] != stage:
+                        self._close(stage)
+                        stage = STAGES[value]
+                elif kind == Op.EMPTY_CACHE:
+                    allocator.empty_cache()
+                elif kind == Op.LOADED:
+                    # The worker's warm-up makes the handle before the call begins.
+                    malloc(self.policy.cublas_bytes)
+                if with_timeline:
+                    timeline.append((allocator.allocated_bytes + workspace, allocator.reserved_bytes))
+                    workspace = 0
+        except OutOfDeviceMemory:
+            ended_at = index
+        self._close(stage)
+        return DryRun(
+            outcome="ok" if ended_at is None else "out-of-memory",
+            peak_allocated_bytes=max(peak.allocated_bytes for peak in self.stages.values()),
+            peak_reserved_bytes=max(peak.reserved_bytes for peak in self.stages.values()),
+            stages={name: peak for name, peak in self.stages.items() if name},
+            num_alloc_retries=allocator.num_alloc_retries,
+            fallbacks=len(self.fallen_back),
+            ended_at=ended_at,
+            timeline=np.array(timeline, dtype=np.int64) if with_timeline else None,
+        )
+
+    def _convolve(self, row: int) -> int:
+        """The preferred plan or, where its workspace finds no room, one without; returns what it took.
+
+        Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, try_plans: out of memory moves on to the next plan, and the
+        one that worked is remembered for the shape.
+        """
+        if self.fallen_back and tuple(self.events.convolutions[row]) in self.fallen_back:
+            return 0
+        try:
+            return self._scratch(self.convolutions[row])
+        except OutOfDeviceMemory:
+            self.fallen_back.add(tuple(self.events.convolutions[row]))
+            return 0
+
+    def _scratch(self, size_bytes: int) -> int:
+        block = self.allocator.malloc(size_bytes)
+        taken = block.size
+        self.allocator.free(block)
+        return taken
+
+    def _close(self, stage: str) -> None:
+        allocator = self.allocator
+        before = self.stages.get(stage, StagePeak(0, 0))
+        self.stages[stage] = StagePeak(
+            max(before.allocated_bytes, allocator.peak_allocated_bytes),
+            max(before.reserved_bytes, allocator.peak_reserved_bytes),
+        )
+        allocator.reset_peaks()
+
+
+class _Thrifty(CachingAllocator):
+    """Flushes before it asks for anything: reserves about as little as a run can."""
+
+    def _reserve(self, size: int) -> None:
+        self.empty_cache()
+        super()._reserve(size)
+
+
+def least_capacity_bytes(events: Events, policy: KernelPolicy, known: tuple[int, ...] = ()) -> int:
+    """The least capacity within which the replay comes to its end, a multiple of 2 MiB; one step less is out of memory.
+
+    Capacities in `known` are tried first, so that the answer agrees with what was said of cards of that capacity.
+    """
+    step = SMALL_SEGMENT
+    thrifty = dry_run(events, policy, smallest=True, allocator=_Thrifty())
+    # Less than what lives at once can never do.
+    low, high = thrifty.peak_allocated_bytes // step, thrifty.peak_reserved_bytes // step
+    for capacity in sorted(known):
+        if low < capacity // step < high and dry_run(events, policy, capacity).outcome == "ok":
+            high = capacity // step
+        elif low < capacity // step < high:
+            low = capacity // step
+    while dry_run(events, policy, high * step).outcome != "ok":
+        low, high = high, high + max(1, high // 64)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if dry_run(events, policy, middle * step).outcome == "ok":
+            high = middle
+        else:
+            low = middle
+    return high * step
