@@ -26,6 +26,7 @@ from planner.trace import (
     End,
     Event,
     Loaded,
+    Product,
     Recorder,
     Repeat,
     Returned,
@@ -63,6 +64,7 @@ class Frame:
     ops: list[tuple[Op, Any, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     is_stand_in: bool = False
+    has_product: bool = False
     _numbers: dict[int, int] = field(default_factory=dict)
     _count: int = 0
     _dead: set[int] = field(default_factory=set)
@@ -133,6 +135,10 @@ def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
             case Convolution() | Attention():
                 op = Op.CONVOLUTION if isinstance(event, Convolution) else Op.ATTENTION
                 frame.ops.append((op, kernel_of(event), event.module))
+            case Product():
+                if not frame.has_product:
+                    frame.ops.append((Op.PRODUCT, 0, ""))
+                frame.has_product = True
             case Begin(routine, batch):
                 stack.append(Frame(routine, Size(batch, size.height, size.width)))
             case End():

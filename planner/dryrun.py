@@ -40,7 +40,7 @@ class KernelPolicy:
     `convolution` names the plan that cuDNN prefers:
 
     - ``nhwc``: tensor cores work on channels_last, so an NCHW input, filter and output are each transposed in the
-      workspace, channels padded to eights. Holds the published peaks of a card of capability 8.9 within 0.01 %.
+      workspace, channels padded to eights. An image's three channels are too few for them, and go without.
     - ``float32``: without tensor cores, input, filter and output are converted to float32 in the workspace.
     """
 
@@ -66,8 +66,10 @@ class KernelPolicy:
         x, x_padded, y, y_padded, weight, channels_last = convolutions.T
         if self.convolution == "float32":
             return 4 * (x + y + weight)
+        # Three channels of an image become eight.
+        is_image = 3 * x_padded == 8 * x
         # What is channels_last already needs no transpose.
-        return np.where(channels_last, 0, 2 * (x_padded + y_padded + weight))
+        return np.where(is_image | (channels_last != 0), 0, 2 * (x_padded + y_padded + weight))
 
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
         """What each fused attention call takes beside its output, from `Events.attentions`.
@@ -165,7 +167,7 @@ class _Replay:
         malloc, free, timeline = allocator.malloc, allocator.free, self.timeline
         convolutions, attentions = self.convolutions, self.attentions
         blocks: list[Block] = []
-        stage, ended_at, workspace = "", None, 0
+        stage, ended_at, workspace, has_handle = "", None, 0, False
         index = 0
         kinds_and_values = zip(self.events.kinds.tolist(), self.events.values.tolist(), strict=True)
         try:
@@ -184,9 +186,9 @@ class _Replay:
                         stage = STAGES[value]
                 elif kind == Op.EMPTY_CACHE:
                     allocator.empty_cache()
-                elif kind == Op.LOADED:
-                    # The worker's warm-up makes the handle before the call begins.
+                elif kind == Op.PRODUCT and not has_handle:
                     malloc(self.policy.cublas_bytes)
+                    has_handle = True
                 if with_timeline:
                     timeline.append((allocator.allocated_bytes + workspace, allocator.reserved_bytes))
                     workspace = 0

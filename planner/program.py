@@ -42,6 +42,7 @@ class Op(IntEnum):
     EMPTY_CACHE = 6  # torch.cuda.empty_cache()
     LOADED = 7  # weights are where they belong, and the call begins
     RETURNED = 8  # the VAE's encode or decode has returned
+    PRODUCT = 9  # the first matrix product of a routine runs
 
 
 # Areas that sizes are made of, by (latent_height, latent_width): of the latent and of its three halvings, of the VAE

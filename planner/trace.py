@@ -29,6 +29,13 @@ KEPT_NUMEL = 4096
 
 META = torch.device("meta")
 
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
 
 class Birth(NamedTuple):
     """A storage was made: its number, its bytes, and the module that made it."""
@@ -62,6 +69,10 @@ class Attention(NamedTuple):
     tokens: int
     head_dim: int
     module: str
+
+
+class Product(NamedTuple):
+    """A matrix product ran: the first one makes cuBLAS's handle, and with it a workspace that stays."""
 
 
 class Begin(NamedTuple):
@@ -99,7 +110,7 @@ class EmptyCache(NamedTuple):
     """``torch.cuda.empty_cache()``."""
 
 
-Event = Birth | Death | Convolution | Attention | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
+Event = Birth | Death | Convolution | Attention | Product | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
 
 # The calls that programs keep as routines: (name, the module on the pipeline, its method).
 ROUTINES = (
@@ -246,6 +257,8 @@ class _Storages(TorchDispatchMode):
             self.recorder.see(tensor)
         if func is torch.ops.aten.convolution.default and on_device(out):
             self.recorder.note_convolution(args, out)
+        elif func in PRODUCTS and on_device(out):
+            self.recorder.events.append(Product())
         return out
 
     @staticmethod
