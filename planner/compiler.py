@@ -4,16 +4,33 @@ Each routine is traced at a few sizes. The events must come in the same order ev
 whole multiple of one of `planner.program.features`; anything else is an error, never a guess.
 """
 
+import importlib.metadata
 import itertools
+import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from planner.components import STAGES
 from planner.flatten import pipeline_name, routine_name
 from planner.modules import LOADED_COMPONENTS, assemble
-from planner.program import AREAS, EACH_IMAGE, MAX_TRACED_STEPS, STAGES, TIMES_BATCH, Call, Library, Op, Routine, features
+from planner.program import (
+    AREAS,
+    EACH_IMAGE,
+    LIBRARIES,
+    MAX_TRACED_STEPS,
+    TIMES_BATCH,
+    Call,
+    Library,
+    Op,
+    Routine,
+    features,
+    save,
+)
 from planner.request import TASKS, GenerationRequest
 from planner.trace import (
     REMEMBERED,
@@ -387,3 +404,26 @@ def compile_library(versions: Mapping[str, str], report: Callable[[float, str], 
     weights = _weights(compiler.pipeline(GenerationRequest()), module)
     routines = {key: routine_from(key, frames, module) for key, frames in sorted(compiler.frames.items())}
     return Library(versions, routines, tuple(module.numbers), weights, "compiled here")
+
+
+def main() -> None:
+    """``python -m planner.compiler PATH``: compile the installed versions to ``PATH.json`` and ``PATH.bin``.
+
+    Progress goes to stdout as JSON lines.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    # What they warn of (casts, missing torchvision) is meant here.
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+
+    def report(done: float, what: str) -> None:
+        print(json.dumps({"done": done, "what": what}), flush=True)
+
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in LIBRARIES}
+    save(compile_library(versions, report), Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

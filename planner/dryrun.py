@@ -112,6 +112,7 @@ class StagePeak(NamedTuple):
 class DryRun:
     """What a replay gave. Sizes in bytes; the CUDA context is in none of them.
 
+    `loaded_bytes` is what stands allocated when the weights are in place and nothing has run.
     `fallbacks` counts shapes of convolutions whose preferred workspace found no room, `ended_at` is the event that was
     out of memory. `timeline` is (events, 2), allocated and reserved during each event with its workspace, or None when
     none was asked for.
@@ -121,6 +122,7 @@ class DryRun:
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     stages: dict[str, StagePeak]
+    loaded_bytes: int
     num_alloc_retries: int
     fallbacks: int
     ended_at: int | None = None
@@ -168,7 +170,7 @@ class _Replay:
         convolutions, attentions = self.convolutions, self.attentions
         blocks: list[Block] = []
         stage, ended_at, workspace, has_handle = "", None, 0, False
-        index = 0
+        index = loaded_bytes = 0
         kinds_and_values = zip(self.events.kinds.tolist(), self.events.values.tolist(), strict=True)
         try:
             for index, (kind, value) in enumerate(kinds_and_values):
@@ -184,6 +186,8 @@ class _Replay:
                     if STAGES[value] != stage:
                         self._close(stage)
                         stage = STAGES[value]
+                elif kind == Op.LOADED:
+                    loaded_bytes = allocator.allocated_bytes
                 elif kind == Op.EMPTY_CACHE:
                     allocator.empty_cache()
                 elif kind == Op.PRODUCT and not has_handle:
@@ -200,6 +204,7 @@ class _Replay:
             peak_allocated_bytes=max(peak.allocated_bytes for peak in self.stages.values()),
             peak_reserved_bytes=max(peak.reserved_bytes for peak in self.stages.values()),
             stages={name: peak for name, peak in self.stages.items() if name},
+            loaded_bytes=loaded_bytes,
             num_alloc_retries=allocator.num_alloc_retries,
             fallbacks=len(self.fallen_back),
             ended_at=ended_at,
@@ -244,26 +249,25 @@ class _Thrifty(CachingAllocator):
         super()._reserve(size)
 
 
-def least_capacity_bytes(events: Events, policy: KernelPolicy, known: tuple[int, ...] = ()) -> int:
-    """The least capacity within which the replay comes to its end, a multiple of 2 MiB; one step less is out of memory.
+def least_capacity_bytes(events: Events, policy: KernelPolicy, enough_bytes: int, guess_bytes: int = 0) -> int:
+    """The least capacity within which the replay comes to its end: a multiple of 2 MiB, found by halving.
 
-    Capacities in `known` are tried first, so that the answer agrees with what was said of cards of that capacity.
+    Within `enough_bytes` it is known to end; a good guess makes the search short. One step less is out of memory. A
+    capacity just above may be, too: less room makes the allocator flush earlier, and that can spare a bad split.
     """
     step = SMALL_SEGMENT
+
+    def runs(steps: int) -> bool:
+        return dry_run(events, policy, steps * step).outcome == "ok"
+
     thrifty = dry_run(events, policy, smallest=True, allocator=_Thrifty())
     # Less than what lives at once can never do.
-    low, high = thrifty.peak_allocated_bytes // step, thrifty.peak_reserved_bytes // step
-    for capacity in sorted(known):
-        if low < capacity // step < high and dry_run(events, policy, capacity).outcome == "ok":
-            high = capacity // step
-        elif low < capacity // step < high:
-            low = capacity // step
-    while dry_run(events, policy, high * step).outcome != "ok":
-        low, high = high, high + max(1, high // 64)
+    low, high = (thrifty.peak_allocated_bytes - 1) // step, enough_bytes // step
+    guess, likely = guess_bytes // step, thrifty.peak_reserved_bytes // step
+    for steps in (guess, guess - 1, likely, likely - 1, *(likely + 2**k for k in range(3, 20))):
+        if low < steps < high:
+            low, high = (low, steps) if runs(steps) else (steps, high)
     while high - low > 1:
         middle = (low + high) // 2
-        if dry_run(events, policy, middle * step).outcome == "ok":
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if runs(middle) else (middle, high)
     return high * step

@@ -45,3 +45,7 @@ class NoGpu(PlannerError):
 
     def __reduce__(self):
         return type(self), (self.reason, self.advice)
+
+
+class NoProgram(PlannerError):
+    """There is no memory program for what is asked; the message says why and what to do."""

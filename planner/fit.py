@@ -1,14 +1,21 @@
 """Request, basis and card in; verdict and signed headroom out."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 from planner.components import SD_V15, STAGES, ModelFacts
-from planner.errors import InvalidArgument
+from planner.errors import InvalidArgument, NoProgram
 from planner.formula import estimate
 from planner.gpus import Card
 from planner.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from planner.dryrun import DryRun, KernelPolicy
+    from planner.program import Library
 
 Verdict = Literal["fits", "tight", "no", "unknown"]
 Basis = Literal["formula", "dry-run", "calibrated", "measured"]
@@ -25,8 +32,9 @@ class Answer:
 
     `need_bytes` is the card memory at which the request runs comfortably, `minimum_bytes` the least at which it
     still runs. `headroom_bytes` is ``usable - need`` with its sign: negative is by how much it misses.
-    `interval_bytes` is a range of the allocated peak; a basis without an interval repeats the point.
-    `stages` are allocated peaks by stage, weights included.
+    `interval_bytes` is a range of the allocated peak; a basis without an interval repeats the point, and
+    `assumptions` say why there is one. `stages` are allocated peaks by stage, weights included; a stage that the
+    request does not have holds the weights and nothing else.
     """
 
     card: Card
@@ -42,6 +50,7 @@ class Answer:
     peak_stage: str | None = None
     stages: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
+    assumptions: tuple[str, ...] = ()
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -72,22 +81,101 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
     )
 
 
-def fit(request: GenerationRequest, card: Card, basis: str = "best", facts: ModelFacts = SD_V15) -> Answer:
+@lru_cache(maxsize=256)
+def _runs(library: Library, request: GenerationRequest, policy: KernelPolicy) -> tuple[DryRun, DryRun]:
+    """The dry runs that need no capacity: with preferred kernels, and with none that takes workspace."""
+    from planner.dryrun import dry_run
+    from planner.flatten import events_of
+
+    events = events_of(library, request)
+    return dry_run(events, policy), dry_run(events, policy, smallest=True)
+
+
+@lru_cache(maxsize=256)
+def _least(library: Library, request: GenerationRequest, policy: KernelPolicy) -> int:
+    from planner.dryrun import least_capacity_bytes
+    from planner.flatten import events_of
+
+    # Kernels of another card mostly need the same.
+    guess = _last_least.get((library, request), 0)
+    enough = _runs(library, request, policy)[0].peak_reserved_bytes
+    least = least_capacity_bytes(events_of(library, request), policy, enough, guess)
+    _last_least.clear()
+    _last_least[library, request] = least
+    return least
+
+
+_last_least: dict[tuple[Library, GenerationRequest], int] = {}
+
+
+def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
+    from planner.dryrun import KernelPolicy, assumptions
+
+    # What an answer depends on: the canonical size, and nothing that moves no allocation.
+    request = replace(request.canonical(), prompt_tokens=1)
+    policy = KernelPolicy.of(card.compute_capability)
+    preferred, smallest = _runs(library, request, policy)
+    least = _least(library, request, policy)
+    need = preferred.peak_reserved_bytes + card.context_bytes
+    # Between the two it runs, with kernels that need less or after the allocator has flushed and tried again. There is
+    # no hope only where the most that such a card was seen to leave to a process is too little.
+    most = max(card.usable_bytes - card.context_bytes, card.usable_high_bytes - card.context_low_bytes)
+    verdict: Verdict = "fits" if need <= card.usable_bytes else "tight" if least <= most else "no"
+    notes = tuple(assumptions(request, card.compute_capability))
+    peak = preferred.peak_allocated_bytes
+    return Answer(
+        card=card,
+        basis="dry-run",
+        verdict=verdict,
+        need_bytes=need,
+        minimum_bytes=least + card.context_bytes,
+        peak_allocated_bytes=peak,
+        minimum_allocated_bytes=smallest.peak_allocated_bytes,
+        peak_reserved_bytes=preferred.peak_reserved_bytes,
+        context_bytes=card.context_bytes,
+        interval_bytes=(smallest.peak_allocated_bytes if notes else peak, peak),
+        peak_stage=preferred.peak_stage,
+        stages={
+            stage: preferred.stages[stage].allocated_bytes if stage in preferred.stages else preferred.loaded_bytes
+            for stage in STAGES
+        },
+        assumptions=notes,
+    )
+
+
+def fit(
+    request: GenerationRequest,
+    card: Card,
+    basis: str = "best",
+    facts: ModelFacts = SD_V15,
+    library: Library | None = None,
+) -> Answer:
     """The answer of this basis for one card; ``best`` takes the most trusted one that has something to say.
+
+    The dry run plays the programs of `library`, or the shipped ones.
 
     Raises:
         InvalidArgument: `basis` is none of `BASES`.
     """
-    if basis in ("best", "formula"):
+    if basis not in BASES:
+        raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
+    if basis in ("best", "dry-run"):
+        from planner.program import shipped
+
+        try:
+            return _from_dry_run(request, card, library or shipped())
+        except NoProgram as error:
+            if basis == "dry-run":
+                return Answer(card=card, basis="dry-run", verdict="unknown", reason=str(error))
+            return replace(_from_formula(request, card, facts), reason=f"{error}; the formula answers instead")
+    if basis == "formula":
         return _from_formula(request, card, facts)
-    if basis in BASES:
-        return Answer(
-            card=card,
-            basis=basis,  # ty: ignore[invalid-argument-type]
-            verdict="unknown",
-            reason=f"no {basis} answer is available in this version; --basis formula has one",
-        )
-    raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
+    return Answer(
+        card=card,
+        basis=basis,  # ty: ignore[invalid-argument-type]
+        verdict="unknown",
+        reason=f"no {basis} answer is available in this version; --basis dry-run has one",
+    )
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

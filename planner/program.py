@@ -17,17 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.components import STAGES
-from planner.errors import PlannerError
+from planner.errors import NoProgram
 
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("programs") / "sd15"
 
+# What decides a program, by package; builds of one release allocate alike.
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+
 # More steps than this change no size: PNDM keeps four noise predictions, and has them by then.
 MAX_TRACED_STEPS = 6
-
-
-class NoProgram(PlannerError):
-    """There is no memory program for this request; the message says why."""
 
 
 class Op(IntEnum):
@@ -221,7 +220,7 @@ class Events:
         return np.where(latest < 0, -1, self.values[latest])
 
 
-# The shipped file: one line of JSON, then int32 numbers. Plain, so that a recompile can be compared byte for byte.
+# A line of JSON and a file of int32 numbers: plain, so that a recompile can be compared byte for byte.
 
 
 def save(library: Library, path: Path) -> None:
@@ -229,7 +228,7 @@ def save(library: Library, path: Path) -> None:
     header, numbers = encode(library)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(header)
-    path.with_suffix(".npy").write_bytes(numbers)
+    path.with_suffix(".bin").write_bytes(numbers)
 
 
 def encode(library: Library) -> tuple[str, bytes]:
@@ -294,10 +293,22 @@ def decode(header_text: str, numbers: bytes, source: str) -> Library:
 
 @cache
 def shipped() -> Library:
-    """The library that ships with the planner, compiled for the pinned versions."""
-    return decode(SHIPPED.with_suffix(".json").read_text(), SHIPPED.with_suffix(".npy").read_bytes(), "the shipped program")
+    """The library that ships with the planner, compiled for the pinned versions.
+
+    Raises:
+        NoProgram: its files are missing, or of another format.
+    """
+    try:
+        return read(SHIPPED)
+    except OSError as error:
+        raise NoProgram(f"the shipped memory programs cannot be read ({error}) - 'python -m planner compile'") from None
 
 
-def stage_index(stage: str) -> int:
-    """Where the stage stands in `STAGES`."""
-    return STAGES.index(stage)
+def read(path: Path) -> Library:
+    """The library that `save` wrote.
+
+    Raises:
+        NoProgram: it was written in another format.
+        OSError: its files cannot be read.
+    """
+    return decode(path.with_suffix(".json").read_text(), path.with_suffix(".bin").read_bytes(), str(path))
