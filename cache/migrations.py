@@ -158,3 +158,14 @@ def m004_jobs(db: Database) -> None:
         strict=True,
     )
     db.table("jobs").create_index(["state"])
+
+
+@migrations()
+def m005_programs(db: Database) -> None:
+    """Memory programs compiled here, for versions other than those that the shipped ones are for."""
+    db.table("programs").create(
+        {"versions": str, "header": str, "numbers": bytes, "created_at": str},
+        pk="versions",
+        not_null={"header", "numbers", "created_at"},
+        strict=True,
+    )

@@ -13,6 +13,7 @@ from cache.history_file import HistoryFile
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
+from planner.program import Library, decode, encode
 from planner.request import GenerationRequest
 from planner.units import GIB
 
@@ -22,6 +23,10 @@ _BOOLEANS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing",
 def now() -> str:
     """UTC, to the microsecond, as text that sorts by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _canonical(versions: Mapping[str, str]) -> str:
+    return json.dumps(dict(versions), sort_keys=True)
 
 
 def _request_of(row: Mapping[str, Any]) -> GenerationRequest:
@@ -205,6 +210,25 @@ class Store(HistoryFile):
             source=f"counted from the modules of diffusers {versions['diffusers']} and "
             f"transformers {versions['transformers']}",
         )
+
+    # Memory programs
+
+    def save_program(self, library: Library) -> None:
+        """Keep a library compiled here, in the place of one for the same versions."""
+        header, numbers = encode(library)
+        row = {"versions": _canonical(library.versions), "header": header, "numbers": numbers, "created_at": now()}
+        with self._writing() as db:
+            db.table("programs").insert(row, replace=True)
+
+    def program(self, versions: Mapping[str, str]) -> Library | None:
+        """The library compiled here for these versions, or None.
+
+        Raises:
+            NoProgram: it was written in another format.
+        """
+        with self._connect() as db:
+            row = next(iter(db.table("programs").rows_where("versions = ?", [_canonical(versions)])), None)
+        return decode(row["header"], row["numbers"], "a program compiled here") if row else None
 
     # Jobs
 

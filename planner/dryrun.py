@@ -208,7 +208,7 @@ class _Replay:
             num_alloc_retries=allocator.num_alloc_retries,
             fallbacks=len(self.fallen_back),
             ended_at=ended_at,
-            timeline=np.array(timeline, dtype=np.int64) if with_timeline else None,
+            timeline=np.array(timeline or [(0, 0)], dtype=np.int64) if with_timeline else None,
         )
 
     def _convolve(self, row: int) -> int:

@@ -101,6 +101,7 @@ class Sequence:
         self.batch, self.height, self.width = request.batch, request.latent_height, request.latent_width
         self.ops: list[np.ndarray] = []
         self.births: list[np.ndarray] = []
+        self.weights: list[np.ndarray] = []
         self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
         self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
         self._until_return: list[int] = []
@@ -131,6 +132,7 @@ class Sequence:
         self.births.append(np.stack([np.zeros(count, dtype=np.int64), tensors[:, 0]], axis=1))
         self.counts[Op.BIRTH] += count
         self._on_card[component] = numbers
+        self.weights.append(numbers)
 
     def bring(self, component: str) -> None:
         """What accelerate's hook does before a component under model offload runs."""
@@ -250,6 +252,7 @@ class Sequence:
         return Flat(
             ops=np.concatenate(self.ops),
             births=np.concatenate(self.births),
+            is_weight=np.isin(np.arange(self.counts[Op.BIRTH]), np.concatenate(self.weights)),
             convolutions=kernels[Op.CONVOLUTION],
             attentions=kernels[Op.ATTENTION],
             modules=tuple(self._modules),

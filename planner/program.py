@@ -151,12 +151,13 @@ class Library:
 class Flat:
     """A history without calls, sizes still symbolic.
 
-    `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (births, 2) and
-    `convolutions` (convolutions, 6, 2), `attentions` (attentions, 3, 2): feature and coefficient of each size.
+    `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (births, 2), `is_weight`
+    says which of them are weights, and `convolutions` (convolutions, 6, 2), `attentions` (attentions, 3, 2): feature and coefficient of each size.
     """
 
     ops: np.ndarray
     births: np.ndarray
+    is_weight: np.ndarray
     convolutions: np.ndarray
     attentions: np.ndarray
     modules: tuple[str, ...]
@@ -171,6 +172,7 @@ class Flat:
             kinds=self.ops[:, 0],
             values=values,
             module_ids=self.ops[:, 2],
+            is_weight=self.is_weight,
             convolutions=evaluated(self.convolutions, quantities),
             attentions=evaluated(self.attentions, quantities),
             modules=self.modules,
@@ -189,12 +191,14 @@ class Events:
     `kinds` is of `Op` without CALL. `values` are bytes for a birth, the number of the storage for a death, the row in
     `convolutions` or `attentions` for a kernel, the index in `STAGES` for a stage. `convolutions` is (n, 6): elements
     of input, padded input, output, padded output and weight, then channels_last. `attentions` is (n, 3): bytes of the
-    log-sum-exp and of the float32 accumulator, then the head dimension.
+    log-sum-exp and of the float32 accumulator, then the head dimension. `is_weight` says of each storage whether it is
+    a parameter or a buffer.
     """
 
     kinds: np.ndarray
     values: np.ndarray
     module_ids: np.ndarray
+    is_weight: np.ndarray
     convolutions: np.ndarray
     attentions: np.ndarray
     modules: tuple[str, ...]
@@ -214,10 +218,25 @@ class Events:
         return deltas
 
     def stages(self) -> np.ndarray:
-        """The index in `STAGES` of each event, -1 while weights load."""
+        """The index in `STAGES` of each event, -1 before the first stage."""
         begins = np.where(self.kinds == Op.STAGE, np.arange(len(self.kinds)), -1)
         latest = np.maximum.accumulate(begins)
         return np.where(latest < 0, -1, self.values[latest])
+
+    def alive_at(self, event: int) -> np.ndarray:
+        """The numbers of the storages that live after this event."""
+        until = slice(None, event + 1)
+        born = int((self.kinds[until] == Op.BIRTH).sum())
+        dead = self.values[until][self.kinds[until] == Op.DEATH]
+        return np.setdiff1d(np.arange(born), dead)
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each storage, in the order of their birth."""
+        return self.values[self.kinds == Op.BIRTH]
+
+    def birth_modules(self) -> np.ndarray:
+        """The index in `modules` of what made each storage, in the order of their birth."""
+        return self.module_ids[self.kinds == Op.BIRTH]
 
 
 # A line of JSON and a file of int32 numbers: plain, so that a recompile can be compared byte for byte.
