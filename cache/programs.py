@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.history_file import default_path
 from cache.versions import installed
 from planner.errors import NoProgram, PlannerError
 from planner.program import LIBRARIES, SHIPPED, Library, encode, read, shipped
@@ -73,6 +72,8 @@ def _stored(versions: dict[str, str]) -> Library | None:
 @contextlib.contextmanager
 def _alone() -> Generator[bool]:
     """Whether no other compile is under way; while inside, none begins."""
+    from cache.history_file import default_path
+
     path = default_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f"{path.name}.compile.lock"), "a") as lock:
