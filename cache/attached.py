@@ -83,7 +83,7 @@ class AttachedCard:
             name=f"{self.name} (attached)",
             aliases=(),
             usable_bytes=self.free_bytes + own_bytes,
-            usable_high_bytes=self.total_bytes,
+            usable_high_bytes=self.free_bytes + own_bytes,
             compute_capability=self.compute_capability,
             source=f"free and total memory as the driver {self.driver} reports them now; {known.source}",
         )

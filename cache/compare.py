@@ -6,32 +6,57 @@ from dataclasses import dataclass, replace
 from cache.device import Device
 from cache.records import Measurement, Prediction
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
+from planner.dryrun import live_peaks
+from planner.errors import NoProgram
 from planner.fit import EXIT_CODES, Verdict, fit
 from planner.gpus import Card
+from planner.program import Library, shipped
 from planner.request import GenerationRequest
 
 
 def predictions_for(
-    request: GenerationRequest, device: Device, facts: ModelFacts = SD_V15, own_pid: int | None = None
+    request: GenerationRequest,
+    device: Device,
+    facts: ModelFacts = SD_V15,
+    own_pid: int | None = None,
+    library: Library | None = None,
 ) -> tuple[Prediction, ...]:
-    """What each basis says of this request on this device now, to be kept with the run.
+    """What each basis says of this request on this device now, the most trusted first, to be kept with the run.
 
     What our own worker (`own_pid`) holds of the card counts as free: the run takes it over.
     """
-    if device.card:
-        card = device.card.as_card(own_pid)
-    else:
-        # A rehearsal has no card to judge. The formula's sizes hold anywhere; its verdict does not.
-        card = Card(
-            name="CPU rehearsal",
-            usable_bytes=0,
-            usable_high_bytes=0,
-            context_bytes=0,
-            context_low_bytes=0,
-            compute_capability=(0, 0),
-        )
-    prediction = Prediction.of(fit(request, card, "formula", facts))
-    return (prediction if device.card else replace(prediction, verdict="unknown"),)
+    if device.card is None:
+        return _rehearsed(request, facts, library)
+    card = device.card.as_card(own_pid)
+    answers = (fit(request, card, "dry-run", facts, library), fit(request, card, "formula", facts))
+    return tuple(Prediction.of(answer) for answer in answers if answer.need_bytes is not None)
+
+
+def _rehearsed(request: GenerationRequest, facts: ModelFacts, library: Library | None) -> tuple[Prediction, ...]:
+    """What is said of a rehearsal: sizes hold anywhere, verdicts do not, and a CPU has no kernels' workspace."""
+    nowhere = Card(
+        name="CPU rehearsal",
+        usable_bytes=0,
+        usable_high_bytes=0,
+        context_bytes=0,
+        context_low_bytes=0,
+        compute_capability=(0, 0),
+    )
+    formula = replace(Prediction.of(fit(request, nowhere, "formula", facts)), verdict="unknown")
+    try:
+        peaks = live_peaks(library or shipped(), request)
+    except NoProgram:
+        return (formula,)
+    live = Prediction(
+        basis="dry-run",
+        verdict="unknown",
+        need_bytes=None,
+        minimum_bytes=None,
+        peak_allocated_bytes=max(peaks.values()),
+        peak_reserved_bytes=None,
+        stages=peaks,
+    )
+    return (live, formula)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Literal
 
 from cache.attached import cards, why_not_usable
 from cache.history_file import HistoryError
+from cache.programs import find
 from cache.store import Store
 from cache.versions import installed, torch_cuda
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu
+from planner.program import shipped
 from planner.units import gib
 
 
@@ -81,6 +83,17 @@ def _history_checks() -> list[Check]:
     return checks
 
 
+def _program_check() -> Check:
+    library, notice = find()
+    if notice:
+        reason, _, advice = notice.partition("; ")
+        return Check("Memory programs", "problem", reason, advice)
+    versions = library.versions if library else {}
+    made = "shipped" if library is shipped() else "compiled here"
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return Check("Memory programs", "ok", f"{made}, for {text}")
+
+
 def _model_check() -> Check:
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     folder = home / "hub" / f"models--{MODEL_ID.replace('/', '--')}" / "snapshots" / MODEL_REVISION
@@ -96,4 +109,4 @@ def _model_check() -> Check:
 
 def checks() -> list[Check]:
     """Everything that decides whether planning and measuring work here."""
-    return [*_gpu_checks(), *_library_checks(), *_history_checks(), _model_check()]
+    return [*_gpu_checks(), *_library_checks(), _program_check(), *_history_checks(), _model_check()]

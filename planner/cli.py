@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
 
     command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
+    programs = command("compile", _later("compile_programs"), "compile memory programs for the installed versions")
+    programs.add_argument("--force", action="store_true", help="compile again even where there is one")
     command("doctor", _later("doctor"), "GPU, driver, versions, history, model: what is wrong, what to do", as_json)
 
     history = commands.add_parser("history", help="measured runs", description="measured runs", allow_abbrev=False)
@@ -187,14 +189,24 @@ def _cards_from(arguments: argparse.Namespace) -> list[Card]:
 
 def run_fit(arguments: argparse.Namespace) -> int:
     """``fit``: answers for each card; the worst verdict is the exit code."""
-    request = request_from(arguments)
-    answers = [fit(request, card, arguments.basis) for card in _cards_from(arguments)]
+    from cache.programs import find, repair_in_background
+
+    request, cards = request_from(arguments), _cards_from(arguments)
+    library = None
+    if arguments.basis in ("best", "dry-run"):
+        library, notice = find()
+        if notice:
+            say(f"{notice}; that has begun in the background")
+            repair_in_background()
+    answers = [fit(request, card, arguments.basis, library=library) for card in cards]
     if arguments.json:
         print_json(fit_object(request, answers, estimate(request)))
     else:
         print(fit_text(request, answers))
     for reason in dict.fromkeys(answer.reason for answer in answers if answer.reason):
         say(reason)
+    for assumption in dict.fromkeys(note for answer in answers for note in answer.assumptions):
+        say(f"assumed - {assumption}")
     if any(answer.basis == "formula" for answer in answers):
         for note in not_in_the_formula(request):
             say(f"not in the formula - {note}")

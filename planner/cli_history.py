@@ -5,12 +5,13 @@ import sys
 from dataclasses import asdict
 
 from cache.attached import usable_card
-from cache.compare import Compared, compare, exit_code_of, peak_error, predictions_for
+from cache.compare import compare, exit_code_of, peak_error, predictions_for
 from cache.device import Device, check_runnable, environment_of
 from cache.doctor import checks
 from cache.history_file import HistoryError
 from cache.job import JobView
 from cache.jobs import Jobs
+from cache.programs import compile_installed, find
 from cache.records import VERSIONS, Measurement
 from cache.store import Store, now
 from cache.versions import installed
@@ -81,7 +82,7 @@ def verify(arguments: argparse.Namespace) -> int:
             device,
             weights=arguments.weights,
             model_dir=arguments.model_dir,
-            predictions=predictions_for(request, device, facts),
+            predictions=predictions_for(request, device, facts, library=find().library),
             force=arguments.force,
         )
         try:
@@ -116,10 +117,19 @@ def verify(arguments: argparse.Namespace) -> int:
     return exit_code_of(measurement)
 
 
-def _comparison_rows(lines: list[Compared]) -> list[tuple[str, str, str, str]]:
-    return [
-        (line.name, _size(line.predicted_bytes), _size(line.measured_bytes), _percent(line.error)) for line in lines
-    ]
+def _comparison_table(measurement: Measurement) -> str:
+    """Each peak as predicted by each basis, as measured, and how far off each was."""
+    columns = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
+    header = ["peak", "measured"]
+    for basis in columns:
+        header += [basis, "off by"]
+    rows = []
+    for lines in zip(*columns.values(), strict=True):
+        row = [lines[0].name, _size(lines[0].measured_bytes)]
+        for line in lines:
+            row += [_size(line.predicted_bytes), _percent(line.error)]
+        rows.append(row)
+    return text_table(header, rows, right=range(1, len(header)))
 
 
 def measurement_text(measurement: Measurement) -> str:
@@ -151,9 +161,8 @@ def measurement_text(measurement: Measurement) -> str:
         facts.append(("device", f"peak {_size(measured.peak_device_bytes)}, {text}"))
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)]
-    for prediction in measurement.predictions if measured.stages else ():
-        rows = _comparison_rows(compare(measurement, prediction))
-        parts.append(text_table(("peak", prediction.basis, "measured", "off by"), rows, right=(1, 2, 3)))
+    if measurement.predictions and measured.stages:
+        parts.append(_comparison_table(measurement))
     if environment.device_kind == "cpu":
         parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.")
     return "\n\n".join(parts)
@@ -221,6 +230,33 @@ def history_delete(arguments: argparse.Namespace) -> int:
         print_json({"schema": SCHEMA, "deleted": measurement.measurement_id})
     else:
         say(f"deleted {measurement.measurement_id}")
+    return 0
+
+
+def compile_programs(arguments: argparse.Namespace) -> int:
+    """``compile``: programs for the installed versions, unless there are some."""
+    found = find()
+    if found.library is not None and found.notice is None and not arguments.force:
+        versions = ", ".join(f"{name} {version}" for name, version in found.library.versions.items())
+        say(f"memory programs for {versions} are there ({found.library.source}); --force compiles them again")
+        return 0
+    live, last = sys.stderr.isatty(), -1
+
+    def report(done: float, what: str) -> None:
+        nonlocal last
+        if live:
+            sys.stderr.write(f"\r\033[K[{done:4.0%}] {what}")
+            sys.stderr.flush()
+        elif int(done * 10) > last:
+            last = int(done * 10)
+            say(f"[{done:4.0%}] {what}")
+
+    try:
+        said = compile_installed(report)
+    finally:
+        if live:
+            sys.stderr.write("\r\033[K")
+    say(said)
     return 0
 
 
