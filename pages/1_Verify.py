@@ -2,11 +2,10 @@
 
 import streamlit as st
 
-from cache.compare import predictions_for
 from cache.device import Device, check_runnable
 from cache.jobs import Jobs
 from pages.shared import calls
-from pages.shared.chrome import history_notice, open_page
+from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.device_view import attached_cards_view, choose_device
 from pages.shared.inputs import request_controls
 from pages.shared.job_view import job_view
@@ -21,7 +20,10 @@ history_notice()
 
 def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
     """Queue the run; its id goes into the address, so that a reload finds it again."""
-    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid)
+    from cache.compare import predictions_for
+
+    library, _ = calls.library()
+    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid, library=library)
     try:
         job_id = jobs.submit(
             request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force
@@ -36,6 +38,7 @@ controls, results = st.columns([1, 2.2], gap="large")
 with controls:
     request = request_controls()
 with results:
+    programs_notice()
     attached_cards_view()
     if request is None:
         st.info("Correct the request, then verify it.", icon=":material/arrow_back:")

@@ -17,16 +17,20 @@ history_notice()
 _HELP = {
     "Allocated": "The most that tensors and workspaces took at once, GiB",
     "Reserved": "What torch's caching allocator held at most, GiB",
-    "Formula off by": "Predicted allocated peak against the measured one: negative was too low",
+    "Dry run off by": "The dry run's allocated peak against the measured one: negative was too low",
+    "Formula off by": "The formula's allocated peak against the measured one: negative was too low",
     "Versions": "stale: measured with other versions than those installed now",
 }
+
+
+def _percent(error: float | None) -> float | None:
+    return None if error is None else error * 100
 
 
 def row_of(measurement: Measurement, versions: dict[str, str]) -> dict[str, object]:
     """The run as one line of the table."""
     request, measured = measurement.request, measurement.measured
-    formula = [p for p in measurement.predictions if p.basis == "formula"]
-    error = peak_error(measurement, formula[0]) if formula else None
+    errors = {p.basis: peak_error(measurement, p) for p in measurement.predictions}
     return {
         "When, UTC": pd.Timestamp(measurement.created_at),
         "Outcome": measured.outcome,
@@ -38,7 +42,8 @@ def row_of(measurement: Measurement, versions: dict[str, str]) -> dict[str, obje
         "Steps": request.steps,
         "Allocated": None if measured.peak_allocated_bytes is None else gib_value(measured.peak_allocated_bytes),
         "Reserved": None if measured.peak_reserved_bytes is None else gib_value(measured.peak_reserved_bytes),
-        "Formula off by": None if error is None else error * 100,
+        "Dry run off by": _percent(errors.get("dry-run")),
+        "Formula off by": _percent(errors.get("formula")),
         "Weights": measurement.environment.weights.partition(":")[0],
         "Versions": "stale" if measurement.is_stale(versions) else "",
     }
@@ -63,7 +68,7 @@ def table(found: list[Measurement]) -> str | None:
     number = st.column_config.NumberColumn
     frame = pd.DataFrame([row_of(run, installed()) for run in found])
     # An all-empty column is no number to pandas, and would be shown as None.
-    for name in ("Allocated", "Reserved", "Formula off by"):
+    for name in ("Allocated", "Reserved", "Dry run off by", "Formula off by"):
         frame[name] = frame[name].astype("float64")
     event = st.dataframe(
         frame,
@@ -77,6 +82,7 @@ def table(found: list[Measurement]) -> str | None:
             "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm"),
             "Allocated": number("Allocated", format="%.2f GiB", help=_HELP["Allocated"]),
             "Reserved": number("Reserved", format="%.2f GiB", help=_HELP["Reserved"]),
+            "Dry run off by": number("Dry run off by", format="%+.1f %%", help=_HELP["Dry run off by"]),
             "Formula off by": number("Formula off by", format="%+.1f %%", help=_HELP["Formula off by"]),
             "Versions": st.column_config.TextColumn("Versions", help=_HELP["Versions"]),
         },

@@ -6,6 +6,9 @@ better after its first paint.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -17,8 +20,13 @@ from planner.errors import InvalidArgument, NoGpu
 
 if TYPE_CHECKING:
     from cache.jobs import Jobs
+    from cache.programs import Found
     from cache.records import Measurement
     from cache.store import Store
+    from planner.program import Library
+
+# While programs are being compiled, this often they are looked for again.
+LOOK_AGAIN_S = 5
 
 
 @st.cache_resource(show_spinner=False)
@@ -69,6 +77,52 @@ def facts() -> ModelFacts:
     """Parameter counts made from the installed modules where a run made them, else the published ones."""
     opened, _ = store()
     return (opened.model_facts(MODEL_ID, installed()) if opened else None) or SD_V15
+
+
+class _Programs:
+    """The memory programs of this server: kept once they are the right ones, looked for again until then.
+
+    What is computed from a library is kept by its identity, so every session is given the same object.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: Found | None = None
+        self._looked_at = 0.0
+        self._repaired = False
+        self.compiling_since: float | None = None
+
+    def find(self) -> Found:
+        """What there is now; the first time that it is not what it should be, a compile is started."""
+        from cache import programs
+
+        with self._lock:
+            now = time.monotonic()
+            if self._found is None or (self._found.notice and now - self._looked_at >= LOOK_AGAIN_S):
+                self._found, self._looked_at = programs.find(), now
+                if self._found.notice and not self._repaired:
+                    self._repaired = True
+                    # Where nothing can be written there is no compile; the shipped programs still answer.
+                    with contextlib.suppress(OSError):
+                        programs.repair_in_background()
+                        self.compiling_since = now
+            return self._found
+
+
+@st.cache_resource(show_spinner=False)
+def _programs() -> _Programs:
+    return _Programs()
+
+
+def library() -> tuple[Library | None, str | None]:
+    """The memory programs to plan with, None where there are none, and what the user must know of them, or None."""
+    return _programs().find()
+
+
+def compiling_s() -> float | None:
+    """Seconds since this server started to compile the memory programs that it lacks, or None where it did not."""
+    since = _programs().compiling_since
+    return None if since is None else time.monotonic() - since
 
 
 def measurement(measurement_id: str) -> Measurement | None:

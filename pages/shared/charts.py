@@ -5,62 +5,95 @@ Altair is imported by the first chart, after the page's first paint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from planner.fit import Answer
-from planner.formula import Breakdown
 from planner.units import gib, gib_value
 
 if TYPE_CHECKING:
     from cache.compare import Compared
 
 # Colours that keep 3:1 contrast on both the light and the dark background.
-WEIGHTS, ACTIVATIONS, OVERHEAD = "#4c6ef5", "#12a37f", "#8e7cc3"
-CAPACITY_FITS, CAPACITY_MISSED = "#7d879c", "#e03131"
-PREDICTED, MEASURED = "#8e7cc3", "#12a37f"
+BLUE, GREEN, ORANGE, VIOLET, ROSE, GREY, RED = (
+    "#4c6ef5",
+    "#12a37f",
+    "#c9711f",
+    "#8e7cc3",
+    "#c2557f",
+    "#7d879c",
+    "#e03131",
+)
+# What a part of memory is coloured, the same in every chart.
+PART_COLORS = {
+    "Weights": BLUE,
+    "Activations": GREEN,
+    "+20 %": VIOLET,
+    "Allocated": BLUE,
+    "Tensors and workspace": GREEN,
+    "Tensors": GREEN,
+    "Workspace": ORANGE,
+    "Allocator": VIOLET,
+    "Context": ROSE,
+}
+BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "measured": GREEN}
 
 
-def _altair() -> Any:
-    # Any: its fluent methods come from decorators that the type checker cannot see through.
+def altair() -> Any:
+    """Altair, imported late. Any: its fluent methods come from decorators that the type checker cannot see through."""
     import altair
 
     return altair
 
 
-def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
-    """Base, activations and the 20 % of each card as one bar, and the card's capacity as a mark above all."""
-    alt = _altair()
-    parts = [
-        ("Weights", breakdown.base_bytes),
-        ("Activations", breakdown.activation_bytes),
-        ("+20 %", breakdown.overhead_bytes),
-    ]
-    shown = [answer for answer in answers if answer.need_bytes is not None]
+def part_color(names: Sequence[str]) -> Any:
+    """Parts by their colours, with a legend above that wraps on a phone."""
+    alt = altair()
+    scale = alt.Scale(domain=list(names), range=[PART_COLORS[name] for name in names])
+    return alt.Color(
+        "part:N", scale=scale, legend=alt.Legend(orient="top", title=None, labelLimit=200, columns=2 + len(names) % 2)
+    )
+
+
+def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) -> None:
+    """What each card needs as one bar of its parts, the card's capacity as a mark above all, and the least it runs in.
+
+    Each answer comes with its parts in (name, bytes), which add up to its need; one without a need is left out.
+    """
+    shown = [(answer, parts) for answer, parts in answers if answer.need_bytes is not None]
+    if not shown:
+        return
+    alt = altair()
+    part_names = list(dict.fromkeys(name for _, parts in shown for name, _ in parts))
     bars = [
-        {"card": answer.card.name, "part": name, "order": order, "GiB": gib_value(size), "size": gib(size)}
-        for answer in shown
-        for order, (name, size) in enumerate(parts)
+        {"card": answer.card.name, "part": name, "order": place, "GiB": gib_value(size), "size": gib(size)}
+        for answer, parts in shown
+        for place, (name, size) in enumerate(parts)
     ]
-    capacities = [
+    marks = [
         {
             "card": answer.card.name,
             "GiB": gib_value(answer.card.usable_bytes),
             "label": f"{gib(answer.card.usable_bytes)} usable",
-            "missed": answer.verdict == "no",
+            "missed": answer.headroom_bytes is not None and answer.headroom_bytes < 0,
             "verdict": answer.verdict,
         }
-        for answer in shown
+        for answer, _ in shown
     ]
-    names = [answer.card.name for answer in shown]
-    largest = max(max(gib_value(a.card.usable_bytes), gib_value(a.need_bytes or 0)) for a in shown)
+    least = [
+        {"card": answer.card.name, "GiB": gib_value(answer.minimum_bytes), "label": gib(answer.minimum_bytes)}
+        for answer, _ in shown
+        if answer.minimum_bytes is not None and answer.minimum_bytes != answer.need_bytes
+    ]
+    largest = max(max(gib_value(a.card.usable_bytes), gib_value(a.need_bytes or 0)) for a, _ in shown)
+    names = [answer.card.name for answer, _ in shown]
     y = alt.Y("card:N", sort=names, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
     scale = alt.Scale(domain=[0, largest * 1.02], nice=False)
     x = alt.X("GiB:Q", title="GiB", scale=scale, axis=alt.Axis(tickCount=6))
     room = (
-        alt.Chart(alt.Data(values=capacities))
+        alt.Chart(alt.Data(values=marks))
         .mark_bar(size=26, color="#868e96", opacity=0.22, cornerRadiusEnd=3)
         .encode(y=y, x=x, tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="capacity")])
     )
@@ -70,61 +103,68 @@ def memory_chart(answers: Sequence[Answer], breakdown: Breakdown) -> None:
         .encode(
             y=y,
             x=alt.X("GiB:Q", stack="zero", scale=scale, title="GiB"),
-            color=alt.Color(
-                "part:N",
-                scale=alt.Scale(domain=[name for name, _ in parts], range=[WEIGHTS, ACTIVATIONS, OVERHEAD]),
-                legend=alt.Legend(orient="top", title=None, labelLimit=200, columns=3),
-            ),
+            color=part_color(part_names),
             order=alt.Order("order:Q"),
             tooltip=[alt.Tooltip("card:N"), alt.Tooltip("part:N"), alt.Tooltip("size:N")],
         )
     )
     # Last, so that a bar longer than its card does not hide where the card ends.
     capacity = (
-        alt.Chart(alt.Data(values=capacities))
+        alt.Chart(alt.Data(values=marks))
         .mark_tick(thickness=4, size=38, opacity=1)
         .encode(
             y=y,
             x=x,
-            color=alt.condition("datum.missed", alt.value(CAPACITY_MISSED), alt.value(CAPACITY_FITS)),
+            color=alt.condition("datum.missed", alt.value(RED), alt.value(GREY)),
             tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="capacity"), alt.Tooltip("verdict:N")],
         )
     )
-    told = "; ".join(
-        f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a in shown
+    minimum = (
+        alt.Chart(alt.Data(values=least))
+        .mark_point(shape="triangle-up", size=60, filled=True, opacity=1, color=GREY, yOffset=19)
+        .encode(y=y, x=x, tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="runs from")])
     )
-    chart = alt.layer(room, need, capacity).properties(height=alt.Step(52))
+    told = "; ".join(
+        f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a, _ in shown
+    )
+    layers = [room, need, capacity, *([minimum] if least else [])]
+    chart = alt.layer(*layers).properties(height=alt.Step(52))
     st.altair_chart(chart, width="stretch", alt=f"Bars of the memory needed against each card's capacity. {told}")
+    triangle = " ▲ is the least in which it still runs." if least else ""
+    st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}")
 
 
-def comparison_chart(lines: Sequence[Compared], basis: str) -> None:
-    """Predicted beside measured bytes, a pair of bars a line."""
-    alt = _altair()
-    known = [line for line in lines if line.predicted_bytes is not None and line.measured_bytes is not None]
-    values = [
-        {"line": line.name.replace(", allocated", ""), "what": what, "GiB": gib_value(size), "size": gib(size)}
-        for line in known
-        for what, size in ((basis, line.predicted_bytes or 0), ("measured", line.measured_bytes or 0))
-    ]
-    order = [line.name.replace(", allocated", "") for line in known]
+def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
+    """What each basis predicted beside what was measured: a group of bars a line."""
+    alt = altair()
+    values, order, told = [], [], []
+    for lines in zip(*by_basis.values(), strict=True):
+        measured = lines[0].measured_bytes
+        said = [(basis, line.predicted_bytes) for basis, line in zip(by_basis, lines, strict=True)]
+        sizes = [(basis, size) for basis, size in (*said, ("measured", measured)) if size is not None]
+        if measured is None or len(sizes) < 2:
+            continue
+        name = lines[0].name.replace(", allocated", "")
+        order.append(name)
+        told.append(f"{name}: " + ", ".join(f"{basis} {gib(size)}" for basis, size in sizes))
+        values += [{"line": name, "what": basis, "GiB": gib_value(size), "size": gib(size)} for basis, size in sizes]
+    bases = [*by_basis, "measured"]
     chart = (
         alt.Chart(alt.Data(values=values))
-        .mark_bar(size=11, cornerRadiusEnd=2)
+        .mark_bar(size=22 / len(bases), cornerRadiusEnd=2)
         .encode(
             y=alt.Y("line:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
-            yOffset=alt.YOffset("what:N", sort=[basis, "measured"]),
+            yOffset=alt.YOffset("what:N", sort=bases),
             x=alt.X("GiB:Q", title="GiB", axis=alt.Axis(tickCount=5)),
             color=alt.Color(
                 "what:N",
-                sort=[basis, "measured"],
-                scale=alt.Scale(domain=[basis, "measured"], range=[PREDICTED, MEASURED]),
+                sort=bases,
+                scale=alt.Scale(domain=bases, range=[BASIS_COLORS.get(basis, GREY) for basis in bases]),
                 legend=alt.Legend(orient="top", title=None),
             ),
             tooltip=[alt.Tooltip("line:N", title="peak"), alt.Tooltip("what:N"), alt.Tooltip("size:N")],
         )
-        .properties(height=alt.Step(16))
+        .properties(height=alt.Step(32 / len(bases)))
     )
-    told = "; ".join(
-        f"{line.name}: {gib(line.predicted_bytes or 0)}, {gib(line.measured_bytes or 0)}" for line in known
-    )
-    st.altair_chart(chart, width="stretch", alt=f"Bars of {basis} and measured memory. {told}")
+    words = " and ".join(bases)
+    st.altair_chart(chart, width="stretch", alt=f"Bars of {words} memory. {'; '.join(told)}")

@@ -6,8 +6,11 @@ import streamlit as st
 
 from pages.shared import calls
 from pages.shared.plan_state import enter_page
+from pages.shared.words import sentence
 
 _ICON = Path(__file__).with_name("icon.png")
+# A compile takes well under a minute; after this long something is wrong with it.
+_LONG_COMPILE_S = 180
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
     ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
@@ -43,3 +46,23 @@ def history_notice() -> None:
             f"The history was damaged and was set aside as `{store.moved_aside}`; a new one was started.",
             icon=":material/warning:",
         )
+
+
+def programs_notice() -> None:
+    """Say so while the memory programs are not those of the installed versions, and go on once they are."""
+    if calls.library()[1] is not None:
+        st.fragment(_programs_notice, run_every=calls.LOOK_AGAIN_S)()
+
+
+def _programs_notice() -> None:
+    _, notice = calls.library()
+    if notice is None:
+        # The whole page, once: it answers by the new programs.
+        st.rerun()
+        return
+    seconds = calls.compiling_s()
+    if seconds is not None and seconds < _LONG_COMPILE_S:
+        follows = "They are being compiled in the background; this page takes them up by itself."
+    else:
+        follows = "Nothing has come of compiling them in the background: the command says why."
+    st.warning(f"{sentence(notice)} {follows}", icon=":material/build:")

@@ -7,7 +7,15 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.plan_state import CARDS_KEY, DEFAULT, DEFAULT_CARD_NAMES, plan
+from pages.shared.plan_state import (
+    BASES,
+    BASIS_KEY,
+    CARDS_KEY,
+    DEFAULT,
+    DEFAULT_BASIS,
+    DEFAULT_CARD_NAMES,
+    plan,
+)
 from pages.shared.words import plain, sentence
 from planner.errors import InvalidArgument
 from planner.gpus import CATALOGUE, Card
@@ -161,3 +169,19 @@ def card_controls() -> list[Card]:
     )
     plan()[CARDS_KEY] = names
     return [card for card in CATALOGUE if card.name in names]
+
+
+def basis_control() -> str:
+    """Draw the choice of what the verdicts rest on."""
+    basis = st.segmented_control(
+        "Basis",
+        BASES,
+        default=DEFAULT_BASIS,
+        required=True,
+        key=BASIS_KEY,
+        bind="query-params",
+        help="dry-run: every allocation of the real modules, replayed on a virtual card. formula: the published closed "
+        "form. best: the most trusted of them that has an answer.",
+    )
+    plan()[BASIS_KEY] = basis
+    return basis

@@ -52,6 +52,10 @@ FIELDS = (
     _Field("offload", _same),
 )
 CARDS_KEY = "gpu"
+BASIS_KEY = "basis"
+# The bases that a plan can be asked for; a measured answer belongs to Verify and History.
+BASES = ("best", "dry-run", "formula")
+DEFAULT_BASIS = BASES[0]
 
 
 def plan() -> dict[str, Any]:
@@ -60,6 +64,8 @@ def plan() -> dict[str, Any]:
 
 
 def _default_of(key: str) -> Any:
+    if key == BASIS_KEY:
+        return DEFAULT_BASIS
     return DEFAULT_CARD_NAMES if key == CARDS_KEY else getattr(DEFAULT, key)
 
 
@@ -88,6 +94,12 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
             refused.append(str(error).partition("; ")[0])
     if names:
         values[CARDS_KEY] = list(dict.fromkeys(names))
+    basis = st.query_params.get(BASIS_KEY)
+    if basis in BASES:
+        values[BASIS_KEY] = basis
+    elif basis is not None:
+        error = InvalidArgument(BASIS_KEY, f"must be one of {', '.join(BASES)}", basis)
+        refused.append(f"{error}; {DEFAULT_BASIS} is shown instead")
     return values, refused
 
 

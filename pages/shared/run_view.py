@@ -84,23 +84,31 @@ def _stages(measurement: Measurement) -> None:
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Peaks and seconds of each stage")
 
 
+def _predictions(measurement: Measurement) -> None:
+    """Every prediction beside what was measured in one chart, and how far each one's peak was off."""
+    by_basis = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
+    if not by_basis:
+        return
+    names = " and the ".join(basis.replace("-", " ") for basis in by_basis)
+    st.markdown(f"**Against the {names}**")
+    comparison_chart(by_basis)
+    for basis, lines in by_basis.items():
+        peak = next(line for line in lines if line.name == "Peak allocated")
+        if measurement.measured.outcome == "ok" and peak.error is not None:
+            low = "too low" if peak.error < 0 else "too high"
+            st.caption(
+                f"The {basis.replace('-', ' ')}'s allocated peak is {abs(peak.error):.1%} {low}: "
+                f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
+            )
+
+
 def measurement_view(measurement: Measurement) -> None:
     """The run in full."""
     _heading(measurement)
     measured = measurement.measured
     if measured.stages:
         _peaks(measurement)
-        for prediction in measurement.predictions:
-            lines = compare(measurement, prediction)
-            st.markdown(f"**Against the {prediction.basis}**")
-            comparison_chart(lines, prediction.basis)
-            peak = next(line for line in lines if line.name == "Peak allocated")
-            if measured.outcome == "ok" and peak.error is not None:
-                low = "too low" if peak.error < 0 else "too high"
-                st.caption(
-                    f"The {prediction.basis}'s allocated peak is {abs(peak.error):.1%} {low}: "
-                    f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
-                )
+        _predictions(measurement)
         _stages(measurement)
     environment = measurement.environment
     with st.expander("Where and with what"):

@@ -1,11 +1,20 @@
 """A verdict is a word, a sign and a colour, the same everywhere; never the colour alone."""
 
-from typing import Literal, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import streamlit as st
 
-from planner.fit import Answer, Verdict
+from pages.shared.words import plain, sentence
+from planner.fit import Answer, Verdict, fit
+from planner.gpus import Card
+from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
+
+if TYPE_CHECKING:
+    from planner.program import Library
 
 
 class Look(NamedTuple):
@@ -26,25 +35,100 @@ LOOKS: dict[Verdict, Look] = {
 }
 
 
+class Answered(NamedTuple):
+    """One card's answer by the chosen basis, and by each method, so that a card can show one beside the other."""
+
+    answer: Answer
+    dry_run: Answer
+    formula: Answer
+
+    @property
+    def other(self) -> Answer:
+        """The answer of the method that the verdict does not rest on."""
+        return self.dry_run if self.answer.basis == "formula" else self.formula
+
+
+def answered(request: GenerationRequest, card: Card, basis: str, library: Library | None) -> Answered:
+    """Ask the chosen basis and both methods about one card."""
+    dry_run, formula = (fit(request, card, method, library=library) for method in ("dry-run", "formula"))
+    return Answered(fit(request, card, basis, library=library), dry_run, formula)
+
+
 def verdict_badge(verdict: Verdict) -> None:
     """The verdict's word, sign and colour."""
     look = LOOKS[verdict]
     st.badge(verdict, icon=look.icon, color=look.color)
 
 
-def verdict_card(answer: Answer) -> None:
-    """One card's verdict: need against usable, signed headroom, basis."""
+def least_line(answer: Answer) -> str | None:
+    """What the least memory at which the request runs says of this card, where it says more than the headroom."""
+    least, usable = answer.minimum_bytes, answer.card.usable_bytes
+    if answer.verdict not in ("tight", "no") or least is None or least == answer.need_bytes:
+        return None
+    if answer.verdict == "no":
+        return f"even the least, {gib(least)}, misses by {gib(least - usable)}"
+    if least > usable:
+        return f"runs from {gib(least)}, which only some of these cards have"
+    return f"runs from {gib(least)}, more slowly"
+
+
+def other_line(other: Answer) -> str:
+    """The other method's own verdict, in one line."""
+    needs = "" if other.need_bytes is None else f", needs {gib(other.need_bytes)}"
+    return f"{other.basis}: {other.verdict}{needs}"
+
+
+def verdict_card(shown: Answered) -> None:
+    """One card's verdict: signed headroom, need against usable, basis, and what the other method says."""
+    answer = shown.answer
     with st.container(border=True, height="stretch"):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"**{answer.card.name}**", width="content")
             verdict_badge(answer.verdict)
         if answer.need_bytes is None or answer.headroom_bytes is None:
-            st.caption(answer.reason or "")
-            return
-        st.metric(
-            "Headroom",
-            signed_gib(answer.headroom_bytes),
-            help="Usable memory minus need. Negative is by how much it misses.",
-        )
-        basis = f"{answer.basis}{_CAUTION.get(answer.basis, '')}"
-        st.caption(f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable  \nbasis: {basis}")
+            lines = [sentence(answer.reason or "no answer"), f"basis: {answer.basis}"]
+        else:
+            st.metric(
+                "Headroom",
+                signed_gib(answer.headroom_bytes),
+                help="Usable memory minus need. Negative is by how much it misses.",
+            )
+            lines = [
+                f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable",
+                least_line(answer),
+                f"basis: {answer.basis}{_CAUTION.get(answer.basis, '')}",
+                "a range: see assumptions" if answer.assumptions else None,
+            ]
+        st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
+
+
+def assumptions_view(answers: Sequence[Answer]) -> None:
+    """What the answers take for granted, each sentence once, and between which peaks it leaves each card."""
+    ranged = [answer for answer in answers if answer.assumptions]
+    if not ranged:
+        return
+    cards: dict[str, list[str]] = {}
+    for answer in ranged:
+        for note in answer.assumptions:
+            cards.setdefault(note, []).append(answer.card.name)
+    with st.container(border=True, gap="small"):
+        st.markdown("**Assumptions** not checked against measured runs make the allocated peak a range:")
+        notes = [
+            f"- {sentence(note)}" + ("" if len(names) == len(answers) else f" :gray[({', '.join(names)})]")
+            for note, names in cards.items()
+        ]
+        ranges: dict[tuple[int, int], list[str]] = {}
+        for answer in ranged:
+            if answer.interval_bytes:
+                ranges.setdefault(answer.interval_bytes, []).append(answer.card.name)
+        notes += [
+            f"- {', '.join(names)}: between {gib(low)} and {gib(high)} allocated; the verdict takes the upper end."
+            for (low, high), names in ranges.items()
+        ]
+        st.markdown("\n".join(notes))
+
+
+def reasons_view(answers: Sequence[Answer]) -> None:
+    """Why an answer is not the one that was asked for, each reason once."""
+    for reason in dict.fromkeys(a.reason for a in answers if a.reason and a.need_bytes is not None):
+        st.warning(plain(f"{reason[:1].upper()}{reason[1:]}."), icon=":material/warning:")
