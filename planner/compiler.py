@@ -8,7 +8,7 @@ import importlib.metadata
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ from planner.trace import (
     Stage,
     meta_modules,
     trace_call,
-    trace_vae,
+    trace_tile,
 )
 
 # Batch, latent height and width: odd, even and prime sides, so that no two features are in proportion.
@@ -312,10 +312,17 @@ def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) ->
     )
 
 
+def real_pipeline(request: GenerationRequest) -> Any:
+    """The real SD v1.5 on the meta device, as this request loads it."""
+    modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
+    return assemble(modules, request.task)
+
+
 class _Compiler:
     """Traces what is needed, and gathers the frames of each routine."""
 
-    def __init__(self):
+    def __init__(self, make_pipeline: Callable[[GenerationRequest], Any]):
+        self.make_pipeline = make_pipeline
         self.frames: dict[str, list[Frame]] = {}
         self._pipelines: dict[Any, Any] = {}
         self._memories: dict[Any, dict[Any, Any]] = {}
@@ -324,44 +331,55 @@ class _Compiler:
         """The pipeline to trace this request on."""
         key = request.task, request.safety_checker, request.channels_last, request.attention_slicing
         if key not in self._pipelines:
-            modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
-            self._pipelines[key] = assemble(modules, request.task)
+            self._pipelines[key] = self.make_pipeline(request)
         return self._pipelines[key]
 
     def trace(self, request: GenerationRequest) -> None:
         """Trace one request and keep its frames."""
-        memory = self._memories.setdefault((request.channels_last, request.attention_slicing), {})
+        # Stand-ins are for routines of the same name, which channels_last has one of for each task.
+        of_task = request.task if request.channels_last else ""
+        memory = self._memories.setdefault((request.channels_last, request.attention_slicing, of_task), {})
         events = trace_call(self.pipeline(request), request, memory=memory)
         loaded = next(index for index, event in enumerate(events) if isinstance(event, Loaded))
         size = Size(request.batch, request.latent_height, request.latent_width)
         self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
 
-    def trace_pixels(self, request: GenerationRequest) -> None:
-        """Trace the VAE on tiles of one latent."""
-        size = Size(request.batch, 1, 1)
-        events = trace_vae(self.pipeline(request), *size)
-        self._keep(request, frames_of("", size, folded(events))[:-1])
+    def trace_tile(self, request: GenerationRequest, height: int, width: int) -> None:
+        """Trace the VAE on a tile of this latent size."""
+        events = trace_tile(self.pipeline(request), request, height, width)
+        self._keep(request, frames_of("", Size(request.batch, height, width), folded(events))[:-1], cut=True)
 
-    def _keep(self, request: GenerationRequest, frames: list[Frame]) -> None:
+    def _keep(self, request: GenerationRequest, frames: list[Frame], *, cut: bool = False) -> None:
         for frame in frames:
             if not frame.is_stand_in:
                 is_pipeline = frame.name == pipeline_name(request)
-                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size)
+                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size, cut)
                 self.frames.setdefault(key, []).append(frame)
 
 
 def _requests() -> Iterator[GenerationRequest]:
     """What is traced: every combination that changes the order of allocations, each at three sizes."""
-    for batch, height, width in (*SIZES, (1, 19, 26), (1, 29, 21), (1, 14, 35)):
+    for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES)):
         size = {"batch": batch, "height": 8 * height, "width": 8 * width}
         if batch > 1:
             yield from _calls(**size)
         for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
             options = {"channels_last": channels_last, "attention_slicing": attention_slicing, "steps": 1}
-            # Unguided, the UNet has a batch of one.
-            for guidance_scale in (7.5, 1.0) if batch == 1 else (7.5,):
-                for sides in ({}, {"width": 64, "height": 64}):
-                    yield GenerationRequest(**{**size, **sides}, **options, guidance_scale=guidance_scale)
+            # Unguided, the UNet has a batch of one; channels_last, it matters where the latents come from.
+            for guidance_scale, task, sides in itertools.product(
+                (7.5, 1.0) if batch == 1 else (7.5,),
+                TASKS if channels_last else ("img2img",),
+                ({}, {"width": 64, "height": 64}),
+            ):
+                values = {**size, **sides, **options, "guidance_scale": guidance_scale, "task": task}
+                yield GenerationRequest.from_dict(values)
+
+
+def _tiles() -> Iterator[tuple[GenerationRequest, int, int]]:
+    """Tiles of every kind, with the request that they are for."""
+    for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES), (1, 1, 1), (2, 1, 1), (3, 1, 1)):
+        for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
+            yield GenerationRequest(batch=batch, channels_last=channels_last, task=task), height, width
 
 
 def _calls(**size: int) -> Iterator[GenerationRequest]:
@@ -377,31 +395,41 @@ def _weights(pipeline: Any, module: Callable[[str], int]) -> dict[str, tuple[tup
     weights = {}
     for component in LOADED_COMPONENTS:
         recorder = Recorder()
+        if getattr(pipeline, component) is None:
+            continue
         recorder.load(component, getattr(pipeline, component))
         births = [event for event in recorder.events if isinstance(event, Birth)]
         weights[component] = tuple((birth.size_bytes, module(birth.module)) for birth in births)
     return weights
 
 
-def compile_library(versions: Mapping[str, str], report: Callable[[float, str], None] = lambda *_: None) -> Library:
+def compile_library(
+    versions: Mapping[str, str],
+    report: Callable[[float, str], None] = lambda *_: None,
+    *,
+    requests: Sequence[GenerationRequest] | None = None,
+    make_pipeline: Callable[[GenerationRequest], Any] = real_pipeline,
+) -> Library:
     """Every routine of the installed libraries, traced and compiled.
 
-    `report` is told how much is done, in [0, 1], and what comes next.
+    `report` is told how much is done, in [0, 1], and what comes next. Other `requests` than all, and another pipeline
+    than the real one, make a smaller library of the same kind.
 
     Raises:
         CompileError: a routine does not have the shape that programs can hold.
     """
-    compiler = _Compiler()
-    requests = list(_requests())
-    for index, request in enumerate(requests):
-        report(index / (len(requests) + 1), request.describe())
+    compiler = _Compiler(make_pipeline)
+    wanted = list(_requests()) if requests is None else list(requests)
+    for index, request in enumerate(wanted):
+        report(index / (len(wanted) + 1), request.describe())
         compiler.trace(request)
-    for batch, channels_last in itertools.product((1, 2, 3), (False, True)):
-        compiler.trace_pixels(GenerationRequest(batch=batch, channels_last=channels_last, steps=1))
+    if requests is None:
+        for tile in _tiles():
+            compiler.trace_tile(*tile)
     report(1.0, "fitting sizes")
     module = _Pool()
     module("")
-    weights = _weights(compiler.pipeline(GenerationRequest()), module)
+    weights = _weights(compiler.pipeline(wanted[0]), module)
     routines = {key: routine_from(key, frames, module) for key, frames in sorted(compiler.frames.items())}
     return Library(versions, routines, tuple(module.numbers), weights, "compiled here")
 

@@ -47,16 +47,22 @@ def variant_of(routine: str, request: GenerationRequest) -> str:
     return "+".join(name for name in names if getattr(request, name)) or "plain"
 
 
-def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int) -> str:
+def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int, cut: bool) -> str:
     """The name under which a call of this batch and latent size was compiled: routine, variant, order of allocations.
 
-    The order differs where a tensor is contiguous by chance: transposed features of one image, but not of several,
-    in the VAE's linear layers and in sliced attention; and a feature map of one pixel in every memory format.
+    The order differs where a tensor is contiguous by chance or by origin. Transposed features are for one image, but
+    not for several, in the VAE's linear layers and in sliced attention; a feature map of one pixel is in every memory
+    format; a tile `cut` from an image is not; and latents drawn on the host are not channels_last, encoded ones may be.
     """
-    order = "pixel" if is_pixel(routine, height, width) else "any"
-    if routine.startswith("vae.") or (routine == "unet" and request.attention_slicing):
-        order += "/one" if batch == 1 else "/many"
-    return f"{routine}/{variant_of(routine, request)}/{order}"
+    order = ["pixel" if is_pixel(routine, height, width) else "any"]
+    of_vae = routine.startswith("vae.")
+    if of_vae or (routine == "unet" and request.attention_slicing):
+        order.append("one" if batch == 1 else "many")
+    if of_vae and cut:
+        order.append("cut")
+    if request.channels_last and (of_vae or routine == "unet"):
+        order.append(request.task)
+    return "/".join((routine, variant_of(routine, request), *order))
 
 
 def is_pixel(routine: str, latent_height: int, latent_width: int) -> bool:
@@ -93,7 +99,7 @@ def _is_tiled(request: GenerationRequest) -> bool:
     return request.vae_tiling and max(size_of(request)) > TILE
 
 
-class Sequence:
+class Flattening:
     """Grows the flat history."""
 
     def __init__(self, library: Library, request: GenerationRequest, *, in_full: bool):
@@ -104,6 +110,8 @@ class Sequence:
         self.weights: list[np.ndarray] = []
         self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
         self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
+        # Whether the VAE works on a tile that is cut from a tensor and so is not contiguous.
+        self.is_cut = False
         self._until_return: list[int] = []
         self._on_card: dict[str, np.ndarray] = {}
         self._modules = {name: index for index, name in enumerate(library.modules)}
@@ -155,7 +163,7 @@ class Sequence:
         """Play a routine, and return the numbers of what it leaves."""
         if name in HALVES:
             return self._half(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, full)
+        return self._routine(routine_name(name, self.request, batch, height, width, self.is_cut), batch, height, width, full)
 
     def _symbolic(self, sizes: np.ndarray, batch: int, height: int, width: int) -> np.ndarray:
         """A routine's sizes in terms of the request's own batch and size."""
@@ -272,7 +280,7 @@ class Sequence:
     def _part(self, name: str, batch: int, height: int, width: int) -> list[int]:
         if self.request.vae_tiling and max(height, width) > TILE:
             return self._tiled(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, True)
+        return self._routine(routine_name(name, self.request, batch, height, width, self.is_cut), batch, height, width, True)
 
     def _output(self, name: str, batch: int, height: int, width: int) -> tuple[int, int]:
         """The size of a VAE half's output: 8 channels of moments a latent, or 3 of 8 by 8 pixels, in float16."""
@@ -306,7 +314,15 @@ class Sequence:
         return [whole]
 
     def _part_of_tile(self, name: str, batch: int, height: int, width: int) -> int:
-        [number] = self._routine(routine_name(name, self.request, batch, height, width), batch, height, width, True)
+        # Images are channels_last, and encoded latents may be: there whole rows of one image lie together, as do parts
+        # of a single row.
+        of_image = name == "vae._encode"
+        in_rows = of_image or (self.request.channels_last and self.request.task == "img2img")
+        together = width == self.width or (height == 1 < width and not of_image)
+        self.is_cut = not (in_rows and batch == 1 and together)
+        whole_name = routine_name(name, self.request, batch, height, width, self.is_cut)
+        [number] = self._routine(whole_name, batch, height, width, True)
+        self.is_cut = False
         return number
 
     @staticmethod
@@ -322,7 +338,7 @@ class Sequence:
 
 @lru_cache(maxsize=64)
 def _flat(library: Library, request: GenerationRequest, in_full: bool) -> Flat:
-    sequence = Sequence(library, request, in_full=in_full)
+    sequence = Flattening(library, request, in_full=in_full)
     for component in LOAD_ORDER:
         is_loaded = component != "safety_checker" or request.safety_checker
         # Model offload leaves only the safety checker on the card between calls.

@@ -16,19 +16,26 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from planner.modules import LOADED_COMPONENTS, apply_options, assemble, call_arguments, component_modules
-from planner.request import GenerationRequest
+from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 
 # Tensors up to this many elements keep their values beside them: timesteps and masks decide what runs next.
 KEPT_NUMEL = 4096
 
 META = torch.device("meta")
 
+POINTWISE = {
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Tensor,
+}
 PRODUCTS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -204,10 +211,12 @@ class Recorder:
             stack.enter_context(torch.no_grad())
             yield
 
-    def note_convolution(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
-        """Note a call of ``aten.convolution``."""
-        shapes = (tuple(args[0].shape), tuple(args[1].shape), tuple(out.shape))
-        self.events.append(Convolution(*shapes, is_channels_last(out), self._modules[-1]))
+    def note_convolution(
+        self, image: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, channels_last: bool
+    ) -> None:
+        """Note a convolution whose output is already made."""
+        shapes = (tuple(image.shape), tuple(weight.shape), tuple(out.shape))
+        self.events.append(Convolution(*shapes, channels_last, self._modules[-1]))
 
     def note_attention(self, query: torch.Tensor) -> None:
         """Note a call of ``scaled_dot_product_attention``."""
@@ -220,11 +229,17 @@ def on_device(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "meta"
 
 
-def is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether a kernel would take the tensor for channels_last; both layouts at once count as contiguous."""
-    if tensor.dim() != 4 or tensor.is_contiguous():
-        return False
-    return tensor.is_contiguous(memory_format=torch.channels_last)
+def _with_strides_of(first: Any, out: torch.Tensor) -> torch.Tensor:
+    """A new result with the strides that its kernel gives it: those of the first operand where it has only one image.
+
+    The stride of an axis of length one says nothing of the layout, but decides what `suggest_memory_format` says. On
+    meta some operations fall back to a Python reference, which fills it in otherwise than CPU and CUDA do.
+    """
+    if not isinstance(first, torch.Tensor) or first.dim() != 4 or first.shape != out.shape or first.shape[0] != 1:
+        return out
+    if first.stride() == out.stride() or first.stride()[1:] != out.stride()[1:]:
+        return out
+    return torch.empty_strided(out.shape, first.stride(), dtype=out.dtype, device=out.device)
 
 
 def _value_of(leaf: Any) -> Any:
@@ -249,16 +264,36 @@ class _Storages(TorchDispatchMode):
         on_host, result = self._to_host(func, args, kwargs)
         if on_host:
             return result
+        if func is torch.ops.aten.convolution.default and on_device(args[0]):
+            return self._convolution(args, kwargs)
         out = func(*args, **kwargs)
-        if func is torch.ops.aten.convolution.default:
-            out = self._in_the_layout_of_cudnn(args, out)
+        if func in POINTWISE:
+            out = _with_strides_of(args[0], out)
         self._keep_values(func, args, kwargs, out)
         for tensor in _tensors(out):
             self.recorder.see(tensor)
-        if func is torch.ops.aten.convolution.default and on_device(out):
-            self.recorder.note_convolution(args, out)
-        elif func in PRODUCTS and on_device(out):
+        if func in PRODUCTS and on_device(out):
             self.recorder.events.append(Product())
+        return out
+
+    def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """A convolution as CUDA does it: channels_last when input *or* weight is, the other copied into that layout.
+
+        Source: ATen/native/ConvUtils.h, cudnn_conv_suggest_memory_format; Convolution.cpp, where the input is made
+        contiguous before, and cudnn/ConvShared.cpp, where the weight is after the output was made.
+        """
+        image, weight, *rest = args
+        either = torch.channels_last in (suggest_memory_format(image), suggest_memory_format(weight))
+        layout = torch.channels_last if either else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
+        self.recorder.see(image)
+        out = torch.ops.aten.convolution.default(image, weight, *rest, **kwargs)
+        # On meta the input alone decides, and not always.
+        out = torch.empty_like(out, memory_format=layout)
+        self.recorder.see(out)
+        weight = weight.contiguous(memory_format=layout)
+        self.recorder.see(weight)
+        self.recorder.note_convolution(image, weight, out, either)
         return out
 
     @staticmethod
@@ -280,13 +315,6 @@ class _Storages(TorchDispatchMode):
                 return True, torch.empty_like(source, device="cpu", dtype=dtype)
             return True, torch.zeros_like(source, device="cpu", dtype=dtype)
         return False, None
-
-    @staticmethod
-    def _in_the_layout_of_cudnn(args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
-        """The output as CUDA makes it: channels_last when input *or* weight is; on meta the input alone decides."""
-        if on_device(out) and is_channels_last(args[1]) and not is_channels_last(out):
-            return torch.empty_like(out, memory_format=torch.channels_last)
-        return out
 
     @staticmethod
     def _keep_values(func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -545,22 +573,26 @@ def _keep_thresholds(pipeline: Any) -> None:
             parameter._value = torch.ones(parameter.shape)
 
 
-def trace_vae(pipeline: Any, batch: int, latent_height: int, latent_width: int) -> list[Event]:
-    """The events of encoding and decoding alone, for sizes that only a tile has."""
+def trace_tile(pipeline: Any, request: GenerationRequest, latent_height: int, latent_width: int) -> list[Event]:
+    """The events of encoding and decoding one tile, cut from a larger image and larger latents."""
     recorder = Recorder()
+    # Images come from PIL by way of numpy, so they are channels_last; encoded latents are what the VAE is.
+    encoded = request.channels_last and request.task == "img2img"
+    layouts = torch.channels_last, torch.channels_last if encoded else torch.contiguous_format
     with ExitStack() as stack:
         recorder.load("vae", pipeline.vae)
         recorder.events.clear()
         Routines(recorder).mark(stack, pipeline)
         with recorder.watching(_module_names(pipeline)), _no_collector():
-            kind = {"dtype": torch.float16, "device": META}
-            for call, shape in (
-                (pipeline.vae._encode, (batch, 3, 8 * latent_height, 8 * latent_width)),
-                (pipeline.vae._decode, (batch, 4, latent_height, latent_width)),
+            for call, channels, scale, layout in (
+                (pipeline.vae._encode, 3, VAE_SCALE_FACTOR, layouts[0]),
+                (pipeline.vae._decode, 4, 1, layouts[1]),
             ):
-                sample = torch.empty(shape, **kind)
-                call(sample)
-                del sample
+                height, width = scale * latent_height, scale * latent_width
+                whole = torch.empty((request.batch, channels, 2 * height, 2 * width), dtype=torch.float16, device=META)
+                whole = whole.contiguous(memory_format=layout)
+                call(whole[:, :, :height, :width])
+                del whole
     return list(recorder.events)
 
 
