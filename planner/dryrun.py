@@ -44,11 +44,14 @@ class KernelPolicy:
     - ``nhwc``: tensor cores work on channels_last, so an NCHW input, filter and output are each transposed in the
       workspace, channels padded to eights. An image's three channels are too few for them, and go without.
     - ``float32``: without tensor cores, input, filter and output are converted to float32 in the workspace.
+
+    `transposes_all` makes the policy cautious: convolutions that are channels_last already take the workspace too.
     """
 
     convolution: Literal["nhwc", "float32"]
     has_flash_attention: bool
     cublas_bytes: int
+    transposes_all: bool = False
 
     @classmethod
     def of(cls, capability: Capability) -> "KernelPolicy":
@@ -71,7 +74,8 @@ class KernelPolicy:
         # Three channels of an image become eight.
         is_image = 3 * x_padded == 8 * x
         # What is channels_last already needs no transpose.
-        return np.where(is_image | (channels_last != 0), 0, 2 * (x_padded + y_padded + weight))
+        needs_none = is_image | ((channels_last != 0) & (not self.transposes_all))
+        return np.where(needs_none, 0, 2 * (x_padded + y_padded + weight))
 
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
         """What each fused attention call takes beside its output, from `Events.attentions`.
@@ -85,21 +89,26 @@ class KernelPolicy:
 
 
 def assumptions(request: GenerationRequest, capability: Capability) -> list[str]:
-    """What the dry run takes for granted of this request on this card and was not checked against measurements.
+    """What the dry run takes for granted of this request on this card, and no measurement has confirmed yet.
 
-    Where there is any, the peak is a range: from no workspace at all to the preferred plans.
+    Where there is any, the allocated peak is a range: from kernels without workspace to the cautious policy's.
     """
     found = []
     if request.batch > 1:
-        found.append("batch above 1: some cuDNN versions prefer plans with less workspace for some layers")
-    if capability < (7, 0):
-        found.append("no tensor cores: convolutions are taken to convert to float32 in their workspace")
-    if capability >= (9, 0):
         found.append(
-            f"compute capability {capability[0]}.{capability[1]}: kernels are taken to be those of capability 8"
+            "batch above 1: behind its attention the VAE is channels_last, where convolutions are taken to transpose "
+            "nothing; some cuDNN versions need less, others may transpose all the same"
         )
     if request.channels_last:
-        found.append("channels_last: convolutions are taken to need no workspace, as nothing is transposed")
+        found.append("channels_last: convolutions are taken to transpose nothing and so to need no workspace")
+    if capability < (7, 0):
+        found.append(
+            "no tensor cores: convolutions are taken to convert to float32 in their workspace, which holds where the "
+            "VAE decoder peaks; the UNet's own kernels were seen to take more"
+        )
+    if capability >= (9, 0):
+        version = ".".join(map(str, capability))
+        found.append(f"compute capability {version}: kernels are taken to need what those of capability 8 need")
     return found
 
 

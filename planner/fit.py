@@ -115,14 +115,21 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     request = replace(request.canonical(), prompt_tokens=1)
     policy = KernelPolicy.of(card.compute_capability)
     preferred, smallest = _runs(library, request, policy)
+    notes = tuple(assumptions(request, card.compute_capability))
+    # Where something is assumed, the worst that it could turn out to be must fit too.
+    worst_case = _runs(library, request, replace(policy, transposes_all=True))[0] if notes else preferred
     least = _least(library, request, policy)
     need = preferred.peak_reserved_bytes + card.context_bytes
-    # Between the two it runs, with kernels that need less or after the allocator has flushed and tried again. There is
-    # no hope only where the most that such a card was seen to leave to a process is too little.
-    most = max(card.usable_bytes - card.context_bytes, card.usable_high_bytes - card.context_low_bytes)
-    verdict: Verdict = "fits" if need <= card.usable_bytes else "tight" if least <= most else "no"
-    notes = tuple(assumptions(request, card.compute_capability))
+    # There is no hope only where the most that such a card was seen to leave to a process is too little. In between it
+    # runs with kernels that need less, or after the allocator has flushed its cache and tried again.
+    room = card.usable_bytes - card.context_bytes
+    most = max(room, card.usable_high_bytes - card.context_low_bytes)
+    if max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) <= room:
+        verdict: Verdict = "fits"
+    else:
+        verdict = "tight" if least <= most else "no"
     peak = preferred.peak_allocated_bytes
+    interval = (smallest.peak_allocated_bytes, max(peak, worst_case.peak_allocated_bytes)) if notes else (peak, peak)
     return Answer(
         card=card,
         basis="dry-run",
@@ -133,7 +140,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         minimum_allocated_bytes=smallest.peak_allocated_bytes,
         peak_reserved_bytes=preferred.peak_reserved_bytes,
         context_bytes=card.context_bytes,
-        interval_bytes=(smallest.peak_allocated_bytes if notes else peak, peak),
+        interval_bytes=interval,
         peak_stage=preferred.peak_stage,
         stages={
             stage: preferred.stages[stage].allocated_bytes if stage in preferred.stages else preferred.loaded_bytes

@@ -21,11 +21,14 @@ from tests.conftest import make_environment, make_measured
 
 SHOTS = {
     "plan": "/",
+    "plan-tight-and-no": "/?width=2048&height=2048&gpu=T4&gpu=RTX+4060&gpu=A100-40GB",
+    "plan-formula": "/?width=1024&height=1024&basis=formula",
     "plan-options": "/?width=2048&height=2048&batch=8&vae_tiling=true&gpu=T4&gpu=RTX+4060&gpu=L4&gpu=H200",
     "plan-bad": "/?task=txt2img&width=500&steps=99999",
     "verify": "/Verify?width=128&height=128&steps=2",
     "verify-running": "/Verify?width=128&height=128&steps=8",
     "history": "/History?run={rehearsed}",
+    "history-ok": "/History?run={ok}",
     "history-oom": "/History?run={oom}",
 }
 
@@ -34,9 +37,11 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
     """A history with a rehearsal measured now, and made-up rows for what this machine cannot measure."""
     store, jobs = Store(path), None
     request = GenerationRequest(width=128, height=128, steps=2)
-    predictions = (Prediction.of(fit(GenerationRequest(), card_named("T4"))),)
+    predictions = tuple(
+        Prediction.of(fit(GenerationRequest(), card_named("T4"), basis)) for basis in ("dry-run", "formula")
+    )
     made_up = make_environment(card="Made-up card")
-    store.save_measurement(GenerationRequest(), made_up, make_measured(), predictions=predictions)
+    ok_id = store.save_measurement(GenerationRequest(), made_up, make_measured(), predictions=predictions)
     oom = Measured(
         outcome="out-of-memory", reason="CUDA out of memory. Tried to allocate 2.00 GiB", ended_in="vae_decoder"
     )
@@ -45,7 +50,7 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
     view = jobs.wait(jobs.submit(request, Device(), predictions=predictions_for(request, Device())))
     jobs.close()
     assert view.measurement_id is not None, view.reason
-    return store, {"rehearsed": view.measurement_id, "oom": oom_id}
+    return store, {"rehearsed": view.measurement_id, "ok": ok_id, "oom": oom_id}
 
 
 def main() -> int:
