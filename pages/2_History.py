@@ -24,7 +24,8 @@ _HELP = {
 
 
 def _percent(error: float | None) -> float | None:
-    return None if error is None else error * 100
+    # As shown, so that what rounds to nothing has no sign.
+    return None if error is None else round(error * 100, 1) + 0.0
 
 
 def row_of(measurement: Measurement, versions: dict[str, str]) -> dict[str, object]:

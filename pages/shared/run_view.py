@@ -95,11 +95,16 @@ def _predictions(measurement: Measurement) -> None:
     for basis, lines in by_basis.items():
         peak = next(line for line in lines if line.name == "Peak allocated")
         if measurement.measured.outcome == "ok" and peak.error is not None:
-            low = "too low" if peak.error < 0 else "too high"
             st.caption(
-                f"The {basis.replace('-', ' ')}'s allocated peak is {abs(peak.error):.1%} {low}: "
+                f"The {basis.replace('-', ' ')}'s allocated peak is {off_words(peak.error)}: "
                 f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
             )
+
+
+def off_words(error: float) -> str:
+    """How far off a prediction was, in words: 2.3% too low."""
+    shown = f"{abs(error):.1%}"
+    return "right to 0.1%" if shown == "0.0%" else f"{shown} too {'low' if error < 0 else 'high'}"
 
 
 def measurement_view(measurement: Measurement) -> None:

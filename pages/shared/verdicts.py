@@ -62,8 +62,12 @@ def verdict_badge(verdict: Verdict) -> None:
 
 def least_line(answer: Answer) -> str | None:
     """What the least memory at which the request runs says of this card, where it says more than the headroom."""
-    least, usable = answer.minimum_bytes, answer.card.usable_bytes
-    if answer.verdict not in ("tight", "no") or least is None or least == answer.need_bytes:
+    least, usable, headroom = answer.minimum_bytes, answer.card.usable_bytes, answer.headroom_bytes
+    if answer.verdict not in ("tight", "no") or least is None or headroom is None:
+        return None
+    if answer.verdict == "tight" and headroom >= 0:
+        return "would fit, but not at the upper end of its range"
+    if least == answer.need_bytes:
         return None
     if answer.verdict == "no":
         return f"even the least, {gib(least)}, misses by {gib(least - usable)}"
@@ -102,6 +106,14 @@ def verdict_card(shown: Answered) -> None:
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
 
 
+def range_words(low_bytes: int, high_bytes: int) -> str:
+    """The allocated peak as a range, and what the verdict makes of it."""
+    low, high = gib(low_bytes), gib(high_bytes)
+    if low == high:
+        return f"{high} allocated at both ends"
+    return f"between {low} and {high} allocated; it fits only where the upper end does"
+
+
 def assumptions_view(answers: Sequence[Answer]) -> None:
     """What the answers take for granted, each sentence once, and between which peaks it leaves each card."""
     ranged = [answer for answer in answers if answer.assumptions]
@@ -121,10 +133,7 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
         for answer in ranged:
             if answer.interval_bytes:
                 ranges.setdefault(answer.interval_bytes, []).append(answer.card.name)
-        notes += [
-            f"- {', '.join(names)}: between {gib(low)} and {gib(high)} allocated; the verdict takes the upper end."
-            for (low, high), names in ranges.items()
-        ]
+        notes += [f"- {', '.join(names)}: {range_words(*ends)}." for ends, names in ranges.items()]
         st.markdown("\n".join(notes))
 
 

@@ -306,7 +306,7 @@ def test_history_lists_every_run_newest_first(open_page, three_runs):
     assert list(frame["Outcome"]) == ["ok", "out-of-memory", "ok"]
     measured = make_measured().peak_allocated_bytes
     for name, prediction in (("Dry run off by", DRY_RUN), ("Formula off by", FORMULA)):
-        assert frame[name].iloc[2] == pytest.approx((prediction.peak_allocated_bytes / measured - 1) * 100)
+        assert frame[name].iloc[2] == pytest.approx((prediction.peak_allocated_bytes / measured - 1) * 100, abs=0.051)
         assert frame[name].isna().tolist() == [True, True, False]
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pages.shared.parts import beside_rows, card_to_look_at, need_parts, part_rows, weights_bytes
+from pages.shared.run_view import off_words
 from pages.shared.timeline_view import failure_sentence, peak_sentence, trouble_sentence
-from pages.shared.verdicts import least_line, other_line
+from pages.shared.verdicts import least_line, other_line, range_words
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.program import shipped
@@ -89,6 +90,7 @@ def test_the_least_memory_is_told_where_it_says_more_than_the_headroom():
     tight = replace(fits, verdict="tight", need_bytes=usable + 3 * gibibyte)
     assert least_line(replace(tight, minimum_bytes=4 * gibibyte)) == "runs from 4.00 GiB, more slowly"
     assert "which only some of these cards have" in least_line(replace(tight, minimum_bytes=usable + 1))
+    assert least_line(replace(fits, verdict="tight")) == "would fit, but not at the upper end of its range"
     missed = replace(tight, verdict="no", minimum_bytes=usable + gibibyte)
     assert least_line(missed) == "even the least, 15.56 GiB, misses by 1.00 GiB"
 
@@ -134,3 +136,12 @@ def test_the_sentence_of_the_peak_names_what_ran():
         replace(timeline, operation="new tensor", module="pipeline", parts=(), peak_stage="text_encoder")
     )
     assert told.endswith("comes in the text encoder, at a new tensor of the pipeline's own code.")
+
+
+def test_a_range_is_told_with_what_the_verdict_makes_of_it():
+    assert range_words(2**30, 2**31) == "between 1.00 GiB and 2.00 GiB allocated; it fits only where the upper end does"
+    assert range_words(2**30, 2**30 + 512) == "1.00 GiB allocated at both ends"
+
+
+def test_how_far_off_is_told_in_words():
+    assert [off_words(error) for error in (-0.023, 0.5, -0.0004)] == ["2.3% too low", "50.0% too high", "right to 0.1%"]
