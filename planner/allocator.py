@@ -202,7 +202,7 @@ class ExpandableAllocator(CachingAllocator):
         super().__init__(capacity_bytes)
         self.large.min_remainder = MIN_BLOCK
         # Where each pool's segment ends, and the block there; far apart, so that they never meet.
-        self._ends = {self.small: 0, self.large: 1 << 50}
+        self._ends = {self.small: 0, self.large: LARGE_SEGMENT << 30}
         self._last: dict[Pool, Block | None] = {self.small: None, self.large: None}
 
     def empty_cache(self) -> None:

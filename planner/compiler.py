@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from planner.components import STAGES
-from planner.flatten import pipeline_name, routine_name
+from planner.flatten import Layout, pipeline_name, routine_name
 from planner.modules import LOADED_COMPONENTS, assemble
 from planner.program import (
     AREAS,
@@ -50,11 +50,14 @@ from planner.trace import (
     Stage,
     meta_modules,
     trace_call,
-    trace_tile,
+    trace_halves,
 )
 
 # Batch, latent height and width: odd, even and prime sides, so that no two features are in proportion.
 SIZES = ((2, 19, 26), (3, 29, 21), (5, 14, 35))
+
+
+PLAIN = Layout()
 
 
 class CompileError(Exception):
@@ -344,16 +347,16 @@ class _Compiler:
         size = Size(request.batch, request.latent_height, request.latent_width)
         self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
 
-    def trace_tile(self, request: GenerationRequest, height: int, width: int) -> None:
-        """Trace the VAE on a tile of this latent size."""
-        events = trace_tile(self.pipeline(request), request, height, width)
-        self._keep(request, frames_of("", Size(request.batch, height, width), folded(events))[:-1], cut=True)
+    def trace_halves(self, request: GenerationRequest, height: int, width: int, layout: Layout) -> None:
+        """Trace the VAE alone on input of this latent size and layout."""
+        events = trace_halves(self.pipeline(request), request, height, width, layout)
+        self._keep(request, frames_of("", Size(request.batch, height, width), folded(events))[:-1], layout)
 
-    def _keep(self, request: GenerationRequest, frames: list[Frame], *, cut: bool = False) -> None:
+    def _keep(self, request: GenerationRequest, frames: list[Frame], layout: Layout = PLAIN) -> None:
         for frame in frames:
             if not frame.is_stand_in:
                 is_pipeline = frame.name == pipeline_name(request)
-                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size, cut)
+                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size, layout)
                 self.frames.setdefault(key, []).append(frame)
 
 
@@ -375,11 +378,16 @@ def _requests() -> Iterator[GenerationRequest]:
                 yield GenerationRequest.from_dict(values)
 
 
-def _tiles() -> Iterator[tuple[GenerationRequest, int, int]]:
-    """Tiles of every kind, with the request that they are for."""
-    for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES), (1, 1, 1), (2, 1, 1), (3, 1, 1)):
+def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
+    """The VAE's halves alone: tiles of every kind, and planar images, with the request that they are for."""
+    one = [(1, *size[1:]) for size in SIZES]
+    for batch, height, width in (*SIZES, *one, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
         for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
-            yield GenerationRequest(batch=batch, channels_last=channels_last, task=task), height, width
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
+            yield request, height, width, Layout(is_cut=True)
+    for batch, height, width in (*SIZES, *one):
+        for is_cut in (False, True):
+            yield GenerationRequest(batch=batch), height, width, Layout(is_cut, is_planar=True)
 
 
 def _calls(**size: int) -> Iterator[GenerationRequest]:
@@ -424,8 +432,8 @@ def compile_library(
         report(index / (len(wanted) + 1), request.describe())
         compiler.trace(request)
     if requests is None:
-        for tile in _tiles():
-            compiler.trace_tile(*tile)
+        for half in _halves():
+            compiler.trace_halves(*half)
     report(1.0, "fitting sizes")
     module = _Pool()
     module("")

@@ -129,7 +129,9 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     else:
         verdict = "tight" if least <= most else "no"
     peak = preferred.peak_allocated_bytes
-    interval = (smallest.peak_allocated_bytes, max(peak, worst_case.peak_allocated_bytes)) if notes else (peak, peak)
+    # Without workspace other blocks are cut, and a few may hold more beyond their requests.
+    least_peak = min(smallest.peak_allocated_bytes, peak)
+    interval = (least_peak, max(peak, worst_case.peak_allocated_bytes)) if notes else (peak, peak)
     return Answer(
         card=card,
         basis="dry-run",
@@ -137,7 +139,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         need_bytes=need,
         minimum_bytes=least + card.context_bytes,
         peak_allocated_bytes=peak,
-        minimum_allocated_bytes=smallest.peak_allocated_bytes,
+        minimum_allocated_bytes=least_peak,
         peak_reserved_bytes=preferred.peak_reserved_bytes,
         context_bytes=card.context_bytes,
         interval_bytes=interval,

@@ -8,6 +8,7 @@ only their results: nothing else of them lives on, so they reach no peak that th
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,19 +48,32 @@ def variant_of(routine: str, request: GenerationRequest) -> str:
     return "+".join(name for name in names if getattr(request, name)) or "plain"
 
 
-def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int, cut: bool) -> str:
+class Layout(NamedTuple):
+    """How the input of a VAE half lies in memory.
+
+    A tile that is cut from a tensor is not contiguous. Images come from PIL by way of numpy, so they are channels_last,
+    unless the caller made a planar tensor of them.
+    """
+
+    is_cut: bool = False
+    is_planar: bool = False
+
+
+def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int, layout: Layout) -> str:
     """The name under which a call of this batch and latent size was compiled: routine, variant, order of allocations.
 
     The order differs where a tensor is contiguous by chance or by origin. Transposed features are for one image, but
     not for several, in the VAE's linear layers and in sliced attention; a feature map of one pixel is in every memory
-    format; a tile `cut` from an image is not; and latents drawn on the host are not channels_last, encoded ones may be.
+    format; a tile cut from an image is in none; and latents drawn on the host are not channels_last, encoded ones may be.
     """
     order = ["pixel" if is_pixel(routine, height, width) else "any"]
     of_vae = routine.startswith("vae.")
     if of_vae or (routine == "unet" and request.attention_slicing):
         order.append("one" if batch == 1 else "many")
-    if of_vae and cut:
+    if of_vae and layout.is_cut:
         order.append("cut")
+    if layout.is_planar and routine in ("vae._encode", "vae.encoder"):
+        order.append("planar")
     if request.channels_last and (of_vae or routine == "unet"):
         order.append(request.task)
     return "/".join((routine, variant_of(routine, request), *order))
@@ -110,8 +124,7 @@ class Flattening:
         self.weights: list[np.ndarray] = []
         self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
         self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
-        # Whether the VAE works on a tile that is cut from a tensor and so is not contiguous.
-        self.is_cut = False
+        self.layout = Layout()
         self._until_return: list[int] = []
         self._on_card: dict[str, np.ndarray] = {}
         self._modules = {name: index for index, name in enumerate(library.modules)}
@@ -163,7 +176,7 @@ class Flattening:
         """Play a routine, and return the numbers of what it leaves."""
         if name in HALVES:
             return self._half(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width, self.is_cut), batch, height, width, full)
+        return self._routine(routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, full)
 
     def _symbolic(self, sizes: np.ndarray, batch: int, height: int, width: int) -> np.ndarray:
         """A routine's sizes in terms of the request's own batch and size."""
@@ -280,7 +293,7 @@ class Flattening:
     def _part(self, name: str, batch: int, height: int, width: int) -> list[int]:
         if self.request.vae_tiling and max(height, width) > TILE:
             return self._tiled(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width, self.is_cut), batch, height, width, True)
+        return self._routine(routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, True)
 
     def _output(self, name: str, batch: int, height: int, width: int) -> tuple[int, int]:
         """The size of a VAE half's output: 8 channels of moments a latent, or 3 of 8 by 8 pixels, in float16."""
@@ -314,15 +327,16 @@ class Flattening:
         return [whole]
 
     def _part_of_tile(self, name: str, batch: int, height: int, width: int) -> int:
-        # Images are channels_last, and encoded latents may be: there whole rows of one image lie together, as do parts
-        # of a single row.
-        of_image = name == "vae._encode"
-        in_rows = of_image or (self.request.channels_last and self.request.task == "img2img")
-        together = width == self.width or (height == 1 < width and not of_image)
-        self.is_cut = not (in_rows and batch == 1 and together)
-        whole_name = routine_name(name, self.request, batch, height, width, self.is_cut)
-        [number] = self._routine(whole_name, batch, height, width, True)
-        self.is_cut = False
+        # In channels_last whole rows of one image lie together, as do parts of a single row.
+        encodes = name == "vae._encode"
+        encoded = self.request.channels_last and self.request.task == "img2img"
+        in_rows = not self.layout.is_planar if encodes else encoded
+        together = width == self.width or (height == 1 < width and not encodes)
+        whole, self.layout = self.layout, self.layout._replace(is_cut=not (in_rows and batch == 1 and together))
+        [number] = self._routine(
+            routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, True
+        )
+        self.layout = whole
         return number
 
     @staticmethod

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from planner.flatten import Layout
 from planner.modules import LOADED_COMPONENTS, apply_options, assemble, call_arguments, component_modules
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 
@@ -573,25 +574,28 @@ def _keep_thresholds(pipeline: Any) -> None:
             parameter._value = torch.ones(parameter.shape)
 
 
-def trace_tile(pipeline: Any, request: GenerationRequest, latent_height: int, latent_width: int) -> list[Event]:
-    """The events of encoding and decoding one tile, cut from a larger image and larger latents."""
+def trace_halves(
+    pipeline: Any, request: GenerationRequest, latent_height: int, latent_width: int, layout: Layout
+) -> list[Event]:
+    """The events of encoding and decoding alone, of input that lies in memory as it does not in a whole pipeline."""
     recorder = Recorder()
-    # Images come from PIL by way of numpy, so they are channels_last; encoded latents are what the VAE is.
     encoded = request.channels_last and request.task == "img2img"
-    layouts = torch.channels_last, torch.channels_last if encoded else torch.contiguous_format
+    formats = not layout.is_planar, encoded
     with ExitStack() as stack:
         recorder.load("vae", pipeline.vae)
         recorder.events.clear()
         Routines(recorder).mark(stack, pipeline)
         with recorder.watching(_module_names(pipeline)), _no_collector():
-            for call, channels, scale, layout in (
-                (pipeline.vae._encode, 3, VAE_SCALE_FACTOR, layouts[0]),
-                (pipeline.vae._decode, 4, 1, layouts[1]),
+            for call, channels, scale, in_rows in (
+                (pipeline.vae._encode, 3, VAE_SCALE_FACTOR, formats[0]),
+                (pipeline.vae._decode, 4, 1, formats[1]),
             ):
                 height, width = scale * latent_height, scale * latent_width
-                whole = torch.empty((request.batch, channels, 2 * height, 2 * width), dtype=torch.float16, device=META)
-                whole = whole.contiguous(memory_format=layout)
-                call(whole[:, :, :height, :width])
+                times = 2 if layout.is_cut else 1
+                shape = (request.batch, channels, times * height, times * width)
+                whole = torch.empty(shape, dtype=torch.float16, device=META)
+                whole = whole.contiguous(memory_format=torch.channels_last if in_rows else torch.contiguous_format)
+                call(whole[:, :, :height, :width] if layout.is_cut else whole)
                 del whole
     return list(recorder.events)
 

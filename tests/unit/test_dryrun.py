@@ -1,0 +1,223 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.allocator import SMALL_SEGMENT, CachingAllocator, ExpandableAllocator
+from planner.components import STAGES
+from planner.dryrun import (
+    CUBLAS_BYTES,
+    CUBLAS_BYTES_FROM_90,
+    KernelPolicy,
+    allocated_peaks,
+    assumptions,
+    dry_run,
+    least_capacity_bytes,
+    live_peaks,
+)
+from planner.flatten import events_of
+from planner.program import Op, shipped
+from planner.request import GenerationRequest
+from planner.units import MIB
+from tests.unit.strategies import requests
+
+TENSOR_CORES = KernelPolicy.of((8, 6))
+POLICIES = [KernelPolicy.of(capability) for capability in ((6, 0), (7, 5), (8, 6), (9, 0))]
+# A run through the allocator takes milliseconds, tiles of a large image seconds.
+few = settings(max_examples=25, deadline=None)
+# A block holds at most 1 MiB beyond its request; some forty large ones live at once beside the weights.
+SLACK_BYTES = 40 * MIB
+sides = st.integers(8, 256).map(lambda latent: latent * 8)
+sized = {"width": sides, "height": sides, "batch": st.integers(1, 6), "vae_tiling": st.just(False)}
+
+
+def run(request: GenerationRequest, policy: KernelPolicy = TENSOR_CORES, capacity: int | None = None, **options):
+    return dry_run(events_of(shipped(), request), policy, capacity, **options)
+
+
+@few
+@given(requests(**sized | {"vae_tiling": st.booleans()}), st.sampled_from(POLICIES))
+def test_the_laws_between_the_sizes(request_, policy):
+    result, smallest = run(request_, policy), run(request_, policy, smallest=True)
+    assert smallest.peak_allocated_bytes <= result.peak_allocated_bytes + SLACK_BYTES
+    assert result.peak_allocated_bytes <= result.peak_reserved_bytes
+    for peak in result.stages.values():
+        assert peak.allocated_bytes <= peak.reserved_bytes
+    assert result.peak_allocated_bytes == max(peak.allocated_bytes for peak in result.stages.values())
+    assert result.stages[result.peak_stage].allocated_bytes == result.peak_allocated_bytes
+    assert (result.outcome, result.num_alloc_retries, result.fallbacks) == ("ok", 0, 0)
+    if request_.offload == "none":
+        names = [name for name in shipped().weights if name != "safety_checker" or request_.safety_checker]
+        assert result.loaded_bytes >= sum(shipped().weights_bytes(name) for name in names)
+        assert result.peak_allocated_bytes >= result.loaded_bytes
+    wanted = set(STAGES) - (set() if request_.task == "img2img" else {"vae_encoder"})
+    assert set(result.stages) == wanted - (set() if request_.safety_checker else {"safety_checker"})
+    assert all(type(peak.allocated_bytes) is int for peak in result.stages.values())
+
+
+# At 64 by 64 the UNet's smallest feature map is one pixel, which CUDA takes for channels_last: it then copies 28 MiB of a
+# filter into that layout, and a larger image is spared it.
+above = st.integers(9, 256).map(lambda latent: latent * 8)
+
+
+@few
+@given(requests(**sized | {"width": above, "height": above}), st.sampled_from(["width", "height", "batch"]))
+def test_more_never_takes_less(request_, what):
+    step = 1 if what == "batch" else 8
+    more = dataclasses.replace(request_, **{what: getattr(request_, what) + step})
+    before, after = live_peaks(shipped(), request_), live_peaks(shipped(), more)
+    assert all(after[stage] >= before[stage] for stage in before)
+    # What blocks hold beyond their requests depends on what else is free.
+    assert run(more).peak_allocated_bytes >= run(request_).peak_allocated_bytes - SLACK_BYTES
+
+
+@few
+@given(requests(**sized), st.integers(6, 1000))
+def test_steps_beyond_the_schedulers_memory_change_nothing(request_, steps):
+    a, b = (dataclasses.replace(request_, steps=n) for n in (6, steps))
+    assert run(a) == run(b)
+
+
+def test_guidance_doubles_the_unet_batch():
+    guided, unguided = (run(GenerationRequest(width=1024, height=1024, guidance_scale=g)) for g in (7.5, 1.0))
+    loaded = guided.loaded_bytes
+    ratio = (guided.stages["unet"].allocated_bytes - loaded) / (unguided.stages["unet"].allocated_bytes - loaded)
+    assert 1.9 < ratio < 2.1
+    assert guided.stages["vae_decoder"].allocated_bytes == pytest.approx(
+        unguided.stages["vae_decoder"].allocated_bytes, rel=1e-3
+    )
+
+
+@few
+@given(requests(**sized | {"steps": st.just(6), "vae_tiling": st.booleans(), "width": st.integers(8, 160).map(8 .__mul__)}))
+def test_calls_played_in_short_reach_no_other_peak(request_):
+    in_full = events_of(shipped(), request_, in_full=True)
+    short, full = run(request_), dry_run(in_full, TENSOR_CORES)
+    assert short.peak_allocated_bytes == full.peak_allocated_bytes
+    assert {name: peak.allocated_bytes for name, peak in short.stages.items()} == {
+        name: peak.allocated_bytes for name, peak in full.stages.items()
+    }
+    assert short.peak_reserved_bytes == pytest.approx(full.peak_reserved_bytes, rel=0.01)
+
+
+@few
+@given(requests(**sized), st.sampled_from(POLICIES))
+def test_the_verdicts_two_thresholds_hold(request_, policy):
+    """Room for the preferred run and one step less; room for the least and one step less."""
+    events = events_of(shipped(), request_)
+    enough = dry_run(events, policy).peak_reserved_bytes
+    assert dry_run(events, policy, enough).num_alloc_retries == 0
+    assert dry_run(events, policy, enough - SMALL_SEGMENT).num_alloc_retries > 0
+    least = least_capacity_bytes(events, policy, enough)
+    assert least % SMALL_SEGMENT == 0 and least <= enough
+    assert dry_run(events, policy, least).outcome == "ok"
+    short = dry_run(events, policy, least - SMALL_SEGMENT)
+    assert short.outcome == "out-of-memory"
+    assert short.ended_at is not None
+    assert short.peak_reserved_bytes < least
+    # A guess changes how it is searched, not that it is right.
+    again = least_capacity_bytes(events, policy, enough, guess_bytes=least)
+    assert again == least
+
+
+def test_between_the_thresholds_convolutions_fall_back():
+    request_ = GenerationRequest(task="txt2img", width=2048, height=2048)
+    events = events_of(shipped(), request_)
+    roomy, bare = run(request_), run(request_, smallest=True)
+    tight = dry_run(events, TENSOR_CORES, least_capacity_bytes(events, TENSOR_CORES, roomy.peak_reserved_bytes))
+    assert tight.outcome == "ok" and tight.fallbacks > 0
+    assert bare.peak_allocated_bytes - SLACK_BYTES <= tight.peak_allocated_bytes < roomy.peak_allocated_bytes
+
+
+def test_weights_that_find_no_room_are_out_of_memory_while_loading():
+    result = run(GenerationRequest(), capacity=1000 * MIB)
+    assert (result.outcome, result.stages) == ("out-of-memory", {})
+
+
+def test_a_timeline_holds_every_event_and_both_peaks():
+    events = events_of(shipped(), GenerationRequest(width=768, height=640))
+    result = dry_run(events, TENSOR_CORES, with_timeline=True)
+    assert result.timeline.shape == (len(events.kinds), 2)
+    assert result.timeline.max(axis=0).tolist() == [result.peak_allocated_bytes, result.peak_reserved_bytes]
+
+
+def test_expandable_segments_reserve_less():
+    events = events_of(shipped(), GenerationRequest(width=1536, height=1024))
+    default = dry_run(events, TENSOR_CORES, allocator=CachingAllocator())
+    expandable = dry_run(events, TENSOR_CORES, allocator=ExpandableAllocator())
+    assert expandable.peak_reserved_bytes < default.peak_reserved_bytes
+    assert expandable.peak_allocated_bytes <= default.peak_allocated_bytes
+
+
+@few
+@given(requests(**sized), st.sampled_from(POLICIES))
+def test_peaks_without_an_allocator_are_a_close_lower_bound(request_, policy):
+    size = (request_.latent_height, request_.latent_width)
+    [peak] = allocated_peaks(shipped(), request_, [size], policy)
+    exact = run(request_, policy).peak_allocated_bytes
+    assert 0.98 * exact <= peak <= exact
+
+
+def test_a_policy_follows_the_compute_capability():
+    pascal, turing, ampere, hopper = POLICIES
+    assert [policy.convolution for policy in POLICIES] == ["float32", "nhwc", "nhwc", "nhwc"]
+    assert [policy.has_flash_attention for policy in POLICIES] == [False, False, True, True]
+    assert pascal.cublas_bytes == turing.cublas_bytes == ampere.cublas_bytes == CUBLAS_BYTES == 8_519_680
+    assert hopper.cublas_bytes == CUBLAS_BYTES_FROM_90 == 33_554_432
+
+
+def test_a_convolutions_workspace_is_its_transposed_input_filter_and_output():
+    # 128 to 3 channels on 64 by 64 pixels, 3 by 3; then an image's 3 to 128 channels; then channels_last.
+    pixels, weight = 64 * 64, 128 * 3 * 9
+    out = [128 * pixels, 128 * pixels, 3 * pixels, 8 * pixels, weight, 0]
+    image = [3 * pixels, 8 * pixels, 128 * pixels, 128 * pixels, weight, 0]
+    inner = [128 * pixels, 128 * pixels, 128 * pixels, 128 * pixels, 9 * 128 * 128, 1]
+    rows = np.array([out, image, inner])
+    whole = 2 * (136 * pixels + weight)
+    assert TENSOR_CORES.convolution_bytes(rows).tolist() == [whole, 0, 0]
+    cautious = dataclasses.replace(TENSOR_CORES, transposes_all=True)
+    assert cautious.convolution_bytes(rows).tolist() == [whole, 0, 2 * (256 * pixels + 9 * 128 * 128)]
+    assert POLICIES[0].convolution_bytes(rows)[0] == 4 * (131 * pixels + weight)
+
+
+def test_attention_keeps_what_its_kernel_keeps():
+    # Log-sum-exp and accumulator of heads 40, 160 and 512 wide.
+    rows = np.array([[100, 4000, 40], [100, 16000, 160], [100, 51200, 512]])
+    assert KernelPolicy.of((7, 5)).attention_bytes(rows).tolist() == [0, 16000, 51200]
+    assert KernelPolicy.of((8, 0)).attention_bytes(rows).tolist() == [100, 100, 51200]
+
+
+def test_what_was_not_measured_is_named():
+    plain = GenerationRequest()
+    assert assumptions(plain, (8, 9)) == assumptions(plain, (7, 5)) == []
+    assert "batch above 1" in assumptions(GenerationRequest(batch=2), (8, 0))[0]
+    assert "channels_last" in assumptions(GenerationRequest(channels_last=True), (8, 0))[0]
+    assert "no tensor cores" in assumptions(plain, (6, 1))[0]
+    assert "compute capability 12.0" in assumptions(plain, (12, 0))[0]
+
+
+def test_model_offload_holds_one_component_at_a_time():
+    stays, offloaded = (run(GenerationRequest(task="txt2img", offload=o)) for o in ("none", "model"))
+    library = shipped()
+    gone = library.weights_bytes("text_encoder") + library.weights_bytes("vae")
+    saved = stays.stages["unet"].allocated_bytes - offloaded.stages["unet"].allocated_bytes
+    assert saved == pytest.approx(gone, abs=SLACK_BYTES)
+    events = events_of(library, GenerationRequest(task="txt2img", offload="model"))
+    assert (events.kinds == Op.EMPTY_CACHE).sum() == 2
+
+
+def test_slicing_the_vae_does_nothing_to_one_image():
+    assert run(GenerationRequest(vae_slicing=True)) == run(GenerationRequest())
+    whole, sliced = (run(GenerationRequest(batch=4, vae_slicing=on)) for on in (False, True))
+    assert sliced.stages["vae_decoder"].allocated_bytes < whole.stages["vae_decoder"].allocated_bytes
+
+
+def test_tiling_keeps_the_vae_at_one_tile():
+    size = {"width": 2048, "height": 1536}
+    whole, tiled = (run(GenerationRequest(**size, vae_tiling=on)) for on in (False, True))
+    one_tile = run(GenerationRequest())
+    for stage in ("vae_encoder", "vae_decoder"):
+        assert tiled.stages[stage].allocated_bytes < 1.05 * one_tile.stages[stage].allocated_bytes
+        assert whole.stages[stage].allocated_bytes > 2 * tiled.stages[stage].allocated_bytes
