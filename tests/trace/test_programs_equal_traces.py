@@ -1,0 +1,193 @@
+"""Programs are what they claim to be: the history of a live trace, and of a real run, event for event."""
+
+import gc
+import itertools
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from planner.compiler import SIZES, Frame, compile_library, folded, kernel_of
+from planner.components import STAGES
+from planner.flatten import LOAD_ORDER, events_of
+from planner.modules import LOADED_COMPONENTS, call_arguments
+from planner.program import LIBRARIES, SHIPPED, Library, Op, encode, shipped
+from planner.request import GenerationRequest
+from planner.trace import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage, trace
+from tests.conftest import ROOT
+from tests.trace.real_storages import RealStorages, Transfers
+from tests.trace.small import small_pipeline, small_pipeline_on_meta
+from tests.unit.strategies import requests
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Libraries that say what they think of missing torchvision and of casts say it elsewhere."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+
+
+def as_traced(events) -> list[tuple]:
+    """A live trace in plain tuples, loops folded as programs fold them."""
+    found, numbers = [], {}
+    for event in folded(events):
+        match event:
+            case Birth(slot, size_bytes, module):
+                numbers[slot] = len(numbers)
+                found.append(("birth", size_bytes, module))
+            case Death(slot):
+                found.append(("death", numbers[slot]))
+            case Convolution() | Attention():
+                found.append((type(event).__name__.lower(), *kernel_of(event), event.module))
+            case Stage(name):
+                found.append(("stage", STAGES.index(name)))
+            case EmptyCache():
+                found.append(("empty cache",))
+            case Loaded():
+                found.append(("loaded",))
+    return found
+
+
+def as_programmed(library: Library, request: GenerationRequest) -> list[tuple]:
+    """The program's history in the same tuples."""
+    events = events_of(library, request, in_full=True)
+    found = []
+    for kind, value, module_id in zip(
+        events.kinds.tolist(), events.values.tolist(), events.module_ids.tolist(), strict=True
+    ):
+        module = events.modules[module_id]
+        match Op(kind):
+            case Op.BIRTH:
+                found.append(("birth", value, module))
+            case Op.DEATH:
+                found.append(("death", value))
+            case Op.CONVOLUTION:
+                *sizes, channels_last = events.convolutions[value].tolist()
+                found.append(("convolution", tuple(sizes), channels_last, module))
+            case Op.ATTENTION:
+                *sizes, head_dim = events.attentions[value].tolist()
+                found.append(("attention", tuple(sizes), head_dim, module))
+            case Op.STAGE:
+                found.append(("stage", value))
+            case Op.EMPTY_CACHE:
+                found.append(("empty cache",))
+            case Op.LOADED:
+                found.append(("loaded",))
+    return found
+
+
+sides = st.one_of(st.integers(8, 24), st.sampled_from([64, 65, 97, 113])).map(lambda latent: latent * 8)
+
+
+# A trace takes one to five seconds; the examples are the structures that differ.
+@settings(max_examples=12, deadline=None)
+@given(requests(width=sides, height=sides, batch=st.integers(1, 3), steps=st.integers(1, 3)))
+@example(GenerationRequest(steps=6))
+@example(GenerationRequest(task="txt2img", width=64, height=64, batch=2, steps=1))
+@example(GenerationRequest(width=776, height=392, batch=2, vae_tiling=True, vae_slicing=True, steps=1))
+@example(GenerationRequest(width=776, height=776, vae_tiling=True, channels_last=True, steps=1))
+@example(GenerationRequest(width=200, height=136, attention_slicing=True, guidance_scale=1.0, steps=1))
+@example(GenerationRequest(task="txt2img", batch=3, width=232, height=104, offload="model", vae_slicing=True, steps=2))
+def test_a_program_equals_a_live_trace(request_):
+    live = as_traced(trace(request_))
+    programmed = as_programmed(shipped(), request_)
+    assert len(live) > 1000
+    assert programmed == live
+
+
+def test_the_shipped_programs_are_for_the_pinned_versions():
+    pins = (ROOT / "requirements.txt").read_text()
+    assert f"torch=={shipped().versions['torch']}" in pins
+    assert set(shipped().versions) == set(LIBRARIES)
+
+
+def test_a_recompile_is_the_same_byte_for_byte():
+    library = compile_library(shipped().versions)
+    header, numbers = encode(library)
+    assert header == SHIPPED.with_suffix(".json").read_text()
+    assert numbers == SHIPPED.with_suffix(".bin").read_bytes()
+
+
+def test_the_shipped_weights_are_those_of_the_real_modules():
+    from planner.modules import component_modules
+
+    for name, module in component_modules().items():
+        tensors = itertools.chain(module.parameters(), module.buffers())
+        # Indices keep their eight bytes in float16 pipelines.
+        counted = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors)
+        assert shipped().weights_bytes(name) == counted
+
+
+# A real run
+
+
+REAL = [
+    GenerationRequest(width=200, height=136, steps=2),
+    GenerationRequest(task="txt2img", width=264, height=96, batch=2, steps=2),
+    GenerationRequest(width=136, height=232, batch=3, steps=2, guidance_scale=1.0, safety_checker=False),
+]
+
+
+@pytest.fixture(scope="module")
+def small_library() -> Library:
+    """Programs of the small pipeline, compiled as the real ones are."""
+    wanted = [
+        GenerationRequest.from_dict(request.to_dict() | {"batch": batch, "height": 8 * height, "width": 8 * width})
+        for request in REAL
+        for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES))
+    ]
+    return compile_library({}, requests=wanted, make_pipeline=small_pipeline_on_meta)
+
+
+def load(storages: RealStorages, module: torch.nn.Module) -> None:
+    for child in module.children():
+        load(storages, child)
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            storages.count(tensor.data)
+
+
+@pytest.mark.parametrize("request_", REAL, ids=GenerationRequest.describe)
+def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library, request_):
+    pipeline, storages = small_pipeline(request_), RealStorages()
+    for name in LOADED_COMPONENTS:
+        if getattr(pipeline, name) is not None:
+            load(storages, getattr(pipeline, name))
+    gc.disable()
+    try:
+        with torch.no_grad(), Transfers(storages), storages:
+            pictures = pipeline(**call_arguments(request_)).images
+        real = list(storages.deltas)
+    finally:
+        gc.enable()
+    assert len(pictures) == request_.batch
+    events = events_of(small_library, request_, in_full=True)
+    storage_events = (events.kinds == Op.BIRTH) | (events.kinds == Op.DEATH)
+    predicted = events.deltas()[storage_events].tolist()
+    assert len(real) > 4000
+    assert predicted == real
+
+
+def test_an_order_that_changes_with_the_size_is_refused():
+    from planner.compiler import CompileError, Size, routine_from
+
+    frames = [Frame("x", Size(1, 9, 9), [(Op.BIRTH, 81, "a")]), Frame("x", Size(1, 9, 10), [(Op.DEATH, 0, "")])]
+    with pytest.raises(CompileError, match="order of events"):
+        routine_from("x", frames, lambda _: 0)
+
+
+def test_a_size_that_no_feature_explains_is_refused():
+    from planner.compiler import CompileError, Size, fit_size
+
+    at = [Size(1, 9, 11), Size(1, 13, 10)]
+    assert fit_size((2 * 99, 2 * 130), at, one_size=False) == (1, 2)
+    with pytest.raises(CompileError, match="no whole multiple"):
+        fit_size((99, 131), at, one_size=False)
+
+
+def test_the_worker_loads_in_the_order_of_the_program():
+    assert LOADED_COMPONENTS == LOAD_ORDER
