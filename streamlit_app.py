@@ -36,7 +36,9 @@ with results:
     else:
         programs_notice()
         library, _ = calls.library()
-        shown = [answered(request, card, basis, library) for card in cards]
+        # Most requests take milliseconds; many tiles of many images take long.
+        with st.spinner("Replaying the request on each card"):
+            shown = [answered(request, card, basis, library) for card in cards]
         answers = [one.answer for one in shown]
         verdicts(shown)
         reasons_view(answers)

@@ -32,7 +32,7 @@ def choose_card(shown: Sequence[Answered]) -> Answered:
     st.subheader("Memory over time", anchor=False)
     by_name = {one.answer.card.name: one for one in shown}
     picked = st.session_state.get(_PICKED)
-    st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.answer for one in shown)
+    st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
     name = st.segmented_control(
         "Card to look at",
         list(by_name),

@@ -75,6 +75,10 @@ def test_memory_over_time_is_of_the_card_that_tells_most_until_another_is_picked
     assert at.segmented_control(key="over-time").value == "T4"
 
 
+def test_memory_over_time_chooses_by_the_dry_run_whatever_the_basis(open_page):
+    assert open_page(**BIG_LINK, basis="formula").segmented_control(key="over-time").value == "RTX 4060"
+
+
 def test_memory_over_time_says_where_the_peak_comes_from(open_page):
     at = open_page(width="1024", height="1024")
     timeline = timeline_of(GenerationRequest(width=1024, height=1024), card_named("T4"), shipped())
