@@ -172,5 +172,3 @@ def for_task(pipeline: Any, task: str) -> Any:
     other = wanted(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
     other.set_progress_bar_config(disable=True)
     return other
-
-

@@ -48,9 +48,10 @@ def find() -> Found:
     else:
         if dict(library.versions) == versions:
             return Found(library, None)
-        differ = [f"{name} {versions[name]} (not {library.versions.get(name)})" for name in LIBRARIES]
-        differ = [text for text, name in zip(differ, LIBRARIES, strict=True) if versions[name] != library.versions[name]]
-        reason = f"the shipped memory programs are not for the installed {', '.join(differ)}"
+        made_for = library.versions
+        differ = [name for name in LIBRARIES if versions[name] != made_for.get(name)]
+        names = ", ".join(f"{name} {versions[name]} (but for {made_for.get(name)})" for name in differ)
+        reason = f"the shipped memory programs are not for the installed {names}"
     stored = _stored(versions)
     if stored:
         return Found(stored, None)

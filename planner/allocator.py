@@ -1,7 +1,7 @@
 """The CUDA caching allocator of PyTorch, simulated: the same rules on blocks that are not there.
 
-``cudaMalloc`` is slow and synchronises the device, so PyTorch asks for memory in *segments*, cuts *blocks* from them, and
-keeps what is freed. What a run *reserves* follows from the order of its allocations by these rules alone:
+``cudaMalloc`` is slow and synchronises the device, so PyTorch asks for memory in *segments*, cuts *blocks* from them,
+and keeps what is freed. What a run *reserves* follows from the order of its allocations by these rules alone:
 
 - A request is rounded up to a multiple of 512 bytes. Up to 1 MiB it is served from the small pool, else from the large.
 - The smallest free block that is large enough is taken, of equal ones that at the lowest address.
@@ -194,8 +194,8 @@ class ExpandableAllocator(CachingAllocator):
     Pages are 2 MiB in the small pool and 20 MiB in the large one. Every remainder is split off, and a flush gives back
     each page that lies in a free block.
 
-    Source: ``ExpandableSegment``, ``try_allocate_expandable_block`` and ``unmap_block`` of the same file. Addresses that
-    were given back are not used again, which no statistic shows.
+    Source: ``ExpandableSegment``, ``try_allocate_expandable_block`` and ``unmap_block`` of the same file. Addresses
+    that were given back are not used again, which no statistic shows.
     """
 
     def __init__(self, capacity_bytes: int | None = None):

@@ -90,6 +90,7 @@ class Frame:
     _dead: set[int] = field(default_factory=set)
 
     def birth(self, event: Birth) -> None:
+        """A storage was made."""
         self.adopt([event.slot])
         self.ops.append((Op.BIRTH, event.size_bytes, event.module))
 
@@ -301,8 +302,10 @@ def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) ->
             plain = {number for _, number in values}
             if len(plain) > 1:
                 raise CompileError(f"{key}: {name} has {plain} at different sizes")
-            operand = kernels((*row, *[0] * (5 - len(row)), plain.pop())) if op == Op.CONVOLUTION else kernels(
-                (*row, plain.pop(), 0, 0, 0)
+            operand = (
+                kernels((*row, *[0] * (5 - len(row)), plain.pop()))
+                if op == Op.CONVOLUTION
+                else kernels((*row, plain.pop(), 0, 0, 0))
             )
         elif any(value != operand for value in values):
             raise CompileError(f"{key}: event {index} differs between sizes: {values}")
@@ -363,7 +366,7 @@ class _Compiler:
 def _requests() -> Iterator[GenerationRequest]:
     """What is traced: every combination that changes the order of allocations, each at three sizes."""
     for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES)):
-        size = {"batch": batch, "height": 8 * height, "width": 8 * width}
+        size: dict[str, Any] = {"batch": batch, "height": 8 * height, "width": 8 * width}
         if batch > 1:
             yield from _calls(**size)
         for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
@@ -390,7 +393,7 @@ def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
             yield GenerationRequest(batch=batch), height, width, Layout(is_cut, is_planar=True)
 
 
-def _calls(**size: int) -> Iterator[GenerationRequest]:
+def _calls(**size: Any) -> Iterator[GenerationRequest]:
     for task, guidance_scale, safety_checker, steps in itertools.product(
         TASKS, (7.5, 1.0), (True, False), range(1, MAX_TRACED_STEPS + 1)
     ):

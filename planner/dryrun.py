@@ -181,10 +181,10 @@ class _Replay:
         convolutions, attentions = self.convolutions, self.attentions
         blocks: list[Block] = []
         stage, ended_at, workspace, has_handle = "", None, 0, False
-        index = loaded_bytes = 0
+        played = loaded_bytes = 0
         kinds_and_values = zip(self.events.kinds.tolist(), self.events.values.tolist(), strict=True)
         try:
-            for index, (kind, value) in enumerate(kinds_and_values):
+            for kind, value in kinds_and_values:
                 if kind == BIRTH:
                     blocks.append(malloc(value))
                 elif kind == DEATH:
@@ -207,8 +207,9 @@ class _Replay:
                 if with_timeline:
                     timeline.append((allocator.allocated_bytes + workspace, allocator.reserved_bytes))
                     workspace = 0
+                played += 1
         except OutOfDeviceMemory:
-            ended_at = index
+            ended_at = played
         self._close(stage)
         return DryRun(
             outcome="ok" if ended_at is None else "out-of-memory",
@@ -292,9 +293,7 @@ def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:
     """
     events = events_of(library, request)
     live, stages = events.live_bytes(), events.stages()
-    return {
-        STAGES[index]: int(live[stages == index].max()) for index in np.unique(stages[stages >= 0]).tolist()
-    }
+    return {STAGES[index]: int(live[stages == index].max()) for index in np.unique(stages[stages >= 0]).tolist()}
 
 
 def allocated_peaks(

@@ -1,11 +1,11 @@
 """Puts a request's history together from compiled routines: weights, the pipeline call, and what it calls.
 
 Tiles and slices of the VAE are assembled here, for their number depends on the size; everything else is as traced.
-Of many equal calls in a row, such as the UNet's of each step, the first and the last are played in full and those between leave
-only their results: nothing else of them lives on, so they reach no peak that the first and the last do not.
+Of many equal calls in a row, such as the UNet's of each step, the first and the last are played in full, and those
+between leave only their results: nothing else of them lives on, so they reach no peak that the last does not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,11 +14,10 @@ import numpy as np
 
 from planner.components import STAGES
 from planner.program import (
-    MAX_TRACED_STEPS,
     EACH_IMAGE,
     LATENTS,
+    MAX_TRACED_STEPS,
     TIMES_BATCH,
-    Call,
     Events,
     Flat,
     Library,
@@ -28,7 +27,7 @@ from planner.program import (
 )
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 
-# diffusers 0.42.1, AutoencoderKL with sample_size 512: tiles of 64 by 64 latents, a quarter of each shared with the next.
+# diffusers 0.42.1, AutoencoderKL with sample_size 512: tiles of 64 by 64 latents, a quarter shared with the next.
 TILE = 64
 TILE_STRIDE = 48
 HALVES = {"vae._encode", "vae._decode"}
@@ -64,7 +63,7 @@ def routine_name(routine: str, request: GenerationRequest, batch: int, height: i
 
     The order differs where a tensor is contiguous by chance or by origin. Transposed features are for one image, but
     not for several, in the VAE's linear layers and in sliced attention; a feature map of one pixel is in every memory
-    format; a tile cut from an image is in none; and latents drawn on the host are not channels_last, encoded ones may be.
+    format; a tile cut from an image is in none; latents drawn on the host are not channels_last, encoded ones may be.
     """
     order = ["pixel" if is_pixel(routine, height, width) else "any"]
     of_vae = routine.startswith("vae.")
@@ -101,7 +100,8 @@ def representative(request: GenerationRequest) -> GenerationRequest:
     side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if is_pixel("unet", *size_of(request)) else TILE)
     size = {} if _is_tiled(request) else {"width": side, "height": side}
     plain = {"prompt_tokens": 1, "steps": min(request.steps, MAX_TRACED_STEPS)}
-    return replace(request.canonical(), guidance_scale=7.5 if request.unet_batch > request.batch else 1.0, **plain, **size)
+    guidance_scale = 7.5 if request.unet_batch > request.batch else 1.0
+    return replace(request.canonical(), guidance_scale=guidance_scale, **plain, **size)
 
 
 def size_of(request: GenerationRequest) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class Flattening:
         self.ops: list[np.ndarray] = []
         self.births: list[np.ndarray] = []
         self.weights: list[np.ndarray] = []
-        self.kernels: dict[int, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
+        self.kernels: dict[Op, list[np.ndarray]] = {Op.CONVOLUTION: [], Op.ATTENTION: []}
         self.counts = {Op.BIRTH: 0, Op.CONVOLUTION: 0, Op.ATTENTION: 0}
         self.layout = Layout()
         self._until_return: list[int] = []
@@ -130,11 +130,13 @@ class Flattening:
         self._modules = {name: index for index, name in enumerate(library.modules)}
 
     def module(self, name: str) -> int:
+        """The number of this module."""
         return self._modules.setdefault(name, len(self._modules))
 
     # Single events
 
     def birth(self, size: tuple[int, int], module: int) -> int:
+        """A storage is made; returns its number."""
         number = self.counts[Op.BIRTH]
         self.ops.append(np.array([[Op.BIRTH, number, module]], dtype=np.int64))
         self.births.append(np.array([size], dtype=np.int64))
@@ -142,11 +144,12 @@ class Flattening:
         return number
 
     def event(self, op: Op, value: int, module: int = 0) -> None:
+        """Anything else happens."""
         self.ops.append(np.array([[op, value, module]], dtype=np.int64))
 
     def load(self, component: str) -> None:
         """The component's weights come to the card."""
-        tensors = np.array(self.library.weights[component], dtype=np.int64)
+        tensors = np.array(self.library.weights[component], dtype=np.int64).reshape(-1, 2)
         first, count = self.counts[Op.BIRTH], len(tensors)
         numbers = np.arange(first, first + count)
         self.ops.append(np.stack([np.full(count, Op.BIRTH), numbers, tensors[:, 1]], axis=1))
@@ -176,7 +179,8 @@ class Flattening:
         """Play a routine, and return the numbers of what it leaves."""
         if name in HALVES:
             return self._half(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, full)
+        compiled = routine_name(name, self.request, batch, height, width, self.layout)
+        return self._routine(compiled, batch, height, width, full)
 
     def _symbolic(self, sizes: np.ndarray, batch: int, height: int, width: int) -> np.ndarray:
         """A routine's sizes in terms of the request's own batch and size."""
@@ -231,7 +235,7 @@ class Flattening:
         # What has one number in the routine may be several here: one for each image.
         numbers: list[list[int]] = []
         calls = [routine.calls[index] for index in routine.ops[routine.ops[:, 0] == Op.CALL, 1]]
-        full = self._played_in_full(calls)
+        full = self._first_and_last(calls)
         for op, value, module in routine.ops.tolist():
             if op == Op.BIRTH:
                 numbers.append([self.birth(tuple(sizes[value]), module)])
@@ -244,7 +248,7 @@ class Flattening:
                 else:
                     left = self.call(call.routine, batch * call.batch_factor, height, width, full=in_full)
                     numbers += [[number] for number in left]
-            elif op in self.kernels:
+            elif op in (Op.CONVOLUTION, Op.ATTENTION):
                 one = np.array([[op, value, module]], dtype=np.int64)
                 self._add_kernels(one, routine, sizes)
                 self.ops.append(one)
@@ -261,9 +265,10 @@ class Flattening:
         while numbers:
             self.event(Op.DEATH, numbers.pop())
 
-    def _played_in_full(self, calls: list[Call]) -> Iterator[bool]:
-        first = {call: calls.index(call) for call in calls}
-        last = {call: len(calls) - 1 - calls[::-1].index(call) for call in calls}
+    def _first_and_last(self, calls: Sequence[Hashable]) -> Iterator[bool]:
+        """For each call in a row whether it is played in full: the first and the last of each kind are."""
+        first = {call: index for index, call in reversed(list(enumerate(calls)))}
+        last = {call: index for index, call in enumerate(calls)}
         return iter([self.in_full or index in (first[call], last[call]) for index, call in enumerate(calls)])
 
     def flat(self) -> Flat:
@@ -283,17 +288,26 @@ class Flattening:
 
     def _half(self, name: str, batch: int, height: int, width: int) -> list[int]:
         if not (self.request.vae_slicing and batch > 1):
-            return self._part(name, batch, height, width)
-        slices = [number for _ in range(batch) for number in self._part(name, 1, height, width)]
+            return [self._part(name, batch, height, width)]
+        full = self._first_and_last([None] * batch)
+        slices = [self._part(name, 1, height, width, full=next(full)) for _ in range(batch)]
         whole = self.birth(self._output(name, batch, height, width), self.module(""))
         # The list of slices lives until ``encode`` or ``decode`` returns.
         self._until_return += slices
         return [whole]
 
-    def _part(self, name: str, batch: int, height: int, width: int) -> list[int]:
+    def _part(self, name: str, batch: int, height: int, width: int, *, full: bool = True) -> int:
+        """A half on the whole batch or on one image of it."""
+        if not full:
+            return self.birth(self._output(name, batch, height, width), self.module("vae"))
         if self.request.vae_tiling and max(height, width) > TILE:
             return self._tiled(name, batch, height, width)
-        return self._routine(routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, True)
+        return self._untiled(name, batch, height, width)
+
+    def _untiled(self, name: str, batch: int, height: int, width: int) -> int:
+        compiled = routine_name(name, self.request, batch, height, width, self.layout)
+        [number] = self._routine(compiled, batch, height, width, True)
+        return number
 
     def _output(self, name: str, batch: int, height: int, width: int) -> tuple[int, int]:
         """The size of a VAE half's output: 8 channels of moments a latent, or 3 of 8 by 8 pixels, in float16."""
@@ -302,14 +316,15 @@ class Flattening:
             return LATENTS, batch * a_latent * 2
         return 0, batch * height * width * a_latent * 2
 
-    def _tiled(self, name: str, batch: int, height: int, width: int) -> list[int]:
+    def _tiled(self, name: str, batch: int, height: int, width: int) -> int:
         module = self.module("vae")
         # A line of pixels, or of moments, across a latent.
         across = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR
         rows = [min(TILE, height - top) for top in range(0, height, TILE_STRIDE)]
         columns = [min(TILE, width - left) for left in range(0, width, TILE_STRIDE)]
+        full = self._first_and_last([(tile_height, tile_width) for tile_height in rows for tile_width in columns])
         tiles = [
-            [self._part_of_tile(name, batch, tile_height, tile_width) for tile_width in columns]
+            [self._tile(name, batch, tile_height, tile_width, full=next(full)) for tile_width in columns]
             for tile_height in rows
         ]
         result_rows = []
@@ -322,20 +337,21 @@ class Flattening:
             size = self._output(name, batch, min(tile_height, TILE_STRIDE), self._kept(columns))
             result_rows.append(self.birth(size, module))
         whole = self.birth(self._output(name, batch, self._kept(rows), self._kept(columns)), module)
-        for number in (*[n for row in reversed(tiles[:-1]) for n in reversed(row)], *reversed(result_rows), *reversed(tiles[-1])):
-            self.event(Op.DEATH, number, module)
-        return [whole]
+        # The order in which Python frees the locals of the method: the last row is held twice.
+        *before, last = tiles
+        self._die([*last, *result_rows, *(number for row in before for number in row)])
+        return whole
 
-    def _part_of_tile(self, name: str, batch: int, height: int, width: int) -> int:
+    def _tile(self, name: str, batch: int, height: int, width: int, *, full: bool) -> int:
+        if not full:
+            return self.birth(self._output(name, batch, height, width), self.module("vae"))
         # In channels_last whole rows of one image lie together, as do parts of a single row.
         encodes = name == "vae._encode"
         encoded = self.request.channels_last and self.request.task == "img2img"
         in_rows = not self.layout.is_planar if encodes else encoded
         together = width == self.width or (height == 1 < width and not encodes)
         whole, self.layout = self.layout, self.layout._replace(is_cut=not (in_rows and batch == 1 and together))
-        [number] = self._routine(
-            routine_name(name, self.request, batch, height, width, self.layout), batch, height, width, True
-        )
+        number = self._untiled(name, batch, height, width)
         self.layout = whole
         return number
 

@@ -2,8 +2,8 @@
 
 A trace of the real modules (planner/trace.py) costs a second and needs torch. But the order of allocations does not
 depend on the image's size, and every size is a whole number times one of a few areas; so a few traces compile
-(planner/compiler.py) into a program that numpy evaluates for any size in microseconds. A `Routine` is the history of one call, such
-as the UNet's, for any batch and size; a pipeline call is a routine that calls others.
+(planner/compiler.py) into a program that numpy evaluates for any size in microseconds. A `Routine` is the history of
+one call, such as the UNet's, for any batch and size; a pipeline call is a routine that calls others.
 """
 
 import json
@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.components import STAGES
 from planner.errors import NoProgram
 
 FORMAT = 1
@@ -151,8 +150,9 @@ class Library:
 class Flat:
     """A history without calls, sizes still symbolic.
 
-    `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (births, 2), `is_weight`
-    says which of them are weights, and `convolutions` (convolutions, 6, 2), `attentions` (attentions, 3, 2): feature and coefficient of each size.
+    `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (births, 2) and
+    `is_weight` says which of them are weights; `convolutions` is (convolutions, 6, 2) and `attentions`
+    (attentions, 3, 2): feature and coefficient of each size.
     """
 
     ops: np.ndarray
@@ -307,7 +307,7 @@ def decode(header_text: str, numbers: bytes, source: str) -> Library:
         for name, value in header["routines"].items()
     }
     weights = {name: tuple(map(tuple, get(place).tolist())) for name, place in header["weights"].items()}
-    return Library(header["versions"], routines, tuple(header["modules"]), weights, source)  # ty: ignore[invalid-argument-type]
+    return Library(header["versions"], routines, tuple(header["modules"]), weights, source)
 
 
 @cache

@@ -56,9 +56,9 @@ class Part(NamedTuple):
 class Timeline:
     """A dry run of one request on one card, for drawing.
 
-    `peak_event` is the event during which most was allocated, `operation` and `module` say what ran then. `parts` add up
-    to what was reserved at that moment and the CUDA context. `events` counts all events; the UNet's calls between its
-    first and its last are played in short. Out of memory, `failed` is what found no room, else it is None.
+    `peak_event` is the event during which most was allocated, `operation` and `module` say what ran then. `parts` add
+    up to what was reserved at that moment and the CUDA context. `events` counts all events; the UNet's calls between
+    its first and its last are played in short. Out of memory, `failed` is what found no room, else it is None.
     """
 
     run: DryRun
@@ -77,7 +77,12 @@ class Timeline:
         return sum(part.size_bytes for part in self.parts if part.kind == kind)
 
 
-_OPERATIONS = {Op.CONVOLUTION: "convolution", Op.ATTENTION: "attention", Op.BIRTH: "new tensor", Op.PRODUCT: "matrix product"}
+_OPERATIONS = {
+    Op.CONVOLUTION: "convolution",
+    Op.ATTENTION: "attention",
+    Op.BIRTH: "new tensor",
+    Op.PRODUCT: "matrix product",
+}
 
 
 def block_of(module: str) -> str:

@@ -118,7 +118,9 @@ class EmptyCache(NamedTuple):
     """``torch.cuda.empty_cache()``."""
 
 
-Event = Birth | Death | Convolution | Attention | Product | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
+Event = (
+    Birth | Death | Convolution | Attention | Product | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
+)
 
 # The calls that programs keep as routines: (name, the module on the pipeline, its method).
 ROUTINES = (
@@ -243,6 +245,11 @@ def _with_strides_of(first: Any, out: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(out.shape, first.stride(), dtype=out.dtype, device=out.device)
 
 
+def _keep(tensor: Any, value: torch.Tensor) -> None:
+    """Keep a small tensor's values beside it: meta tensors have none, and pipelines read some."""
+    tensor._value = value
+
+
 def _value_of(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return getattr(leaf, "_value", leaf)
@@ -327,7 +334,7 @@ class _Storages(TorchDispatchMode):
         if known and all(tensor.numel() <= KEPT_NUMEL for tensor in made):
             values = func(*tree_map(_value_of, args), **tree_map(_value_of, kwargs))
             for tensor, value in zip(_tensors(out), _tensors(values), strict=True):
-                tensor._value = value
+                _keep(tensor, value)
         else:
             for tensor in made:
                 if hasattr(tensor, "_value"):
@@ -371,7 +378,7 @@ def move_buffers(module: torch.nn.Module) -> None:
             if buffer is not None and not on_device(buffer):
                 moved = buffer.to(META)
                 if buffer.numel() <= KEPT_NUMEL:
-                    moved._value = buffer
+                    _keep(moved, buffer)
                 part._buffers[name] = moved
 
 
@@ -571,7 +578,7 @@ def _keep_thresholds(pipeline: Any) -> None:
     for name in ("concept_embeds_weights", "special_care_embeds_weights"):
         parameter = getattr(pipeline.safety_checker, name, None)
         if parameter is not None:
-            parameter._value = torch.ones(parameter.shape)
+            _keep(parameter, torch.ones(parameter.shape))
 
 
 def trace_halves(

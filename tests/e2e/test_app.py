@@ -31,7 +31,7 @@ def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_pag
     headroom = signed_gib(fit(GenerationRequest(), card_named("T4")).headroom_bytes)
     expect(page.get_by_text(headroom)).to_be_visible()
     expect(page.locator(".stMarkdownBadge", has_text="fits")).to_have_count(3)
-    expect(page.get_by_test_id("stVegaLiteChart")).to_be_visible()
+    expect(page.get_by_test_id("stVegaLiteChart").first).to_be_visible()
     width_of(page).fill("2048")
     width_of(page).press("Enter")
     request = GenerationRequest(width=2048)
@@ -54,7 +54,7 @@ def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
 
 def test_the_back_button_leads_back_to_the_plan_as_it_was(open_page):
     page = open_page("/?width=128&height=128&steps=3")
-    expect(page.get_by_text("How we know", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
     go(page, "Verify")
     expect(page).to_have_url(re.compile("Verify.*steps=3"))
     go(page, "History")
@@ -122,7 +122,7 @@ def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, hi
         if len(seen) == 1:
             page.reload()
     expect(page.get_by_text("Ran to the end")).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("Against the formula")).to_be_visible()
+    expect(page.get_by_text("Against the dry run and the formula")).to_be_visible()
     expect(page.get_by_text("keeps the model loaded")).to_be_visible(timeout=10_000)
 
     page.get_by_role("button", name="Verify").click()
@@ -171,7 +171,7 @@ def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
 
 def test_the_controls_are_reached_by_keyboard(open_page):
     page = open_page()
-    expect(page.get_by_text("How we know", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
     settle(page)
     reached = set()
     for _ in range(40):
@@ -183,6 +183,12 @@ def test_the_controls_are_reached_by_keyboard(open_page):
 
 def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
     page = open_page()
-    chart = page.get_by_test_id("stVegaLiteChart")
-    expect(chart).to_be_visible()
-    assert "T4: needs 2.40 GiB of 14.56 GiB, fits" in chart.evaluate("e => e.parentElement.outerHTML")
+    charts = page.get_by_test_id("stVegaLiteChart")
+    expect(charts).to_have_count(3)
+    need = gib(fit(GenerationRequest(), card_named("T4")).need_bytes)
+    for chart, words in zip(
+        charts.all(),
+        (f"T4: needs {need} of 14.56 GiB, fits", "Memory over the dry run on T4", "what the card holds at the peak"),
+        strict=True,
+    ):
+        expect(chart).to_have_attribute("aria-label", re.compile(re.escape(words)))

@@ -58,7 +58,6 @@ class RealStorages(TorchDispatchMode):
                     self.count(tensor)
         return out
 
-
     def _convolution(self, image, weight, *rest):
         """In the layout and with the copies that CUDA makes; a CPU has kernels for every layout."""
         layout = torch.contiguous_format

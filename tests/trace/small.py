@@ -22,7 +22,9 @@ def small_modules() -> dict[str, torch.nn.Module]:
         "vae": AutoencoderKL(**VAE_CONFIG | groups | {"block_out_channels": CHANNELS}),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT, projection_dim=16, bos_token_id=0, eos_token_id=2)),
         "unet": UNet2DConditionModel(
-            **UNET_CONFIG | groups | {"block_out_channels": CHANNELS, "cross_attention_dim": 16, "attention_head_dim": 4}
+            **UNET_CONFIG
+            | groups
+            | {"block_out_channels": CHANNELS, "cross_attention_dim": 16, "attention_head_dim": 4}
         ),
         "safety_checker": StableDiffusionSafetyChecker(
             CLIPConfig(projection_dim=8, text_config=text, vision_config=vision)

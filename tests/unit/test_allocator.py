@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -124,7 +125,7 @@ def test_the_laws(kind, requests, rng):
         # Blocks lie side by side, used or free, and make up all that is reserved.
         everything = blocks_by_address(allocator, blocks)
         assert sum(block.size for block in everything) == allocator.reserved_bytes
-        for left, right in zip(everything, everything[1:], strict=False):
+        for left, right in itertools.pairwise(everything):
             assert left.address + left.size <= right.address
             assert not (left.is_free and right.is_free and left.next is right), "free neighbours were not merged"
     for block in blocks:

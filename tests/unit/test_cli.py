@@ -57,7 +57,12 @@ def test_fit_json_is_the_contracts_object(capsys):
 def test_fit_prints_a_table_to_stdout_and_prose_to_stderr(capsys):
     code, out, err = run(capsys, "fit", "--batch", "4", "--gpu", "RTX 4060")
     assert code == 0
-    assert "RTX 4060" in out and "✓ fits" in out and "+5." in out and "formula" in out
+    assert "RTX 4060" in out and "✓ fits" in out and "dry-run" in out
+    assert "assumed - batch above 1" in err
+    assert "assumed" not in out
+    code, out, err = run(capsys, "fit", "--batch", "4", "--gpu", "RTX 4060", "--basis", "formula")
+    assert code == 0
+    assert "+5." in out and "formula" in out
     assert "not in the formula - batch 4" in err
     assert "not in the formula" not in out
 
@@ -68,7 +73,10 @@ def test_fit_prints_a_table_to_stdout_and_prose_to_stderr(capsys):
         (("--gpu", "T4"), 0),
         (("--gpu-memory", "1GiB", "--compute-capability", "7.5"), 10),
         (("--gpu", "T4", "--gpu-memory", "1GiB", "--compute-capability", "7.5"), 10),
-        (("--basis", "dry-run"), 12),
+        (("--basis", "dry-run"), 0),
+        (("--basis", "measured"), 12),
+        (("--width", "2048", "--height", "2048", "--gpu", "T4"), 11),
+        (("--width", "2048", "--height", "2048", "--gpu", "RTX 4060"), 10),
         (("--basis", "formula"), 0),
     ],
 )
@@ -229,7 +237,14 @@ def test_verify_refuses_before_it_starts_anything(capsys, own_history, argv, mes
 def test_doctor_names_each_thing_and_what_to_do(capsys, no_driver):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("✕ GPU: no NVIDIA driver", "✓ Libraries: torch 2.13.0", "✓ History:", "· Model facts", "· Model:"):
+    for word in (
+        "✕ GPU: no NVIDIA driver",
+        "✓ Libraries: torch 2.13.0",
+        "✓ Memory programs: shipped",
+        "✓ History:",
+        "· Model facts",
+        "· Model:",
+    ):
         assert word in out
     checks = json.loads(run(capsys, "doctor", "--json")[1])["checks"]
     assert all(check["advice"] for check in checks if check["state"] != "ok")
@@ -239,7 +254,7 @@ def test_doctor_names_each_thing_and_what_to_do(capsys, no_driver):
 def test_fit_and_gpus_import_nothing_heavy(argv):
     code = (
         "import sys; from planner.cli import main; main(sys.argv[1:]);"
-        "heavy = {'torch', 'pandas', 'streamlit', 'numpy', 'sqlite_utils', 'diffusers', 'altair'} & set(sys.modules);"
+        "heavy = {'torch', 'pandas', 'streamlit', 'sqlite_utils', 'diffusers', 'altair'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=False)

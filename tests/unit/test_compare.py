@@ -11,7 +11,7 @@ from planner.gpus import card_named
 from planner.request import GenerationRequest
 from tests.conftest import make_environment, make_measured
 
-PREDICTION = Prediction.of(fit(GenerationRequest(), card_named("T4")))
+PREDICTION = Prediction.of(fit(GenerationRequest(), card_named("T4"), "formula"))
 
 
 def a_run(**changes) -> Measurement:
@@ -71,12 +71,15 @@ def test_only_a_run_that_ended_well_has_a_peak_error():
 
 
 def test_a_rehearsal_is_compared_but_judges_nothing():
-    (prediction,) = predictions_for(GenerationRequest(), Device())
-    assert prediction.verdict == "unknown"
-    assert replace(prediction, verdict="fits") == PREDICTION
+    live, formula = predictions_for(GenerationRequest(), Device())
+    assert (live.basis, live.verdict, live.need_bytes, live.peak_reserved_bytes) == ("dry-run", "unknown", None, None)
+    # Living storages alone: no rounding and no workspace, so less than on any card.
+    assert live.peak_allocated_bytes == max(live.stages.values())
+    assert live.peak_allocated_bytes < fit(GenerationRequest(), card_named("T4"), "dry-run").peak_allocated_bytes
+    assert replace(formula, verdict="fits") == PREDICTION
 
 
 def test_a_card_is_predicted_by_what_is_free_on_it(nvml):
     nvml.free[0] = 1_000_000_000
-    (prediction,) = predictions_for(GenerationRequest(), Device(cards()[0]))
-    assert (prediction.basis, prediction.verdict) == ("formula", "no")
+    predictions = predictions_for(GenerationRequest(), Device(cards()[0]))
+    assert [(one.basis, one.verdict) for one in predictions] == [("dry-run", "no"), ("formula", "no")]

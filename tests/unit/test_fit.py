@@ -1,7 +1,8 @@
 import itertools
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.components import STAGES
@@ -9,7 +10,9 @@ from planner.errors import InvalidArgument
 from planner.fit import BASES, EXIT_CODES, fit, worst
 from planner.formula import estimate
 from planner.gpus import CATALOGUE, Card, card_named
+from planner.program import Library, shipped
 from planner.request import GenerationRequest
+from planner.units import GIB, MIB
 from tests.unit.strategies import requests
 
 cards = st.sampled_from(CATALOGUE)
@@ -26,9 +29,13 @@ def a_card(usable_bytes: int) -> Card:
     )
 
 
+# A dry run that was not asked for before takes a tenth of a second.
+few = settings(max_examples=40, deadline=None)
+
+
 @given(requests(), cards)
 def test_the_formula_answers_with_its_total(request, card):
-    answer = fit(request, card)
+    answer = fit(request, card, "formula")
     total = estimate(request).total_bytes
     assert answer.basis == "formula"
     assert answer.need_bytes == answer.minimum_bytes == total
@@ -36,9 +43,11 @@ def test_the_formula_answers_with_its_total(request, card):
     assert answer.verdict == ("fits" if answer.headroom_bytes >= 0 else "no")
 
 
-@given(requests(), cards)
-def test_the_laws_between_the_sizes(request, card):
-    answer = fit(request, card)
+@few
+@given(requests(), cards, st.sampled_from(["best", "formula", "dry-run"]))
+def test_the_laws_between_the_sizes(request, card, basis):
+    answer = fit(request, card, basis)
+    assert answer.basis == ("dry-run" if basis == "best" else basis)
     assert answer.minimum_bytes <= answer.need_bytes
     assert answer.minimum_allocated_bytes <= answer.peak_allocated_bytes <= answer.peak_reserved_bytes
     assert answer.need_bytes == answer.peak_reserved_bytes + answer.context_bytes
@@ -47,21 +56,65 @@ def test_the_laws_between_the_sizes(request, card):
     assert answer.stages[answer.peak_stage] == max(answer.stages.values()) == answer.peak_allocated_bytes
     sizes = [answer.need_bytes, answer.headroom_bytes, answer.context_bytes, *answer.stages.values()]
     assert all(type(size) is int for size in sizes)
+    # Verdicts follow from the two thresholds.
+    if answer.verdict == "fits":
+        assert answer.headroom_bytes >= 0
+    if answer.verdict == "no":
+        assert answer.minimum_bytes > card.usable_bytes
+    if answer.minimum_bytes <= card.usable_bytes:
+        assert answer.verdict in ("fits", "tight")
+    if not answer.assumptions:
+        assert (answer.verdict == "fits") == (answer.headroom_bytes >= 0)
+        assert answer.interval_bytes == (answer.peak_allocated_bytes,) * 2
 
 
 def test_the_verdict_turns_at_the_byte():
     request = GenerationRequest(width=2048, height=2048)
     total = estimate(request).total_bytes
-    assert fit(request, a_card(total)).verdict == "fits"
-    missed = fit(request, a_card(total - 1))
+    assert fit(request, a_card(total), "formula").verdict == "fits"
+    missed = fit(request, a_card(total - 1), "formula")
     assert (missed.verdict, missed.headroom_bytes) == ("no", -1)
+    answer = fit(request, a_card(total))
+    for usable_bytes, verdict in (
+        (answer.need_bytes, "fits"),
+        (answer.need_bytes - 1, "tight"),
+        (answer.minimum_bytes, "tight"),
+        (answer.minimum_bytes - 1, "no"),
+    ):
+        assert fit(request, a_card(usable_bytes)).verdict == verdict
 
 
-@pytest.mark.parametrize("basis", ["dry-run", "calibrated", "measured"])
+def test_hope_is_given_up_only_where_the_best_of_such_cards_has_too_little():
+    request = GenerationRequest(width=2048, height=2048)
+    least = fit(request, a_card(GIB)).minimum_bytes
+    low_end = replace(a_card(least - 100 * MIB), usable_high_bytes=least)
+    assert fit(request, low_end).verdict == "tight"
+    assert fit(request, replace(low_end, usable_high_bytes=least - 2 * MIB)).verdict == "no"
+
+
+def test_a_range_that_straddles_the_capacity_is_tight():
+    request = GenerationRequest(batch=4, width=1024, height=1024)
+    answer = fit(request, card_named("A100-80GB"))
+    assert answer.verdict == "fits" and answer.assumptions
+    assert answer.interval_bytes[0] < answer.peak_allocated_bytes < answer.interval_bytes[1]
+    just = replace(a_card(answer.need_bytes), compute_capability=(8, 0), context_bytes=answer.context_bytes)
+    assert (fit(request, just).verdict, fit(request, just).headroom_bytes) == ("tight", 0)
+
+
+@pytest.mark.parametrize("basis", ["calibrated", "measured"])
 def test_a_basis_with_nothing_to_say_is_unknown_and_says_why(basis):
     answer = fit(GenerationRequest(), card_named("T4"), basis)
     assert (answer.verdict, answer.basis, answer.need_bytes, answer.headroom_bytes) == ("unknown", basis, None, None)
     assert basis in answer.reason
+
+
+def test_without_a_program_the_best_is_the_formula_and_says_so():
+    nothing = Library({}, {}, (), {name: () for name in shipped().weights})
+    best = fit(GenerationRequest(), card_named("T4"), library=nothing)
+    assert (best.basis, best.verdict) == ("formula", "fits")
+    assert "no memory program" in best.reason and "the formula answers instead" in best.reason
+    only = fit(GenerationRequest(), card_named("T4"), "dry-run", library=nothing)
+    assert (only.basis, only.verdict, only.need_bytes) == ("dry-run", "unknown", None)
 
 
 def test_an_unknown_basis_is_refused():

@@ -66,8 +66,7 @@ def of(errors: list[Error], statistic: str, *, tiled: bool | None = None) -> lis
     return [
         error
         for error in errors
-        if statistic in error.row["statistic"]
-        and (tiled is None or ("tiling" in error.row["vae_options"]) == tiled)
+        if statistic in error.row["statistic"] and (tiled is None or ("tiling" in error.row["vae_options"]) == tiled)
     ]
 
 

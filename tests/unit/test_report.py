@@ -19,8 +19,8 @@ def test_columns_line_up():
 def test_a_miss_is_shown_with_its_sign_and_word():
     request = GenerationRequest(width=8192, height=8192)
     text = fit_text(request, [fit(request, card_named("RTX 4060"))])
-    assert "✓ fits" in text or "✕ no" in text
-    assert "formula" in text and "GiB" in text and "GB " not in text
+    assert "✕ no" in text and "−" in text
+    assert "dry-run" in text and "GiB" in text and "GB " not in text
 
 
 def test_an_unknown_answer_has_no_numbers():
