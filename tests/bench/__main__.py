@@ -14,6 +14,7 @@ import psutil
 from playwright.sync_api import Browser, Page
 
 from planner.report import text_table
+from tests.bench.dry_run import dry_runs
 from tests.browser import CHROMIUM, chromium, server
 from tests.conftest import ROOT
 
@@ -37,11 +38,12 @@ def cold(*argv: str) -> float:
 def command_line() -> list[Row]:
     """What a script waits for."""
     numpy = cold("-c", "import numpy")
-    fit = cold("-m", "planner", "fit", "--json")
-    return [
-        ("python -c 'import numpy', cold", f"{numpy * 1000:.0f} ms", ""),
-        ("python -m planner fit --json, cold", f"{fit * 1000:.0f} ms", f"{fit / numpy:.2f} times import numpy"),
-    ]
+    rows = [("python -c 'import numpy', cold", f"{numpy * 1000:.0f} ms", "")]
+    for argv in (["fit"], ["fit", "--json"]):
+        taken = cold("-m", "planner", *argv)
+        name = f"python -m planner {' '.join(argv)}, cold"
+        rows.append((name, f"{taken * 1000:.0f} ms", f"{taken / numpy:.2f} times import numpy"))
+    return rows
 
 
 def painted(page: Page, address: str, text: str) -> tuple[float, float]:
@@ -122,7 +124,7 @@ def in_use(browser: Browser, folder: Path) -> list[Row]:
 
 def main() -> int:
     """Measure and print."""
-    rows = command_line()
+    rows = command_line() + dry_runs()
     with tempfile.TemporaryDirectory() as temporary:
         if CHROMIUM:
             with chromium() as browser:

@@ -1,0 +1,92 @@
+"""What the dry run costs, and how far the published measurements are from it."""
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from planner.dryrun import KernelPolicy, allocated_peaks, dry_run
+from planner.flatten import events_of, representative
+from planner.program import read, shipped
+from planner.request import GenerationRequest
+from tests.conftest import ROOT
+
+Row = tuple[str, str, str]
+
+REQUEST = GenerationRequest(width=904, height=712)
+AMPERE = KernelPolicy.of((8, 6))
+
+
+def seconds(act: Callable[[], object], times: int) -> float:
+    """Median of so many runs."""
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def unseen_sizes(count: int) -> list[tuple[int, int]]:
+    rng = random.Random(0)
+    return [(rng.randrange(32, 257), rng.randrange(32, 257)) for _ in range(count)]
+
+
+def one_dry_run(height: int, width: int) -> None:
+    """Everything from a request to its peaks, allocator and all."""
+    request = GenerationRequest(height=8 * height, width=8 * width)
+    dry_run(events_of(shipped(), request), AMPERE)
+
+
+def live_trace_seconds() -> float:
+    """The real modules on the meta device for one request, libraries already imported, best of three."""
+    code = f"""
+import time
+from diffusers.utils import logging; logging.set_verbosity_error()
+from planner.request import GenerationRequest
+from planner.trace import trace
+request = GenerationRequest.from_dict({REQUEST.to_dict()!r})
+taken = []
+for _ in range(3):
+    began = time.perf_counter()
+    trace(request)
+    taken.append(time.perf_counter() - began)
+print(min(taken))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def compile_seconds() -> float:
+    """Everything that ``python -m planner compile --force`` waits for, libraries imported anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program"
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "planner.compiler", str(path)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        taken = time.perf_counter() - began
+        assert read(path).routines
+    return taken
+
+
+def dry_runs() -> list[Row]:
+    """The dry run's own costs."""
+    began = time.perf_counter()
+    events_of(shipped(), REQUEST)
+    first = time.perf_counter() - began
+    sizes = iter(unseen_sizes(41))
+    one = seconds(lambda: one_dry_run(*next(sizes)), 41)
+    many = seconds(lambda: allocated_peaks(shipped(), REQUEST, unseen_sizes(1000), AMPERE), 3)
+    live = live_trace_seconds()
+    events = len(events_of(shipped(), representative(REQUEST)).kinds)
+    return [
+        ("Programs: read, and put together for one request", f"{first * 1000:.0f} ms", f"{events:,} events"),
+        ("One dry run of a size never seen", f"{one * 1000:.1f} ms", "allocator and all, median of 41"),
+        ("1,000 sizes without allocator detail", f"{many * 1000:.0f} ms", "allocated peaks within 2 %"),
+        ("The live trace of one request", f"{live * 1000:.0f} ms", f"{live / one:.0f} times one dry run"),
+        ("python -m planner compile --force", f"{compile_seconds():.0f} s", "in a process of its own"),
+    ]
