@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint format bench screenshots clean
+.PHONY: run test lint format bench screenshots pictures programs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,14 @@ bench: $(VENV)/.installed-dev
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench.screenshots
+
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.bench.pictures
+
+# For new pinned versions: the files that ship are made from what is installed.
+programs: $(VENV)/.installed
+	rm -f planner/programs/sd15.json planner/programs/sd15.bin
+	$(BIN)/python -m planner compile
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

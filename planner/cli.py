@@ -15,7 +15,7 @@ from planner.errors import InvalidArgument, PlannerError
 from planner.fit import BASES, EXIT_CODES, fit, worst
 from planner.formula import estimate, not_in_the_formula
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, Card, card_named, card_row, described_card
-from planner.report import SCHEMA, cards_text, fit_object, fit_text
+from planner.report import SCHEMA, cards_text, fit_object, fit_text, threshold_notes
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
 
 USAGE_ERROR = 2
@@ -205,6 +205,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
         print(fit_text(request, answers))
     for reason in dict.fromkeys(answer.reason for answer in answers if answer.reason):
         say(reason)
+    for note in threshold_notes(answers):
+        say(note)
     for assumption in dict.fromkeys(note for answer in answers for note in answer.assumptions):
         say(f"assumed - {assumption}")
     if any(answer.basis == "formula" for answer in answers):

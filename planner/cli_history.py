@@ -36,7 +36,7 @@ def _size(size_bytes: int | None) -> str:
 
 
 def _percent(error: float | None) -> str:
-    return "-" if error is None else f"{error:+.1%}"
+    return "-" if error is None else f"{error:+.2%}"
 
 
 class _Progress:

@@ -92,6 +92,24 @@ def fit_text(request: GenerationRequest, answers: Sequence[Answer]) -> str:
     return f"{request.describe()}\n\n{text_table(header, rows, right=(2, 3, 4))}"
 
 
+def threshold_notes(answers: Sequence[Answer]) -> list[str]:
+    """For each card that is not simply fit or unknown, one line on how it could run, or by how much it cannot."""
+    notes = []
+    for answer in answers:
+        minimum, usable = answer.minimum_bytes, answer.card.usable_bytes
+        if minimum is None or answer.basis == "formula":
+            continue
+        if answer.verdict == "tight" and answer.need_bytes is not None and answer.need_bytes <= usable:
+            notes.append(f"{answer.card.name}: the need fits, the upper end of its range does not")
+        elif answer.verdict == "tight" and minimum > usable:
+            notes.append(f"{answer.card.name}: runs from {gib(minimum)}, which only the best of such cards have")
+        elif answer.verdict == "tight":
+            notes.append(f"{answer.card.name}: runs from {gib(minimum)}, with slower kernels or allocator retries")
+        elif answer.verdict == "no":
+            notes.append(f"{answer.card.name}: even the least, {gib(minimum)}, is {gib(minimum - usable)} too much")
+    return notes
+
+
 def verify_command(request: GenerationRequest) -> str:
     """The command that measures this request; defaults are left out."""
     default = GenerationRequest()

@@ -1,4 +1,5 @@
 import shlex
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -6,7 +7,7 @@ from hypothesis import given
 from planner import cli
 from planner.fit import fit
 from planner.gpus import card_named
-from planner.report import fit_text, text_table, verify_command
+from planner.report import fit_text, text_table, threshold_notes, verify_command
 from planner.request import GenerationRequest
 from tests.unit.strategies import requests
 
@@ -49,3 +50,16 @@ def test_every_command_has_help(command, capsys):
         cli.main([command, "--help"])
     assert caught.value.code == 0
     assert len(capsys.readouterr().out) > 100
+
+
+def test_a_card_that_does_not_simply_fit_is_told_how_it_could():
+    request = GenerationRequest(width=2048, height=2048)
+    names = ("T4", "A100", "RTX 4060")
+    tight, no = threshold_notes([fit(request, card_named(name)) for name in names])
+    assert tight.startswith("T4: runs from 8.") and "slower kernels or allocator retries" in tight
+    assert no.startswith("RTX 4060: even the least, 9.") and no.endswith("too much")
+    batch = GenerationRequest(batch=8, width=768, height=768)
+    need = fit(batch, card_named("A10")).need_bytes
+    just = replace(card_named("A10"), usable_bytes=need)
+    assert threshold_notes([fit(batch, just)]) == ["A10: the need fits, the upper end of its range does not"]
+    assert threshold_notes([fit(request, card_named("RTX 4060"), "formula")]) == []
