@@ -43,7 +43,7 @@ class _Progress:
     """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
 
     def __init__(self):
-        self._last = ""
+        self._last, self._phase, self._passed = "", "", 0
         self._live = sys.stderr.isatty()
 
     def __call__(self, view: JobView) -> None:
@@ -57,9 +57,19 @@ class _Progress:
         if self._live:
             sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
             sys.stderr.flush()
-        elif text != self._last:
-            say(f"[{view.total_seconds:6.1f} s] {text}")
-        self._last = text
+        else:
+            self._say_missed(view)
+            if text != self._last:
+                say(f"[{view.total_seconds:6.1f} s] {text}")
+        self._last, self._phase = text, view.phase
+
+    def _say_missed(self, view: JobView) -> None:
+        """Phases that came and went between two looks."""
+        for phase, seconds in view.phases[self._passed :]:
+            if phase != self._phase:
+                say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
+            self._phase = ""
+        self._passed = len(view.phases)
 
     def end(self) -> None:
         if self._live and self._last:
