@@ -8,13 +8,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from planner.compiler import SIZES, Frame, compile_library, folded, kernel_of
+from planner.compiler import SIZES, compile_library, fit_size, routine_from
 from planner.components import STAGES
 from planner.flatten import LOAD_ORDER, events_of
+from planner.frames import CompileError, Frame, Size, folded, kernel_of
 from planner.modules import LOADED_COMPONENTS, call_arguments
 from planner.program import LIBRARIES, SHIPPED, Library, Op, encode, shipped
+from planner.recorder import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage
 from planner.request import GenerationRequest
-from planner.trace import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage, trace
+from planner.trace import trace
 from tests.conftest import ROOT
 from tests.trace.real_storages import RealStorages, Transfers
 from tests.trace.small import small_pipeline, small_pipeline_on_meta
@@ -173,16 +175,12 @@ def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library,
 
 
 def test_an_order_that_changes_with_the_size_is_refused():
-    from planner.compiler import CompileError, Size, routine_from
-
     frames = [Frame("x", Size(1, 9, 9), [(Op.BIRTH, 81, "a")]), Frame("x", Size(1, 9, 10), [(Op.DEATH, 0, "")])]
     with pytest.raises(CompileError, match="order of events"):
         routine_from("x", frames, lambda _: 0)
 
 
 def test_a_size_that_no_feature_explains_is_refused():
-    from planner.compiler import CompileError, Size, fit_size
-
     at = [Size(1, 9, 11), Size(1, 13, 10)]
     assert fit_size((2 * 99, 2 * 130), at, one_size=False) == (1, 2)
     with pytest.raises(CompileError, match="no whole multiple"):

@@ -20,7 +20,9 @@ RUNS_TORCH = {
     "cache/measure.py",
     "cache/probes.py",
     "planner/modules.py",
+    "planner/recorder.py",
     "planner/trace.py",
+    "planner/frames.py",
     "planner/compiler.py",
 }
 # Shells: the CLI may reach the history inside its commands.

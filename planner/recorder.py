@@ -1,0 +1,339 @@
+"""Watches what runs on the meta device: every storage as it is born and dies, every kernel as it is called.
+
+Tensors on the meta device have shapes and no memory, so a whole pipeline call takes a second on any machine. What is
+recorded is what CUDA would allocate: operations are seen below autograd, where composite ones have fallen apart, and
+convolutions and attention are given the memory formats and results of CUDA's own kernels. Nothing here knows the size
+of a card or the rules of an allocator.
+
+Leaves out: scratch of less than 100 KiB inside normalisation kernels, and flash attention's split-KV accumulators.
+"""
+
+import weakref
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+# Tensors up to this many elements keep their values beside them: timesteps and masks decide what runs next.
+KEPT_NUMEL = 4096
+
+META = torch.device("meta")
+
+POINTWISE = {
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Tensor,
+}
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+
+
+class Birth(NamedTuple):
+    """A storage was made: its number, its bytes, and the module that made it."""
+
+    slot: int
+    size_bytes: int
+    module: str
+
+
+class Death(NamedTuple):
+    """The last reference to a storage went."""
+
+    slot: int
+
+
+class Convolution(NamedTuple):
+    """A convolution ran, its output already made. Shapes are torch's, weight is (out, in / groups, rows, columns)."""
+
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    channels_last: bool
+    module: str
+
+
+class Attention(NamedTuple):
+    """A fused attention call ran, its output already made."""
+
+    batch: int
+    heads: int
+    tokens: int
+    head_dim: int
+    module: str
+
+
+class Product(NamedTuple):
+    """A matrix product ran: the first one makes cuBLAS's handle, and with it a workspace that stays."""
+
+
+class Begin(NamedTuple):
+    """A call that a program keeps as a routine of its own begins, on a batch of so many."""
+
+    routine: str
+    batch: int
+
+
+class End(NamedTuple):
+    """That call has returned; what it made and still lives is its result."""
+
+    routine: str
+
+
+class Stage(NamedTuple):
+    """Another stage of the pipeline begins."""
+
+    name: str
+
+
+class Returned(NamedTuple):
+    """The VAE's ``encode`` or ``decode`` has returned."""
+
+
+class Repeat(NamedTuple):
+    """Another pass of a loop over slices begins."""
+
+
+class Loaded(NamedTuple):
+    """The weights are where they belong, and the call begins."""
+
+
+class EmptyCache(NamedTuple):
+    """``torch.cuda.empty_cache()``."""
+
+
+Event = (
+    Birth | Death | Convolution | Attention | Product | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
+)
+
+
+class Recorder:
+    """Collects the events of what runs inside ``with recorder.watching(...)``."""
+
+    def __init__(self):
+        self.events: list[Event] = []
+        self._slots: dict[int, int] = {}
+        self._born = 0
+        self._modules: list[str] = [""]
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Note the tensor's storage, unless it is known or not on the device."""
+        if not on_device(tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._slots or not storage.nbytes():
+            return
+        slot, self._born = self._born, self._born + 1
+        self._slots[key] = slot
+        self.events.append(Birth(slot, storage.nbytes(), self._modules[-1]))
+        weakref.finalize(storage, self._die, key).atexit = False
+
+    def _die(self, key: int) -> None:
+        self.events.append(Death(self._slots.pop(key)))
+
+    def enter(self, module: str) -> None:
+        """Put what is born from now on down to this module."""
+        self._modules.append(module)
+
+    def leave(self) -> None:
+        """Back to the module before."""
+        self._modules.pop()
+
+    def load(self, component: str, module: torch.nn.Module) -> None:
+        """Note the module's weights in the order in which ``module.to(device)`` makes them, as ``_apply`` walks."""
+        self.enter(component)
+        for child in module.children():
+            self.load(component, child)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                self.see(tensor)
+        self.leave()
+
+    @contextmanager
+    def watching(self, names: Mapping[torch.nn.Module, str]) -> Generator[None]:
+        """Everything that runs inside is recorded; `names` are the modules that births are put down to."""
+
+        def entered(module: torch.nn.Module, _inputs: Any) -> None:
+            self.enter(names.get(module, self._modules[-1]))
+
+        def left(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+            self.leave()
+
+        with ExitStack() as stack:
+            hooks = register_module_forward_pre_hook(entered), register_module_forward_hook(left, always_call=True)
+            for hook in hooks:
+                stack.callback(hook.remove)
+            apply = torch.nn.Module._apply
+
+            def moving(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+                # Weights are put down to their component, as in `load`.
+                self.enter(names.get(module, self._modules[-1]).partition(".")[0])
+                try:
+                    return apply(module, *args, **kwargs)
+                finally:
+                    self.leave()
+
+            stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", moving))
+            stack.enter_context(_FusedAttention(self))
+            stack.enter_context(_Storages(self))
+            stack.enter_context(torch.no_grad())
+            yield
+
+    def note_convolution(
+        self, image: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, channels_last: bool
+    ) -> None:
+        """Note a convolution whose output is already made."""
+        shapes = (tuple(image.shape), tuple(weight.shape), tuple(out.shape))
+        self.events.append(Convolution(*shapes, channels_last, self._modules[-1]))
+
+    def note_attention(self, query: torch.Tensor) -> None:
+        """Note a call of ``scaled_dot_product_attention``."""
+        batch, heads, tokens, head_dim = query.shape
+        self.events.append(Attention(batch, heads, tokens, head_dim, self._modules[-1]))
+
+
+def on_device(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is on the device that stands for a card."""
+    return tensor.device.type == "meta"
+
+
+def _with_strides_of(first: Any, out: torch.Tensor) -> torch.Tensor:
+    """A new result with the strides that its kernel gives it: those of the first operand where it has only one image.
+
+    The stride of an axis of length one says nothing of the layout, but decides what `suggest_memory_format` says. On
+    meta some operations fall back to a Python reference, which fills it in otherwise than CPU and CUDA do.
+    """
+    if not isinstance(first, torch.Tensor) or first.dim() != 4 or first.shape != out.shape or first.shape[0] != 1:
+        return out
+    if first.stride() == out.stride() or first.stride()[1:] != out.stride()[1:]:
+        return out
+    return torch.empty_strided(out.shape, first.stride(), dtype=out.dtype, device=out.device)
+
+
+def keep_values(tensor: Any, value: torch.Tensor) -> None:
+    """Keep a small tensor's values beside it: meta tensors have none, and pipelines read some."""
+    tensor._value = value
+
+
+def _value_of(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return getattr(leaf, "_value", leaf)
+    return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == "meta" else leaf
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """All tensors among nested arguments or results."""
+    return [leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class _Storages(TorchDispatchMode):
+    """Sees every operation below autograd, where composite ones have fallen apart into what allocates."""
+
+    def __init__(self, recorder: Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        on_host, result = self._to_host(func, args, kwargs)
+        if on_host:
+            return result
+        if func is torch.ops.aten.convolution.default and on_device(args[0]):
+            return self._convolution(args, kwargs)
+        out = func(*args, **kwargs)
+        if func in POINTWISE:
+            out = _with_strides_of(args[0], out)
+        self._keep_values(func, args, kwargs, out)
+        for tensor in tensors_in(out):
+            self.recorder.see(tensor)
+        if func in PRODUCTS and on_device(out):
+            self.recorder.events.append(Product())
+        return out
+
+    def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """A convolution as CUDA does it: channels_last when input *or* weight is, the other copied into that layout.
+
+        Source: ATen/native/ConvUtils.h, cudnn_conv_suggest_memory_format; Convolution.cpp, where the input is made
+        contiguous before, and cudnn/ConvShared.cpp, where the weight is after the output was made.
+        """
+        image, weight, *rest = args
+        either = torch.channels_last in (suggest_memory_format(image), suggest_memory_format(weight))
+        layout = torch.channels_last if either else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
+        self.recorder.see(image)
+        out = torch.ops.aten.convolution.default(image, weight, *rest, **kwargs)
+        # On meta the input alone decides, and not always.
+        out = torch.empty_like(out, memory_format=layout)
+        self.recorder.see(out)
+        weight = weight.contiguous(memory_format=layout)
+        self.recorder.see(weight)
+        self.recorder.note_convolution(image, weight, out, either)
+        return out
+
+    @staticmethod
+    def _to_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+        """What leaves the device: real numbers where they were kept, else zeros, which decide nothing in a pipeline."""
+        source = next((a for a in args if isinstance(a, torch.Tensor) and on_device(a)), None)
+        if source is None:
+            return False, None
+        if func is torch.ops.aten._local_scalar_dense.default:
+            if not hasattr(source, "_value"):
+                raise RuntimeError("the pipeline reads a number off the device that a trace cannot know")
+            return True, source._value.item()
+        if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu":
+            dtype = kwargs.get("dtype") or source.dtype
+            if hasattr(source, "_value"):
+                return True, source._value.to(dtype, copy=True)
+            if isinstance(source, torch.nn.Parameter):
+                # Offloaded weights: never read, so their pages are never touched.
+                return True, torch.empty_like(source, device="cpu", dtype=dtype)
+            return True, torch.zeros_like(source, device="cpu", dtype=dtype)
+        return False, None
+
+    @staticmethod
+    def _keep_values(func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        made = [tensor for tensor in tensors_in(out) if on_device(tensor)]
+        if not made:
+            return
+        read = tensors_in((args, kwargs))
+        known = all(hasattr(t, "_value") or (not on_device(t) and t.numel() <= KEPT_NUMEL) for t in read)
+        if known and all(tensor.numel() <= KEPT_NUMEL for tensor in made):
+            values = func(*tree_map(_value_of, args), **tree_map(_value_of, kwargs))
+            for tensor, value in zip(tensors_in(out), tensors_in(values), strict=True):
+                keep_values(tensor, value)
+        else:
+            for tensor in made:
+                if hasattr(tensor, "_value"):
+                    del tensor._value
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the fused kernels do it: one output, laid out (batch, tokens, heads, head_dim)."""
+
+    def __init__(self, recorder: Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, value = named["query"], named["value"]
+        batch, heads, tokens, _ = query.shape
+        out = torch.empty((batch, tokens, heads, value.shape[-1]), dtype=query.dtype, device=query.device)
+        self.recorder.note_attention(query)
+        return out.transpose(1, 2)
