@@ -16,13 +16,21 @@ from typing import NamedTuple
 
 from cache.versions import installed
 from planner.errors import NoProgram, PlannerError
-from planner.program import LIBRARIES, SHIPPED, Library, encode, read, shipped
+from planner.program import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
 
 ROOT = Path(__file__).parents[1]
+_ADVICE = "'python -m planner compile' makes new ones"
+
+
+_started: list[subprocess.Popen] = []
 
 
 class CompileFailed(PlannerError):
-    """The installed versions could not be compiled; the message says why."""
+    """The installed versions could not be compiled; the message says why and what to do, `why` only why."""
+
+    def __init__(self, message: str, why: str | None = None):
+        self.why = why or message
+        super().__init__(message)
 
 
 class Found(NamedTuple):
@@ -56,7 +64,9 @@ def find() -> Found:
     if stored:
         return Found(stored, None)
     until = "until then the shipped ones answer" if library else "until then the formula answers"
-    return Found(library, f"{reason}; 'python -m planner compile' makes new ones, {until}")
+    why = last_failure()
+    makes = f"making new ones failed ({why}), 'python -m planner compile' tries again" if why else _ADVICE
+    return Found(library, f"{reason}; {makes}, {until}")
 
 
 def _stored(versions: dict[str, str]) -> Library | None:
@@ -70,14 +80,23 @@ def _stored(versions: dict[str, str]) -> Library | None:
         return None
 
 
-@contextlib.contextmanager
-def _alone() -> Generator[bool]:
-    """Whether no other compile is under way; while inside, none begins."""
+def _beside_the_history(suffix: str) -> Path:
     from cache.history_file import default_path
 
     path = default_path()
+    return path.with_name(f"{path.name}.compile.{suffix}")
+
+
+@contextlib.contextmanager
+def _alone() -> Generator[bool]:
+    """Whether no other compile is under way; while inside, none begins.
+
+    Raises:
+        OSError: there is no place for the lock.
+    """
+    path = _beside_the_history("lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.compile.lock"), "a") as lock:
+    with open(path, "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -86,19 +105,49 @@ def _alone() -> Generator[bool]:
             yield True
 
 
-def repair_in_background() -> None:
-    """Start a compile that outlives this process; nothing happens while another is under way."""
-    with _alone() as alone:
-        if not alone:
-            return
-    subprocess.Popen(
-        [sys.executable, "-m", "planner", "compile"],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def is_compiling() -> bool:
+    """Whether a compile is under way, in whatever process."""
+    try:
+        with _alone() as alone:
+            return not alone
+    except (OSError, PlannerError):
+        return False
+
+
+def last_failure() -> str | None:
+    """Why the last compile of the installed versions failed, or None."""
+    try:
+        kept = json.loads(_beside_the_history("failed").read_text())
+        return kept["why"] if kept["versions"] == wanted_versions() else None
+    except (OSError, ValueError, LookupError, TypeError, PlannerError):
+        return None
+
+
+def repair_in_background() -> bool:
+    """Start a compile that outlives this process; returns whether one is under way now.
+
+    Nothing is started while another is, nor after one of the same versions has failed.
+    """
+    try:
+        with _alone() as alone:
+            if not alone:
+                return True
+        if last_failure() is not None:
+            return False
+        child = subprocess.Popen(
+            [sys.executable, "-m", "planner", "compile"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # Python complains of a running child that nobody holds.
+        _started.append(child)
+    except (OSError, PlannerError):
+        # No place for a lock is no place for the result either. Planning goes on without.
+        return False
+    return True
 
 
 def compile_installed(report: Callable[[float, str], None]) -> str:
@@ -107,52 +156,67 @@ def compile_installed(report: Callable[[float, str], None]) -> str:
     The shipped files are written anew when they are for these versions or missing; else the history keeps the program.
 
     Raises:
-        CompileFailed: the child could not compile them, or another compile is under way.
+        CompileFailed: the child could not compile them, another compile is under way, or there is no place to keep it.
     """
-    with _alone() as alone, tempfile.TemporaryDirectory() as folder:
-        if not alone:
-            raise CompileFailed("another compile is under way - wait for it")
-        library = _compiled(Path(folder) / "program", report)
-        try:
-            before = shipped()
-        except NoProgram:
-            before = None
-        if before is None or dict(before.versions) == dict(library.versions):
-            header, numbers = encode(library)
-            if before is not None and encode(before) == (header, numbers):
-                return "the shipped memory programs are the same, byte for byte"
-            SHIPPED.parent.mkdir(exist_ok=True)
-            SHIPPED.with_suffix(".json").write_text(header)
-            SHIPPED.with_suffix(".bin").write_bytes(numbers)
-            return f"{SHIPPED.parent} has new memory programs"
-        from cache.store import Store
+    try:
+        with _alone() as alone, tempfile.TemporaryDirectory() as folder:
+            if not alone:
+                raise CompileFailed("another compile is under way - wait for it")
+            failed = _beside_the_history("failed")
+            try:
+                library = _compiled(Path(folder) / "program", report)
+            except CompileFailed as error:
+                failed.write_text(json.dumps({"versions": wanted_versions(), "why": error.why}))
+                raise
+            failed.unlink(missing_ok=True)
+            return _kept(library)
+    except OSError as error:
+        advice = "set PLANNER_DB to a file you may write"
+        raise CompileFailed(f"memory programs cannot be kept ({error}) - {advice}") from None
 
-        store = Store()
-        store.save_program(library)
-        return f"the history {store.path} has memory programs for the installed versions"
+
+def _kept(library: Library) -> str:
+    try:
+        before = shipped()
+    except NoProgram:
+        before = None
+    if before is not None and encode(before) == encode(library):
+        return "the shipped memory programs are the same, byte for byte"
+    if before is None or dict(before.versions) == dict(library.versions):
+        save(library, SHIPPED)
+        return f"{SHIPPED.parent} has new memory programs"
+    from cache.store import Store
+
+    store = Store()
+    store.save_program(library)
+    return f"the history {store.path} has memory programs for the installed versions"
 
 
 def _compiled(path: Path, report: Callable[[float, str], None]) -> Library:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "planner.compiler", str(path)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    assert child.stdout is not None
-    try:
-        for line in child.stdout:
-            with contextlib.suppress(ValueError, KeyError):
-                message = json.loads(line)
-                report(message["done"], message["what"])
-        _, errors = child.communicate()
-    finally:
-        child.kill()
-        child.wait()
-    if child.returncode:
-        last = errors.strip().rpartition("\n")[2][:500] or f"exit code {child.returncode}"
-        raise CompileFailed(f"the installed versions could not be compiled ({last}) - install the pinned ones")
+    # To a file: a pipe that nobody reads while progress is read would stop a child that warns a lot.
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "planner.compiler", str(path)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+        )
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    message = json.loads(line)
+                    report(message["done"], message["what"])
+            child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+        if child.returncode:
+            errors.seek(0)
+            why = errors.read().strip().rpartition("\n")[2][:500] or f"exit code {child.returncode}"
+            raise CompileFailed(f"the installed versions could not be compiled ({why}) - install the pinned ones", why)
     return read(path)

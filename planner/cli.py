@@ -196,8 +196,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.basis in ("best", "dry-run"):
         library, notice = find()
         if notice:
-            say(f"{notice}; that has begun in the background")
-            repair_in_background()
+            is_on_its_way = repair_in_background()
+            say(f"{notice}; that has begun in the background" if is_on_its_way else notice)
     answers = [fit(request, card, arguments.basis, library=library) for card in cards]
     if arguments.json:
         print_json(fit_object(request, answers, estimate(request)))

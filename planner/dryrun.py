@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from planner.allocator import MIN_BLOCK, SMALL_SEGMENT, Block, CachingAllocator, OutOfDeviceMemory
+from planner.allocator import MIN_BLOCK, Block, CachingAllocator, OutOfDeviceMemory
 from planner.components import STAGES
 from planner.flatten import events_of
 from planner.program import Events, Library, Op
@@ -27,6 +27,9 @@ CUBLAS_BYTES_FROM_90 = 32 * MIB
 WIDEST_HEAD_IN_REGISTERS = 128
 # Flash attention takes heads up to this width; the VAE's single head of 512 is beyond it.
 WIDEST_FLASH_HEAD = 256
+
+# Fine enough for a threshold that no card is known to better than ten times this.
+LEAST_STEP = 16 * MIB
 
 # An enum's attribute takes longer to look up than to compare.
 BIRTH, DEATH, CONVOLUTION, ATTENTION = map(int, (Op.BIRTH, Op.DEATH, Op.CONVOLUTION, Op.ATTENTION))
@@ -261,28 +264,36 @@ class _Thrifty(CachingAllocator):
         super()._reserve(size)
 
 
-def least_capacity_bytes(events: Events, policy: KernelPolicy, enough_bytes: int, guess_bytes: int = 0) -> int:
-    """The least capacity within which the replay comes to its end: a multiple of 2 MiB, found by halving.
+def least_capacity_bytes(events: Events, policy: KernelPolicy, enough_bytes: int) -> int:
+    """The least capacity from which on the replay comes to its end, found in steps of 16 MiB.
 
-    Within `enough_bytes` it is known to end; a good guess makes the search short. One step less is out of memory. A
-    capacity just above may be, too: less room makes the allocator flush earlier, and that can spare a bad split.
+    Within `enough_bytes` it is known to end. It is not so that more room always helps: less makes the allocator flush
+    earlier, which can spare a bad split, so a lucky capacity may lie below others that are out of memory. Those up to
+    256 MiB above what a thrifty allocator needs are looked at from above, and luck below a failure does not count.
     """
-    step = SMALL_SEGMENT
+    step = LEAST_STEP
 
     def runs(steps: int) -> bool:
         return dry_run(events, policy, steps * step).outcome == "ok"
 
     thrifty = dry_run(events, policy, smallest=True, allocator=_Thrifty())
     # Less than what lives at once can never do.
-    low, high = (thrifty.peak_allocated_bytes - 1) // step, enough_bytes // step
-    guess, likely = guess_bytes // step, thrifty.peak_reserved_bytes // step
-    for steps in (guess, guess - 1, likely, likely - 1, *(likely + 2**k for k in range(3, 20))):
+    low, high = (thrifty.peak_allocated_bytes - 1) // step, -(-enough_bytes // step)
+    likely = -(-thrifty.peak_reserved_bytes // step)
+    top = likely + 16
+    while top < high and not runs(top):
+        low, top = top, likely + 2 * (top - likely)
+    high = min(high, top)
+    for steps in (likely + 8, likely + 4, likely + 2, likely + 1, likely):
         if low < steps < high:
-            low, high = (low, steps) if runs(steps) else (steps, high)
+            if not runs(steps):
+                low = steps
+                break
+            high = steps
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if runs(middle) else (middle, high)
-    return high * step
+    return min(high * step, enough_bytes)
 
 
 def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Answer:
     still runs. `headroom_bytes` is ``usable - need`` with its sign: negative is by how much it misses.
     `interval_bytes` is a range of the allocated peak; a basis without an interval repeats the point, and
     `assumptions` say why there is one. `stages` are allocated peaks by stage, weights included; a stage that the
-    request does not have holds the weights and nothing else.
+    request does not have holds what stands on the card once it is loaded.
     """
 
     card: Card
@@ -96,16 +96,8 @@ def _least(library: Library, request: GenerationRequest, policy: KernelPolicy) -
     from planner.dryrun import least_capacity_bytes
     from planner.flatten import events_of
 
-    # Kernels of another card mostly need the same.
-    guess = _last_least.get((library, request), 0)
     enough = _runs(library, request, policy)[0].peak_reserved_bytes
-    least = least_capacity_bytes(events_of(library, request), policy, enough, guess)
-    _last_least.clear()
-    _last_least[library, request] = least
-    return least
-
-
-_last_least: dict[tuple[Library, GenerationRequest], int] = {}
+    return least_capacity_bytes(events_of(library, request), policy, enough)
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:

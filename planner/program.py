@@ -6,7 +6,9 @@ depend on the image's size, and every size is a whole number times one of a few 
 one call, such as the UNet's, for any batch and size; a pipeline call is a routine that calls others.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -243,11 +245,17 @@ class Events:
 
 
 def save(library: Library, path: Path) -> None:
-    """Write the library as ``path.json`` and ``path.npy``."""
+    """Write the library as ``path.json`` and ``path.bin``, each at once or not at all.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     header, numbers = encode(library)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(header)
-    path.with_suffix(".bin").write_bytes(numbers)
+    for suffix, content in ((".bin", numbers), (".json", header.encode())):
+        temporary = path.with_suffix(f"{suffix}.{os.getpid()}")
+        temporary.write_bytes(content)
+        os.replace(temporary, path.with_suffix(suffix))
 
 
 def encode(library: Library) -> tuple[str, bytes]:
@@ -279,18 +287,26 @@ def encode(library: Library) -> tuple[str, bytes]:
         "weights": weights,
         "routines": routines,
     }
-    return json.dumps(header, indent=None, separators=(",", ":")) + "\n", np.concatenate(arrays).tobytes()
+    numbers = np.concatenate(arrays).tobytes()
+    # A header that meets another program's numbers must not be taken for one.
+    header["sha256"] = hashlib.sha256(numbers).hexdigest()
+    return json.dumps(header, separators=(",", ":")) + "\n", numbers
 
 
 def decode(header_text: str, numbers: bytes, source: str) -> Library:
     """The library that `encode` wrote.
 
     Raises:
-        NoProgram: it was written in another format.
+        NoProgram: it was written in another format, or is damaged.
     """
-    header = json.loads(header_text)
-    if header.get("format") != FORMAT:
-        raise NoProgram(f"{source} has format {header.get('format')}, not {FORMAT} - 'python -m planner compile'")
+    try:
+        header = json.loads(header_text)
+    except ValueError:
+        header = {}
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise NoProgram(f"{source} is no memory program of format {FORMAT} - 'python -m planner compile'")
+    if header.get("sha256") != hashlib.sha256(numbers).hexdigest():
+        raise NoProgram(f"{source} is damaged: its numbers are not those of its header - 'python -m planner compile'")
     flat = np.frombuffer(numbers, dtype="<i4")
 
     def get(place: Sequence[int]) -> np.ndarray:

@@ -6,7 +6,6 @@ better after its first paint.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 # While programs are being compiled, this often they are looked for again.
 LOOK_AGAIN_S = 5
+# A compile takes its lock once Python and torch are there.
+STARTING_S = 20.0
 
 
 @st.cache_resource(show_spinner=False)
@@ -90,7 +91,7 @@ class _Programs:
         self._found: Found | None = None
         self._looked_at = 0.0
         self._repaired = False
-        self.compiling_since: float | None = None
+        self._begun: float | None = None
 
     def find(self) -> Found:
         """What there is now; the first time that it is not what it should be, a compile is started."""
@@ -102,11 +103,15 @@ class _Programs:
                 self._found, self._looked_at = programs.find(), now
                 if self._found.notice and not self._repaired:
                     self._repaired = True
-                    # Where nothing can be written there is no compile; the shipped programs still answer.
-                    with contextlib.suppress(OSError):
-                        programs.repair_in_background()
-                        self.compiling_since = now
+                    self._begun = now if programs.repair_in_background() else None
             return self._found
+
+    def is_compiling(self) -> bool:
+        """Whether a compile is under way, or was begun so short a time ago that it cannot be seen yet."""
+        from cache import programs
+
+        just_begun = self._begun is not None and time.monotonic() - self._begun < STARTING_S
+        return just_begun or programs.is_compiling()
 
 
 @st.cache_resource(show_spinner=False)
@@ -119,10 +124,9 @@ def library() -> tuple[Library | None, str | None]:
     return _programs().find()
 
 
-def compiling_s() -> float | None:
-    """Seconds since this server started to compile the memory programs that it lacks, or None where it did not."""
-    since = _programs().compiling_since
-    return None if since is None else time.monotonic() - since
+def is_compiling() -> bool:
+    """Whether the memory programs that are lacking are being compiled."""
+    return _programs().is_compiling()
 
 
 def measurement(measurement_id: str) -> Measurement | None:

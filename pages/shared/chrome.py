@@ -9,8 +9,6 @@ from pages.shared.plan_state import enter_page
 from pages.shared.words import sentence
 
 _ICON = Path(__file__).with_name("icon.png")
-# A compile takes well under a minute; after this long something is wrong with it.
-_LONG_COMPILE_S = 180
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
     ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
@@ -60,8 +58,7 @@ def _programs_notice() -> None:
         # The whole page, once: it answers by the new programs.
         st.rerun()
         return
-    seconds = calls.compiling_s()
-    if seconds is not None and seconds < _LONG_COMPILE_S:
+    if calls.is_compiling():
         follows = "They are being compiled in the background; this page takes them up by itself."
     else:
         follows = "Nothing has come of compiling them in the background: the command says why."

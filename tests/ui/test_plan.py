@@ -116,7 +116,7 @@ def test_without_programs_the_formula_answers_and_says_so(open_page, monkeypatch
 
     monkeypatch.setattr("planner.program.shipped", missing)
     monkeypatch.setattr("cache.programs.find", lambda: Found(None, "no programs are here"))
-    monkeypatch.setattr("cache.programs.repair_in_background", lambda: None)
+    monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     at = open_page()
     assert not at.exception
     assert texts(at.warning).count("cannot be read; the formula answers instead") == 1
@@ -131,7 +131,7 @@ def test_without_programs_the_formula_answers_and_says_so(open_page, monkeypatch
 def test_programs_of_other_versions_are_said_compiled_once_and_taken_up(open_page, no_driver, monkeypatch, page):
     notices, repairs = ["the shipped programs are not for torch 9.9"] * 3 + [None], []
     monkeypatch.setattr("cache.programs.find", lambda: Found(shipped(), notices.pop(0) if len(notices) > 1 else None))
-    monkeypatch.setattr("cache.programs.repair_in_background", lambda: repairs.append(1))
+    monkeypatch.setattr("cache.programs.repair_in_background", lambda: repairs.append(1) or True)
     at = open_page(page)
     assert "The shipped programs are not for torch 9.9. They are being compiled" in texts(at.warning)
     at.run()
@@ -145,14 +145,15 @@ def test_programs_of_other_versions_are_said_compiled_once_and_taken_up(open_pag
 
 
 def test_a_compile_of_which_nothing_comes_is_said(open_page, monkeypatch):
-    def denied():
-        raise PermissionError
-
     monkeypatch.setattr("cache.programs.find", lambda: Found(shipped(), "they are for others"))
-    monkeypatch.setattr("cache.programs.repair_in_background", denied)
+    monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     at = open_page()
     assert not at.exception and at.metric
     assert "Nothing has come of compiling them" in texts(at.warning)
+    # Somebody else compiles them.
+    monkeypatch.setattr("cache.programs.is_compiling", lambda: True)
+    at.run()
+    assert "They are being compiled in the background" in texts(at.warning)
 
 
 def test_the_right_programs_are_looked_for_once(monkeypatch):
@@ -163,4 +164,4 @@ def test_the_right_programs_are_looked_for_once(monkeypatch):
     assert [calls.library() for _ in range(3)] == [(library, None)] * 3
     assert calls.library()[0] is library
     assert len(looked) == 1
-    assert calls.compiling_s() is None
+    assert not calls.is_compiling()

@@ -105,6 +105,15 @@ def test_peaks_begin_anew():
     assert (allocator.peak_allocated_bytes, allocator.peak_reserved_bytes) == (0, 64 * MIB)
 
 
+def flush(allocator: CachingAllocator) -> None:
+    """Empty the cache: what is given back are whole pages of the device, and nothing that is in use."""
+    before = allocator.allocated_bytes, allocator.reserved_bytes
+    allocator.empty_cache()
+    given_back = before[1] - allocator.reserved_bytes
+    assert allocator.allocated_bytes == before[0]
+    assert given_back >= 0 and given_back % SMALL_SEGMENT == 0
+
+
 @pytest.mark.parametrize("kind", ALLOCATORS)
 @given(st.lists(sizes, max_size=60), st.randoms(use_true_random=False))
 def test_the_laws(kind, requests, rng):
@@ -115,6 +124,8 @@ def test_the_laws(kind, requests, rng):
         asked[block] = size
         if rng.random() < 0.5:
             allocator.free(blocks.pop(rng.randrange(len(blocks))))
+        if rng.random() < 0.1:
+            flush(allocator)
         # What is in use is what was given out, rounded, and at most the unsplit rest more.
         assert allocator.allocated_bytes == sum(block.size for block in blocks)
         for block in blocks:
@@ -142,6 +153,7 @@ def test_a_capacity_is_never_exceeded(kind, requests, capacity, rng):
     for size in requests:
         try:
             blocks.append(allocator.malloc(size))
+            assert blocks[-1].size >= size
         except OutOfDeviceMemory:
             while blocks:
                 allocator.free(blocks.pop())
@@ -179,3 +191,24 @@ def test_expandable_segments_waste_less():
 
     assert reserved_after(CachingAllocator()) == 220 * MIB
     assert reserved_after(ExpandableAllocator()) == 160 * MIB
+
+
+def test_an_expandable_segment_whose_end_is_flushed_on_the_way_still_gives_what_was_asked():
+    allocator = ExpandableAllocator(200 * MIB)
+    kept, end, small = allocator.malloc(80 * MIB), allocator.malloc(80 * MIB), allocator.malloc(MIB)
+    allocator.free(end)
+    allocator.free(small)
+    allocator.free(kept)
+    assert allocator.malloc(180 * MIB).size >= 180 * MIB
+    assert allocator.reserved_bytes <= 200 * MIB
+
+
+def test_expandable_segments_split_off_every_remainder_and_give_back_whole_pages():
+    allocator = ExpandableAllocator()
+    first = allocator.malloc(19 * MIB + MIN_BLOCK)
+    assert (first.size, allocator.reserved_bytes) == (19 * MIB + MIN_BLOCK, LARGE_SEGMENT)
+    second = allocator.malloc(50 * MIB)
+    allocator.free(second)
+    # It lay from 19 to 69 MiB: the pages from 20 on are its own, the first is shared.
+    allocator.empty_cache()
+    assert allocator.reserved_bytes == LARGE_SEGMENT

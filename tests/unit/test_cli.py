@@ -94,6 +94,7 @@ def test_the_exit_code_is_the_worst_verdict(capsys, argv, code):
         (("--prompt", "\udcff"), "argument must be text in UTF-8"),
         (("--gpu-memory", "16GiB", "--compute-capability", "9" * 5000 + ".0"), "compute_capability must be a version"),
         (("--width", "abc"), "width must be a whole number, got 'abc'"),
+        (("--width", "5_12"), "width must be a whole number, got '5_12'"),
         (("--guidance-scale", "nan"), "guidance_scale must be a finite number, got nan"),
         (("--basis", "guess"), "basis must be one of best, formula"),
         (("--gpu-memory", "16GB", "--compute-capability", "7.5"), "gpu_memory must be a number with B, KiB"),

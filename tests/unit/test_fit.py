@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from planner.components import STAGES
 from planner.errors import InvalidArgument
-from planner.fit import BASES, EXIT_CODES, fit, worst
+from planner.fit import BASES, EXIT_CODES, _least, _runs, fit, worst
 from planner.formula import estimate
 from planner.gpus import CATALOGUE, Card, card_named
 from planner.program import Library, shipped
@@ -90,6 +90,17 @@ def test_hope_is_given_up_only_where_the_best_of_such_cards_has_too_little():
     low_end = replace(a_card(least - 100 * MIB), usable_high_bytes=least)
     assert fit(request, low_end).verdict == "tight"
     assert fit(request, replace(low_end, usable_high_bytes=least - 2 * MIB)).verdict == "no"
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before():
+    request = GenerationRequest(width=832, height=1192)
+    alone = fit(request, card_named("H100"))
+    for name in ("T4", "A10", "RTX 4060"):
+        fit(request, card_named(name))
+    for cached in (_runs, _least):
+        cached.cache_clear()
+    fit(request, card_named("T4"))
+    assert fit(request, card_named("H100")) == alone
 
 
 def test_a_range_that_straddles_the_capacity_is_tight():

@@ -1,6 +1,7 @@
 """Programs for other versions than the shipped ones: noticed, said, made, kept and found again."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -65,7 +66,7 @@ def test_what_was_compiled_is_kept_and_found_again(fast_compile, other_versions,
 
 def test_fit_says_that_programs_are_being_made_and_answers(capsys, monkeypatch, other_versions):
     started = []
-    monkeypatch.setattr("cache.programs.repair_in_background", lambda: started.append(True))
+    monkeypatch.setattr("cache.programs.repair_in_background", lambda: started.append(True) or True)
     assert main(["fit", "--gpu", "T4"]) == 0
     out, err = capsys.readouterr()
     assert started == [True]
@@ -102,6 +103,113 @@ def test_a_compile_that_fails_is_one_line(monkeypatch, capsys, other_versions):
     assert "Traceback" not in err
 
 
+def child(monkeypatch, code: str) -> list[list[str]]:
+    """Compiles run this instead; the commands that were started."""
+    real, started = subprocess.Popen, []
+
+    def popen(command, **options):
+        started.append(command)
+        return real([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return started
+
+
+def test_a_compile_that_fails_is_said_and_not_begun_again_by_every_call(monkeypatch, capsys, other_versions):
+    started = child(monkeypatch, "import sys; sys.exit('boom')")
+    assert programs.repair_in_background()
+    programs._started.pop().wait()
+    with pytest.raises(CompileFailed, match="boom"):
+        compile_installed(lambda *_: None)
+    assert "making new ones failed (boom), 'python -m planner compile' tries again" in find().notice
+    before = len(started)
+    assert main(["fit", "--gpu", "T4"]) == 0
+    assert len(started) == before
+    err = capsys.readouterr().err
+    assert "failed (boom)" in err and "in the background" not in err
+
+
+def test_a_failure_is_of_the_versions_that_failed(monkeypatch, other_versions):
+    child(monkeypatch, "import sys; sys.exit('boom')")
+    with pytest.raises(CompileFailed):
+        compile_installed(lambda *_: None)
+    assert programs.last_failure() == "boom"
+    monkeypatch.setattr("cache.programs.installed", lambda: other_versions | {"diffusers": "0.44.0"})
+    assert programs.last_failure() is None
+
+
+def test_a_child_that_warns_a_lot_is_not_stopped_by_it(monkeypatch, other_versions):
+    child(monkeypatch, "import sys; sys.stderr.write('UserWarning: no\\n' * 100_000); sys.exit('too much')")
+    with pytest.raises(CompileFailed, match="too much"):
+        compile_installed(lambda *_: None)
+
+
+@pytest.mark.parametrize("database", ["/proc/nope/planner.db", "/dev/null/planner.db"])
+def test_without_a_place_to_write_the_shipped_programs_answer(monkeypatch, capsys, other_versions, database):
+    monkeypatch.setenv("PLANNER_DB", database)
+    assert main(["fit", "--gpu", "T4"]) == 0
+    out, err = capsys.readouterr()
+    assert "dry-run" in out and "Traceback" not in err
+    assert main(["compile"]) == 2
+    assert "error: memory programs cannot be kept" in capsys.readouterr().err
+
+
+def test_whether_a_compile_is_under_way_can_be_seen(own_history):
+    assert not programs.is_compiling()
+    with programs._alone():
+        assert programs.is_compiling()
+        assert programs.repair_in_background()
+    assert not programs.is_compiling()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".bin", lambda content: content[: len(content) // 2]),
+        (".bin", lambda content: b""),
+        (".bin", lambda content: content[4:] + content[:4]),
+        (".json", lambda content: content[: len(content) // 2]),
+        (".json", lambda content: b"[]"),
+    ],
+)
+def test_damaged_programs_are_said_and_the_formula_answers(monkeypatch, tmp_path, capsys, suffix, damage):
+    save(shipped(), tmp_path / "sd15")
+    path = (tmp_path / "sd15").with_suffix(suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    monkeypatch.setattr("planner.program.SHIPPED", tmp_path / "sd15")
+    monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
+    shipped.cache_clear()
+    try:
+        assert main(["fit", "--gpu", "T4"]) == 0
+        out, err = capsys.readouterr()
+        assert "formula" in out and "'python -m planner compile'" in err
+    finally:
+        shipped.cache_clear()
+
+
+def test_an_interrupted_write_is_no_program(monkeypatch, tmp_path):
+    """The numbers are replaced first: under the old header they are noticed."""
+    save(shipped(), tmp_path / "sd15")
+    other = Library(dict(shipped().versions), shipped().routines, shipped().modules, {"vae": ((4, 0),)})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("os.replace", interrupted_after_one())
+        save(other, tmp_path / "sd15")
+    with pytest.raises(NoProgram, match="is damaged"):
+        read(tmp_path / "sd15")
+
+
+def interrupted_after_one():
+    real, done = os.replace, []
+
+    def replace(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        real(source, target)
+
+    return replace
+
+
 def test_a_library_survives_being_written_and_read(tmp_path):
     save(shipped(), tmp_path / "copy")
     copy = read(tmp_path / "copy")
@@ -113,7 +221,7 @@ def test_a_library_survives_being_written_and_read(tmp_path):
 def test_another_format_is_refused_and_says_what_to_do():
     header, numbers = encode(shipped())
     other = json.dumps(json.loads(header) | {"format": 99})
-    with pytest.raises(NoProgram, match="has format 99, not 1 - 'python -m planner compile'"):
+    with pytest.raises(NoProgram, match="is no memory program of format 1 - 'python -m planner compile'"):
         decode(other, numbers, "a file")
 
 
