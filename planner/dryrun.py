@@ -264,27 +264,37 @@ class _Thrifty(CachingAllocator):
         super()._reserve(size)
 
 
-def least_capacity_bytes(events: Events, policy: KernelPolicy, enough_bytes: int) -> int:
+def thrifty_run(events: Events, policy: KernelPolicy) -> DryRun:
+    """The replay without workspace and by an allocator that flushes before it asks: about the least there is."""
+    return dry_run(events, policy, smallest=True, allocator=_Thrifty())
+
+
+def least_capacity_bytes(
+    events: Events, sketch: Events, policy: KernelPolicy, enough_bytes: int, thrifty: DryRun
+) -> int:
     """The least capacity from which on the replay comes to its end, found in steps of 16 MiB.
 
-    Within `enough_bytes` it is known to end. It is not so that more room always helps: less makes the allocator flush
-    earlier, which can spare a bad split, so a lucky capacity may lie below others that are out of memory. Those up to
-    256 MiB above what a thrifty allocator needs are looked at from above, and luck below a failure does not count.
+    Within `enough_bytes` it is known to end; `thrifty` is its `thrifty_run`, near which the answer lies; `sketch` is
+    the same history with every repeated call played once, on which it is searched before it is tried on the whole.
+
+    It is not so that more room always helps: less makes the allocator flush earlier, which can spare a bad split, so a
+    lucky capacity may lie below others that are out of memory. Those up to 256 MiB above the thrifty run's are looked
+    at from above, and luck below a failure does not count.
     """
     step = LEAST_STEP
 
-    def runs(steps: int) -> bool:
-        return dry_run(events, policy, steps * step).outcome == "ok"
+    def runs(steps: int, history: Events = sketch) -> bool:
+        return dry_run(history, policy, steps * step).outcome == "ok"
 
-    thrifty = dry_run(events, policy, smallest=True, allocator=_Thrifty())
     # Less than what lives at once can never do.
     low, high = (thrifty.peak_allocated_bytes - 1) // step, -(-enough_bytes // step)
+    enough = high
     likely = -(-thrifty.peak_reserved_bytes // step)
     top = likely + 16
     while top < high and not runs(top):
         low, top = top, likely + 2 * (top - likely)
     high = min(high, top)
-    for steps in (likely + 8, likely + 4, likely + 2, likely + 1, likely):
+    for steps in (likely + 6, likely + 1, likely):
         if low < steps < high:
             if not runs(steps):
                 low = steps
@@ -293,6 +303,8 @@ def least_capacity_bytes(events: Events, policy: KernelPolicy, enough_bytes: int
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if runs(middle) else (middle, high)
+    while high < enough and not runs(high, events):
+        high += 1
     return min(high * step, enough_bytes)
 
 

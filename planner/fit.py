@@ -83,12 +83,12 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
 
 @lru_cache(maxsize=256)
 def _runs(library: Library, request: GenerationRequest, policy: KernelPolicy) -> tuple[DryRun, DryRun]:
-    """The dry runs that need no capacity: with preferred kernels, and with none that takes workspace."""
-    from planner.dryrun import dry_run
+    """The dry runs that need no capacity: with preferred kernels, and as thrifty as can be."""
+    from planner.dryrun import dry_run, thrifty_run
     from planner.flatten import events_of
 
     events = events_of(library, request)
-    return dry_run(events, policy), dry_run(events, policy, smallest=True)
+    return dry_run(events, policy), thrifty_run(events, policy)
 
 
 @lru_cache(maxsize=256)
@@ -96,8 +96,9 @@ def _least(library: Library, request: GenerationRequest, policy: KernelPolicy) -
     from planner.dryrun import least_capacity_bytes
     from planner.flatten import events_of
 
-    enough = _runs(library, request, policy)[0].peak_reserved_bytes
-    return least_capacity_bytes(events_of(library, request), policy, enough)
+    preferred, thrifty = _runs(library, request, policy)
+    events, sketch = (events_of(library, request, play) for play in ("ends", "first"))
+    return least_capacity_bytes(events, sketch, policy, preferred.peak_reserved_bytes, thrifty)
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
@@ -106,7 +107,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     # What an answer depends on: the canonical size, and nothing that moves no allocation.
     request = replace(request.canonical(), prompt_tokens=1)
     policy = KernelPolicy.of(card.compute_capability)
-    preferred, smallest = _runs(library, request, policy)
+    preferred, thrifty = _runs(library, request, policy)
     notes = tuple(assumptions(request, card.compute_capability))
     # Where something is assumed, the worst that it could turn out to be must fit too.
     worst_case = _runs(library, request, replace(policy, transposes_all=True))[0] if notes else preferred
@@ -122,7 +123,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         verdict = "tight" if least <= most else "no"
     peak = preferred.peak_allocated_bytes
     # Without workspace other blocks are cut, and a few may hold more beyond their requests.
-    least_peak = min(smallest.peak_allocated_bytes, peak)
+    least_peak = min(thrifty.peak_allocated_bytes, peak)
     interval = (least_peak, max(peak, worst_case.peak_allocated_bytes)) if notes else (peak, peak)
     return Answer(
         card=card,

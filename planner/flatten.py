@@ -8,7 +8,7 @@ between leave only their results: nothing else of them lives on, so they reach n
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,10 @@ def variant_of(routine: str, request: GenerationRequest) -> str:
     options = {"unet": ("channels_last", "attention_slicing")}
     names = ("channels_last",) if routine.startswith("vae.") else options.get(routine, ())
     return "+".join(name for name in names if getattr(request, name)) or "plain"
+
+
+# Which of many equal calls in a row are played in full: all, the first and the last, or the first, for a sketch.
+Play = Literal["all", "ends", "first"]
 
 
 class Layout(NamedTuple):
@@ -116,8 +120,8 @@ def _is_tiled(request: GenerationRequest) -> bool:
 class Flattening:
     """Grows the flat history."""
 
-    def __init__(self, library: Library, request: GenerationRequest, *, in_full: bool):
-        self.library, self.request, self.in_full = library, request, in_full
+    def __init__(self, library: Library, request: GenerationRequest, play: Play = "ends"):
+        self.library, self.request, self.play = library, request, play
         self.batch, self.height, self.width = request.batch, request.latent_height, request.latent_width
         self.ops: list[np.ndarray] = []
         self.births: list[np.ndarray] = []
@@ -235,7 +239,7 @@ class Flattening:
         # What has one number in the routine may be several here: one for each image.
         numbers: list[list[int]] = []
         calls = [routine.calls[index] for index in routine.ops[routine.ops[:, 0] == Op.CALL, 1]]
-        full = self._first_and_last(calls)
+        full = self._played_in_full(calls)
         for op, value, module in routine.ops.tolist():
             if op == Op.BIRTH:
                 numbers.append([self.birth(tuple(sizes[value]), module)])
@@ -265,11 +269,12 @@ class Flattening:
         while numbers:
             self.event(Op.DEATH, numbers.pop())
 
-    def _first_and_last(self, calls: Sequence[Hashable]) -> Iterator[bool]:
-        """For each call in a row whether it is played in full: the first and the last of each kind are."""
+    def _played_in_full(self, calls: Sequence[Hashable]) -> Iterator[bool]:
+        """For each call in a row whether it is played in full, by kind of call and `play`."""
         first = {call: index for index, call in reversed(list(enumerate(calls)))}
-        last = {call: index for index, call in enumerate(calls)}
-        return iter([self.in_full or index in (first[call], last[call]) for index, call in enumerate(calls)])
+        last = {call: index for index, call in enumerate(calls)} if self.play == "ends" else first
+        played = {*first.values(), *last.values()}
+        return iter([self.play == "all" or index in played for index in range(len(calls))])
 
     def flat(self) -> Flat:
         """What was played so far."""
@@ -289,7 +294,7 @@ class Flattening:
     def _half(self, name: str, batch: int, height: int, width: int) -> list[int]:
         if not (self.request.vae_slicing and batch > 1):
             return [self._part(name, batch, height, width)]
-        full = self._first_and_last([None] * batch)
+        full = self._played_in_full([None] * batch)
         slices = [self._part(name, 1, height, width, full=next(full)) for _ in range(batch)]
         whole = self.birth(self._output(name, batch, height, width), self.module(""))
         # The list of slices lives until ``encode`` or ``decode`` returns.
@@ -322,7 +327,7 @@ class Flattening:
         across = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR
         rows = [min(TILE, height - top) for top in range(0, height, TILE_STRIDE)]
         columns = [min(TILE, width - left) for left in range(0, width, TILE_STRIDE)]
-        full = self._first_and_last([(tile_height, tile_width) for tile_height in rows for tile_width in columns])
+        full = self._played_in_full([(tile_height, tile_width) for tile_height in rows for tile_width in columns])
         tiles = [
             [self._tile(name, batch, tile_height, tile_width, full=next(full)) for tile_width in columns]
             for tile_height in rows
@@ -367,33 +372,23 @@ class Flattening:
 
 
 @lru_cache(maxsize=64)
-def _flat(library: Library, request: GenerationRequest, in_full: bool) -> Flat:
-    sequence = Flattening(library, request, in_full=in_full)
+def _flat(library: Library, request: GenerationRequest, play: Play) -> Flat:
+    flattening = Flattening(library, request, play)
     for component in LOAD_ORDER:
         is_loaded = component != "safety_checker" or request.safety_checker
         # Model offload leaves only the safety checker on the card between calls.
         if is_loaded and (request.offload == "none" or component == "safety_checker"):
-            sequence.load(component)
-    sequence.event(Op.LOADED, 0)
-    sequence.call_pipeline()
-    return sequence.flat()
+            flattening.load(component)
+    flattening.event(Op.LOADED, 0)
+    flattening.call_pipeline()
+    return flattening.flat()
 
 
-def flat(library: Library, request: GenerationRequest, *, in_full: bool = False) -> Flat:
-    """The request's whole history as one sequence: weights, then the call.
-
-    With `in_full`, equal calls in a row are all played, as in a trace.
+def events_of(library: Library, request: GenerationRequest, play: Play = "ends") -> Events:
+    """The request's whole history with its sizes put in: weights, then the call.
 
     Raises:
         NoProgram: no routine was compiled for what the request asks for.
     """
-    return _flat(library, representative(request), in_full)
-
-
-def events_of(library: Library, request: GenerationRequest, *, in_full: bool = False) -> Events:
-    """The request's whole history with its sizes put in, as `flat`.
-
-    Raises:
-        NoProgram: no routine was compiled for what the request asks for.
-    """
-    return flat(library, request, in_full=in_full).at(request.batch, request.latent_height, request.latent_width)
+    flat = _flat(library, representative(request), play)
+    return flat.at(request.batch, request.latent_height, request.latent_width)

@@ -32,7 +32,7 @@ class Error(NamedTuple):
 def vae_errors() -> list[Error]:
     """The benchmark: one process, one VAE, encode and decode at each size, the cache emptied before each."""
     # A size of its own, so that every call's sizes are plain numbers.
-    sequence = Flattening(shipped(), GenerationRequest(width=64, height=64), in_full=True)
+    sequence = Flattening(shipped(), GenerationRequest(width=64, height=64), "all")
     sequence.load("vae")
     spans = []
     for allocated, reserved in zip(VAE[::2], VAE[1::2], strict=True):

@@ -56,7 +56,7 @@ def as_traced(events) -> list[tuple]:
 
 def as_programmed(library: Library, request: GenerationRequest) -> list[tuple]:
     """The program's history in the same tuples."""
-    events = events_of(library, request, in_full=True)
+    events = events_of(library, request, "all")
     found = []
     for kind, value, module_id in zip(
         events.kinds.tolist(), events.values.tolist(), events.module_ids.tolist(), strict=True
@@ -167,7 +167,7 @@ def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library,
     finally:
         gc.enable()
     assert len(pictures) == request_.batch
-    events = events_of(small_library, request_, in_full=True)
+    events = events_of(small_library, request_, "all")
     storage_events = (events.kinds == Op.BIRTH) | (events.kinds == Op.DEATH)
     predicted = events.deltas()[storage_events].tolist()
     assert len(real) > 4000

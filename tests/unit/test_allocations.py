@@ -18,7 +18,7 @@ def recording(sizes: list[int]) -> list[dict]:
 
 
 def test_a_run_like_the_program_has_no_difference():
-    expected = predicted(events_of(shipped(), GenerationRequest(steps=2), in_full=True), AMPERE)
+    expected = predicted(events_of(shipped(), GenerationRequest(steps=2), "all"), AMPERE)
     assert len(expected) > 1000 and AMPERE.cublas_bytes in expected
     found = difference(recorded(recording(expected)), expected)
     assert (found.only_real, found.only_predicted, found.share) == ([], [], 1.0)
