@@ -87,6 +87,10 @@ def dry_runs() -> list[Row]:
         ("Programs: read, and put together for one request", f"{first * 1000:.0f} ms", f"{events:,} events"),
         ("One dry run of a size never seen", f"{one * 1000:.1f} ms", "allocator and all, median of 41"),
         ("1,000 sizes without allocator detail", f"{many * 1000:.0f} ms", "allocated peaks within 2 %"),
-        ("The live trace of one request", f"{live * 1000:.0f} ms", f"{live / one:.0f} times one dry run"),
+        (
+            f"The live trace of one request, {REQUEST.steps} steps",
+            f"{live * 1000:.0f} ms",
+            f"{live / one:.0f} times one dry run",
+        ),
         ("python -m planner compile --force", f"{compile_seconds():.0f} s", "in a process of its own"),
     ]
