@@ -1,10 +1,12 @@
 """One measured run: outcome, peaks, and how far each prediction was off."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from cache.compare import compare, verdict_of
-from cache.records import Measurement
+from cache.records import ANSWERS, Measurement, Prediction
 from pages.shared.charts import comparison_chart
 from pages.shared.verdicts import verdict_badge
 from pages.shared.words import plain
@@ -46,6 +48,8 @@ def _heading(measurement: Measurement) -> None:
             st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
     st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
+    if measured.outcome in ANSWERS and (line := foretold(measurement.predictions)):
+        st.caption(line)
     # A cancelled run has nothing to say beyond its heading.
     if measured.reason and measured.outcome != "cancelled":
         st.error(plain(measured.reason), icon=":material/error:")
@@ -99,6 +103,16 @@ def _predictions(measurement: Measurement) -> None:
                 f"The {basis.replace('-', ' ')}'s allocated peak is {off_words(peak.error)}: "
                 f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
             )
+
+
+def foretold(predictions: Sequence[Prediction]) -> str:
+    """What each basis had said of the run before it ran, in one line; empty where none judged it."""
+    said = [
+        f"{prediction.basis.replace('-', ' ')} {prediction.verdict}, need {gib(prediction.need_bytes)}"
+        for prediction in predictions
+        if prediction.need_bytes is not None and prediction.verdict != "unknown"
+    ]
+    return f"Had been predicted: {'; '.join(said)}." if said else ""
 
 
 def off_words(error: float) -> str:

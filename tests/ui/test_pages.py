@@ -323,6 +323,7 @@ def test_history_filters(open_page, three_runs):
 def test_a_link_opens_one_run(open_page, three_runs):
     at = open_page(HISTORY, run=three_runs[1])
     assert "**Ran out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
+    assert "Had been predicted: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
     assert "CUDA out of memory" in texts(at.error)
     at = open_page(HISTORY, run=three_runs[2])
     assert any("tight" in badge for badge in badges(at))
