@@ -7,7 +7,12 @@ import subprocess
 import pytest
 
 from planner import cli
-from planner.gpus import CATALOGUE
+from planner.formula import estimate
+from planner.gpus import CATALOGUE, card_named
+from planner.program import AREAS, shipped
+from planner.request import GenerationRequest
+from planner.timeline import timeline_of
+from planner.units import gib
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -45,10 +50,20 @@ def test_every_command_in_the_readme_exists(argv):
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "verify", "gpus", "doctor", "history list", "history show", "history delete"]
+    "command", ["fit", "verify", "gpus", "compile", "doctor", "history list", "history show", "history delete"]
 )
 def test_every_command_is_in_the_readme(command):
     assert f"python -m planner {command}" in README
+
+
+def test_the_numbers_in_the_text_are_the_programs():
+    large = timeline_of(GenerationRequest(width=1024, height=1024), card_named("A10"), shipped())
+    scratch = next(part for part in large.parts if part.name == "of the running kernel")
+    assert f"at 1024×1024 that is {gib(scratch.size_bytes)} of the peak" in README
+    assert f"The order of the {large.events:,} events" in README
+    total = estimate(GenerationRequest(width=2048, height=2048)).total_bytes
+    assert f"says that all three fit, with {gib(total)}" in README
+    assert len(AREAS) == 12 and "one of twelve areas" in README
 
 
 def test_every_make_target_in_the_readme_exists():
