@@ -51,6 +51,8 @@ class Answer:
     stages: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     assumptions: tuple[str, ...] = ()
+    # The need if what is assumed turns out worst; None where nothing is.
+    worst_need_bytes: int | None = None
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -142,6 +144,9 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
             for stage in STAGES
         },
         assumptions=notes,
+        worst_need_bytes=max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) + card.context_bytes
+        if notes
+        else None,
     )
 
 

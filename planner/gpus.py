@@ -239,8 +239,8 @@ def card_named(name: str) -> Card:
 def described_card(gpu_memory: str, compute_capability: str) -> Card:
     """A card that is not in the catalogue, from its memory (``16GiB``) and compute capability (``7.5``).
 
-    Its context range is the widest of the catalogue's cards of the same major compute capability, or of all cards
-    where there is none.
+    Its context range is the widest of the catalogue's cards of the same compute capability, else of the same major
+    one, else of all.
 
     Raises:
         InvalidArgument: either text breaks its rule.
@@ -253,7 +253,11 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
             "compute_capability", "must be a version from 5.0 up", compute_capability, "for example 7.5 for a T4"
         )
     capability = (int(major), int(minor))
-    alike = [card for card in CATALOGUE if card.compute_capability[0] == capability[0]] or list(CATALOGUE)
+    alike = (
+        [card for card in CATALOGUE if card.compute_capability == capability]
+        or [card for card in CATALOGUE if card.compute_capability[0] == capability[0]]
+        or list(CATALOGUE)
+    )
     return Card(
         name=f"{gib(usable_bytes)} card, compute capability {compute_capability}",
         usable_bytes=usable_bytes,

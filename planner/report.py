@@ -100,9 +100,11 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
         if minimum is None or answer.basis == "formula":
             continue
         if answer.verdict == "tight" and answer.need_bytes is not None and answer.need_bytes <= usable:
-            notes.append(f"{answer.card.name}: the need fits, the upper end of its range does not")
+            upper = gib(answer.worst_need_bytes or 0)
+            notes.append(f"{answer.card.name}: the need fits, the upper end of its range, {upper}, does not")
         elif answer.verdict == "tight" and minimum > usable:
-            notes.append(f"{answer.card.name}: runs from {gib(minimum)}, which only the best of such cards have")
+            better = "where memory and CUDA context are at the better end of what was seen of such cards"
+            notes.append(f"{answer.card.name}: the least is {gib(minimum)}; it may run {better}")
         elif answer.verdict == "tight":
             notes.append(f"{answer.card.name}: runs from {gib(minimum)}, with slower kernels or allocator retries")
         elif answer.verdict == "no":

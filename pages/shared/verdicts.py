@@ -66,7 +66,8 @@ def least_line(answer: Answer) -> str | None:
     if answer.verdict not in ("tight", "no") or least is None or headroom is None:
         return None
     if answer.verdict == "tight" and headroom >= 0:
-        return "would fit, but not at the upper end of its range"
+        upper = f", {gib(answer.worst_need_bytes)}" if answer.worst_need_bytes is not None else ""
+        return f"would fit, but not at the upper end of its range{upper}"
     if least == answer.need_bytes:
         return None
     if answer.verdict == "no":

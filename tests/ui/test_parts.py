@@ -90,7 +90,8 @@ def test_the_least_memory_is_told_where_it_says_more_than_the_headroom():
     tight = replace(fits, verdict="tight", need_bytes=usable + 3 * gibibyte)
     assert least_line(replace(tight, minimum_bytes=4 * gibibyte)) == "runs from 4.00 GiB, more slowly"
     assert "which only some of these cards have" in least_line(replace(tight, minimum_bytes=usable + 1))
-    assert least_line(replace(fits, verdict="tight")) == "would fit, but not at the upper end of its range"
+    ranged = replace(fits, verdict="tight", worst_need_bytes=5 * gibibyte)
+    assert least_line(ranged) == "would fit, but not at the upper end of its range, 5.00 GiB"
     missed = replace(tight, verdict="no", minimum_bytes=usable + gibibyte)
     assert least_line(missed) == "even the least, 15.56 GiB, misses by 1.00 GiB"
 

@@ -9,6 +9,7 @@ from planner.fit import fit
 from planner.gpus import card_named
 from planner.report import fit_text, text_table, threshold_notes, verify_command
 from planner.request import GenerationRequest
+from planner.units import gib
 from tests.unit.strategies import requests
 
 
@@ -61,5 +62,8 @@ def test_a_card_that_does_not_simply_fit_is_told_how_it_could():
     batch = GenerationRequest(batch=8, width=768, height=768)
     need = fit(batch, card_named("A10")).need_bytes
     just = replace(card_named("A10"), usable_bytes=need)
-    assert threshold_notes([fit(batch, just)]) == ["A10: the need fits, the upper end of its range does not"]
+    [note] = threshold_notes([fit(batch, just)])
+    upper = fit(batch, just).worst_need_bytes
+    assert upper > need
+    assert note == f"A10: the need fits, the upper end of its range, {gib(upper)}, does not"
     assert threshold_notes([fit(request, card_named("RTX 4060"), "formula")]) == []
