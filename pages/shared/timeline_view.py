@@ -29,7 +29,7 @@ def _picked() -> None:
 
 def choose_card(shown: Sequence[Answered]) -> Answered:
     """Draw the choice of card; until one is picked it is the first that does not fit, if any."""
-    st.subheader("Memory over time", anchor=False)
+    st.subheader("Memory over time, by the dry run", anchor=False)
     by_name = {one.answer.card.name: one for one in shown}
     picked = st.session_state.get(_PICKED)
     st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)

@@ -63,6 +63,8 @@ def test_the_numbers_in_the_text_are_the_programs():
     assert f"The order of the {large.events:,} events" in README
     total = estimate(GenerationRequest(width=2048, height=2048)).total_bytes
     assert f"says that all three fit, with {gib(total)}" in README
+    tight = timeline_of(GenerationRequest(width=2048, height=2048), card_named("T4"), shipped()).run
+    assert (tight.outcome, tight.fallbacks) == ("ok", 0) and tight.num_alloc_retries > 0
     assert len(AREAS) == 12 and "one of twelve areas" in README
 
 
