@@ -303,8 +303,13 @@ def least_capacity_bytes(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if runs(middle) else (middle, high)
+    # The whole may need more than its sketch: results of many tiles and slices pile up.
+    gap = 1
     while high < enough and not runs(high, events):
-        high += 1
+        low, high, gap = high, min(enough, high + gap), 2 * gap
+    while gap > 1 and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if runs(middle, events) else (middle, high)
     return min(high * step, enough_bytes)
 
 

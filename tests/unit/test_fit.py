@@ -92,6 +92,16 @@ def test_hope_is_given_up_only_where_the_best_of_such_cards_has_too_little():
     assert fit(request, replace(low_end, usable_high_bytes=least - 2 * MIB)).verdict == "no"
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("options", [{"vae_slicing": True}, {"vae_slicing": True, "vae_tiling": True}])
+def test_the_largest_request_is_answered_too(options):
+    """Its images pile up far beyond what a sketch with one of them needs."""
+    request = GenerationRequest(width=8192, height=8192, batch=128, **options)
+    answer = fit(request, card_named("H200"))
+    assert answer.verdict == "no"
+    assert answer.minimum_bytes <= answer.need_bytes
+
+
 def test_an_answer_does_not_depend_on_what_was_asked_before():
     request = GenerationRequest(width=832, height=1192)
     alone = fit(request, card_named("H100"))
