@@ -169,3 +169,18 @@ def m005_programs(db: Database) -> None:
         not_null={"header", "numbers", "created_at"},
         strict=True,
     )
+
+
+@migrations()
+def m006_origins(db: Database) -> None:
+    """Runs measured elsewhere come in by import; `kept_at` is when a row came into this file."""
+    measurements = db.table("measurements")
+    measurements.add_column("origin", str, not_null_default="own")
+    measurements.add_column("source", str)
+    measurements.add_column("kept_at", str)
+
+
+@migrations()
+def m007_curves(db: Database) -> None:
+    """What calibration reads off a dry run, kept because a history of many requests takes long to replay."""
+    db.table("curves").create({"id": str, "numbers": str}, pk="id", not_null={"numbers"}, strict=True)

@@ -11,6 +11,10 @@ from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]
 DeviceKind = Literal["cuda", "cpu"]
+# Who measured a run: this planner, another one whose file was imported, or whoever published a row that ships.
+Origin = Literal["own", "imported", "reference"]
+# What was run: the whole pipeline, or one half of the VAE alone, whose peaks are above what stood allocated before.
+Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
 # How runs are measured. A change that moves measured numbers counts this up, so that old rows answer no new question.
 METHOD = 1
@@ -156,7 +160,10 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run in the history: what was asked, where, what came out, what had been predicted."""
+    """One run in the history: what was asked, where, what came out, what had been predicted.
+
+    `source` says where a run comes from that was not measured here.
+    """
 
     measurement_id: str
     created_at: str
@@ -165,6 +172,9 @@ class Measurement:
     measured: Measured
     holders: tuple[dict[str, Any], ...] = ()
     predictions: tuple[Prediction, ...] = field(default=())
+    origin: Origin = "own"
+    scope: Scope = "pipeline"
+    source: str | None = None
 
     def is_stale(self, versions: Mapping[str, str]) -> bool:
         """Whether it was measured with other versions than these."""
@@ -175,6 +185,9 @@ class Measurement:
         return {
             "id": self.measurement_id,
             "created_at": self.created_at,
+            "origin": self.origin,
+            "scope": self.scope,
+            "source": self.source,
             "request": self.request.to_dict(),
             "environment": asdict(self.environment),
             **asdict(self.measured),

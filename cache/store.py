@@ -79,6 +79,7 @@ class Store(HistoryFile):
             "request_id": request.request_id,
             "environment_id": environment.environment_id,
             "created_at": now(),
+            "kept_at": now(),
             "holders": json.dumps(list(holders)),
         }
         db.table("measurements").insert(row | values)
@@ -123,9 +124,16 @@ class Store(HistoryFile):
                     Prediction(**prediction | {"stages": json.loads(prediction["stages"])})
                     for prediction in predictions.get(row["id"], [])
                 ),
+                origin=row["origin"],
+                source=row["source"],
             )
             for row in rows
         ]
+
+    def revision(self) -> tuple[int, str]:
+        """Something that differs once a run was kept or deleted: how many there are, and when the last one came."""
+        with self._connect() as db:
+            return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
 
     @staticmethod
     def _shared(db: Database, table: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
