@@ -48,13 +48,15 @@ class KernelPolicy:
       workspace, channels padded to eights. An image's three channels are too few for them, and go without.
     - ``float32``: without tensor cores, input, filter and output are converted to float32 in the workspace.
 
-    `transposes_all` makes the policy cautious: convolutions that are channels_last already take the workspace too.
+    `workspace_fraction` is how much of that workspace they take: 0 none at all, as if each had fallen back to its last
+    plan; 1 what the preferred plan needs; 2 the cautious end, where convolutions that are channels_last already
+    transpose all the same.
     """
 
     convolution: Literal["nhwc", "float32"]
     has_flash_attention: bool
     cublas_bytes: int
-    transposes_all: bool = False
+    workspace_fraction: float = 1.0
 
     @classmethod
     def of(cls, capability: Capability) -> "KernelPolicy":
@@ -72,13 +74,21 @@ class KernelPolicy:
             (convolutions,), int64.
         """
         x, x_padded, y, y_padded, weight, channels_last = convolutions.T
+        taken = min(self.workspace_fraction, 1.0)
         if self.convolution == "float32":
-            return 4 * (x + y + weight)
-        # Three channels of an image become eight.
+            return (taken * (4 * (x + y + weight))).astype(np.int64)
+        # Three channels of an image become eight, and what is channels_last already needs no transpose.
         is_image = 3 * x_padded == 8 * x
-        # What is channels_last already needs no transpose.
-        needs_none = is_image | ((channels_last != 0) & (not self.transposes_all))
-        return np.where(needs_none, 0, 2 * (x_padded + y_padded + weight))
+        share = np.where(channels_last != 0, max(self.workspace_fraction - 1.0, 0.0), taken)
+        return (np.where(is_image, 0, share) * (2 * (x_padded + y_padded + weight))).astype(np.int64)
+
+    def without_workspace(self) -> "KernelPolicy":
+        """The same card where every convolution has fallen back to a plan without workspace."""
+        return replace(self, workspace_fraction=0.0)
+
+    def cautious(self) -> "KernelPolicy":
+        """The same card where every convolution transposes, whatever its layout."""
+        return replace(self, workspace_fraction=2.0)
 
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
         """What each fused attention call takes beside its output, from `Events.attentions`.
@@ -153,25 +163,22 @@ def dry_run(
     policy: KernelPolicy,
     capacity_bytes: int | None = None,
     *,
-    smallest: bool = False,
     with_timeline: bool = False,
     allocator: CachingAllocator | None = None,
 ) -> DryRun:
     """The replay of these events by kernels of this policy within `capacity_bytes`, or without end when that is None.
 
-    With `smallest`, no convolution takes any workspace, as if each had fallen back to its last plan. An `allocator`
-    other than the default one has a capacity of its own.
+    An `allocator` other than the default one has a capacity of its own.
     """
-    return _Replay(events, policy, allocator or CachingAllocator(capacity_bytes), smallest).run(with_timeline)
+    return _Replay(events, policy, allocator or CachingAllocator(capacity_bytes)).run(with_timeline)
 
 
 class _Replay:
     """One pass over the events: the inner loop of everything here."""
 
-    def __init__(self, events: Events, policy: KernelPolicy, allocator: CachingAllocator, smallest: bool):
+    def __init__(self, events: Events, policy: KernelPolicy, allocator: CachingAllocator):
         self.events, self.policy, self.allocator = events, policy, allocator
-        wanted = policy.convolution_bytes(events.convolutions)
-        self.convolutions = [0] * len(wanted) if smallest else wanted.tolist()
+        self.convolutions = policy.convolution_bytes(events.convolutions).tolist()
         self.attentions = policy.attention_bytes(events.attentions).tolist()
         self.fallen_back: set[tuple[int, ...]] = set()
         self.stages: dict[str, StagePeak] = {}
@@ -266,7 +273,7 @@ class _Thrifty(CachingAllocator):
 
 def thrifty_run(events: Events, policy: KernelPolicy) -> DryRun:
     """The replay without workspace and by an allocator that flushes before it asks: about the least there is."""
-    return dry_run(events, policy, smallest=True, allocator=_Thrifty())
+    return dry_run(events, policy.without_workspace(), allocator=_Thrifty())
 
 
 def least_capacity_bytes(

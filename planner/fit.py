@@ -112,7 +112,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     preferred, thrifty = _runs(library, request, policy)
     notes = tuple(assumptions(request, card.compute_capability))
     # Where something is assumed, the worst that it could turn out to be must fit too.
-    worst_case = _runs(library, request, replace(policy, transposes_all=True))[0] if notes else preferred
+    worst_case = _runs(library, request, policy.cautious())[0] if notes else preferred
     least = _least(library, request, policy)
     need = preferred.peak_reserved_bytes + card.context_bytes
     # There is no hope only where the most that such a card was seen to leave to a process is too little. In between it

@@ -1,16 +1,16 @@
-"""The dry run against published measurements, in the order in which the benchmark took them.
+"""The dry run against published measurements.
 
 ``python -m tests.published`` prints the README's table. Source of tests/data/published.csv: the column `source` of each
 row.
 """
 
 import csv
-import dataclasses
 from typing import NamedTuple
 
 from planner.dryrun import KernelPolicy, dry_run
-from planner.flatten import Flattening, events_of
-from planner.program import Op, shipped
+from planner.flatten import events_of
+from planner.halves import half_alone
+from planner.program import shipped
 from planner.request import GenerationRequest
 from planner.units import MIB
 from tests.conftest import ROOT
@@ -30,32 +30,18 @@ class Error(NamedTuple):
 
 
 def vae_errors() -> list[Error]:
-    """The benchmark: one process, one VAE, encode and decode at each size, the cache emptied before each."""
-    # A size of its own, so that every call's sizes are plain numbers.
-    sequence = Flattening(shipped(), GenerationRequest(width=64, height=64), "all")
-    sequence.load("vae")
-    spans = []
+    """The benchmark of the VAE alone, each call in a process that has encoded 512x512 before, as its own had."""
+    found = []
     for allocated, reserved in zip(VAE[::2], VAE[1::2], strict=True):
         assert allocated["pipeline"] == reserved["pipeline"]
-        height, width = int(allocated["H"]) // 8, int(allocated["W"]) // 8
-        encodes = allocated["pipeline"] == "vae.encode"
-        sequence.request = dataclasses.replace(sequence.request, vae_tiling="tiling" in allocated["vae_options"])
-        # The benchmark's image is a tensor of its own making and so not channels_last, as one from PIL is.
-        sequence.layout = sequence.layout._replace(is_planar=True)
-        given = sequence.birth((0, height * width * (3 * 64 if encodes else 4) * 2), 0)
-        sequence.event(Op.EMPTY_CACHE, 0)
-        begin = sum(map(len, sequence.ops))
-        [result] = sequence.call("vae._encode" if encodes else "vae._decode", 1, height, width)
-        spans.append((begin, sum(map(len, sequence.ops)), allocated, reserved))
-        for number in (result, given):
-            sequence.event(Op.DEATH, number)
-    events = sequence.flat().at(1, 8, 8)
-    timeline = dry_run(events, KernelPolicy.of((8, 9)), with_timeline=True).timeline
-    assert timeline is not None
-    found = []
-    for begin, end, *rows in spans:
-        most = (timeline[begin:end].max(axis=0) - timeline[begin - 1]) / MIB
-        found += [Error(row, predicted) for row, predicted in zip(rows, most, strict=True)]
+        request = GenerationRequest(
+            width=int(allocated["W"]), height=int(allocated["H"]), vae_tiling="tiling" in allocated["vae_options"]
+        )
+        history = half_alone(shipped(), allocated["pipeline"], request)
+        timeline = dry_run(history.events, KernelPolicy.of((8, 9)), with_timeline=True).timeline
+        assert timeline is not None
+        most = (timeline[history.begin : history.end].max(axis=0) - timeline[history.begin - 1]) / MIB
+        found += [Error(row, predicted) for row, predicted in zip((allocated, reserved), most, strict=True)]
     return found
 
 

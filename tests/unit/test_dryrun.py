@@ -48,7 +48,7 @@ def least(request: GenerationRequest, policy: KernelPolicy) -> int:
 @few
 @given(requests(**sized | {"vae_tiling": st.booleans()}), st.sampled_from(POLICIES))
 def test_the_laws_between_the_sizes(request_, policy):
-    result, smallest = run(request_, policy), run(request_, policy, smallest=True)
+    result, smallest = run(request_, policy), run(request_, policy.without_workspace())
     assert smallest.peak_allocated_bytes <= result.peak_allocated_bytes + SLACK_BYTES
     assert result.peak_allocated_bytes <= result.peak_reserved_bytes
     for peak in result.stages.values():
@@ -110,9 +110,9 @@ def test_calls_played_in_short_reach_no_other_peak(request_):
 
 
 @few
-@given(requests(**sized), st.sampled_from(POLICIES), st.floats(0, 1))
-def test_the_verdicts_two_thresholds_hold(request_, policy, between):
-    """Room for the preferred run and one step less; room for the least, one step less, and something in between."""
+@given(requests(**sized), st.sampled_from(POLICIES))
+def test_the_verdicts_two_thresholds_hold(request_, policy):
+    """Room for the preferred run and one step less; room for the least and one step less."""
     events = events_of(shipped(), request_)
     enough = dry_run(events, policy).peak_reserved_bytes
     assert dry_run(events, policy, enough).num_alloc_retries == 0
@@ -126,10 +126,6 @@ def test_the_verdicts_two_thresholds_hold(request_, policy, between):
     assert short.outcome == "out-of-memory"
     assert short.ended_at is not None
     assert short.peak_reserved_bytes <= below
-    # Between the two it runs, with retries. Allocators being what they are, rarely not; then the bare tensors do.
-    somewhere = lowest + round(between * (enough - lowest))
-    if dry_run(events, policy, somewhere).outcome != "ok":
-        assert dry_run(events, policy, smallest=True).peak_allocated_bytes < somewhere
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,7 @@ def test_luck_below_a_failure_is_not_the_least(width, height, capability):
 def test_between_the_thresholds_convolutions_fall_back():
     request_ = GenerationRequest(task="txt2img", width=2048, height=2048)
     events = events_of(shipped(), request_)
-    roomy, bare = run(request_), run(request_, smallest=True)
+    roomy, bare = run(request_), run(request_, TENSOR_CORES.without_workspace())
     tight = dry_run(
         events,
         TENSOR_CORES,
@@ -204,7 +200,7 @@ def test_a_convolutions_workspace_is_its_transposed_input_filter_and_output():
     rows = np.array([out, image, inner])
     whole = 2 * (136 * pixels + weight)
     assert TENSOR_CORES.convolution_bytes(rows).tolist() == [whole, 0, 0]
-    cautious = dataclasses.replace(TENSOR_CORES, transposes_all=True)
+    cautious = TENSOR_CORES.cautious()
     assert cautious.convolution_bytes(rows).tolist() == [whole, 0, 2 * (256 * pixels + 9 * 128 * 128)]
     assert POLICIES[0].convolution_bytes(rows)[0] == 4 * (131 * pixels + weight)
 
