@@ -3,12 +3,13 @@
 import json
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlite_utils import Database
 
+from cache.exchange import line_of
 from cache.history_file import HistoryFile
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
@@ -43,6 +44,13 @@ def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
     return bool(run.holders) or (free_bytes is not None and then is not None and free_bytes > then + GIB)
 
 
+class Imported(NamedTuple):
+    """How many runs an import added, and how many were there before."""
+
+    added: int
+    known: int
+
+
 class Store(HistoryFile):
     """The history's rows."""
 
@@ -70,30 +78,78 @@ class Store(HistoryFile):
         predictions: tuple[Prediction, ...],
         holders: tuple[dict[str, Any], ...],
     ) -> str:
-        measurement_id = str(uuid.uuid4())
-        self._keep_shared(db, request, environment)
-        values = asdict(measured)
-        stages = values.pop("stages")
-        row = {
-            "id": measurement_id,
-            "request_id": request.request_id,
-            "environment_id": environment.environment_id,
-            "created_at": now(),
-            "kept_at": now(),
-            "holders": json.dumps(list(holders)),
-        }
-        db.table("measurements").insert(row | values)
-        db.table("stages").insert_all({"measurement_id": measurement_id} | stage for stage in stages)
-        db.table("predictions").insert_all(
-            {"measurement_id": measurement_id} | asdict(prediction) | {"stages": json.dumps(prediction.stages)}
-            for prediction in predictions
+        run = Measurement(
+            measurement_id=str(uuid.uuid4()),
+            created_at=now(),
+            request=request,
+            environment=environment,
+            measured=measured,
+            holders=holders,
+            predictions=predictions,
         )
-        return measurement_id
+        self._insert(db, [run])
+        return run.measurement_id
+
+    def _insert(self, db: Database, runs: list[Measurement]) -> None:
+        # Each of them once: the hashes that name them take longer than the rows.
+        request_ids = {run.request: run.request.request_id for run in runs}
+        environment_ids = {run.environment: run.environment.environment_id for run in runs}
+        kept_at = now()
+        rows, stages, predictions = [], [], []
+        for run in runs:
+            of = {"measurement_id": run.measurement_id}
+            values = asdict(run.measured)
+            stages += [of | stage for stage in values.pop("stages")]
+            predictions += [of | asdict(one) | {"stages": json.dumps(one.stages)} for one in run.predictions]
+            rows.append(
+                {
+                    "id": run.measurement_id,
+                    "request_id": request_ids[run.request],
+                    "environment_id": environment_ids[run.environment],
+                    "created_at": run.created_at,
+                    "kept_at": kept_at,
+                    "origin": run.origin,
+                    "source": run.source,
+                    "holders": json.dumps(list(run.holders)),
+                }
+                | values
+            )
+        self._keep_shared(db, request_ids, environment_ids)
+        for table, made in (("measurements", rows), ("stages", stages), ("predictions", predictions)):
+            db.table(table).insert_all(made)
 
     @staticmethod
-    def _keep_shared(db: Database, request: GenerationRequest, environment: Environment) -> None:
-        db.table("requests").insert({"id": request.request_id} | request.canonical().to_dict(), ignore=True)
-        db.table("environments").insert({"id": environment.environment_id} | asdict(environment), ignore=True)
+    def _keep_shared(db: Database, requests: Iterable[GenerationRequest], environments: Iterable[Environment]) -> None:
+        db.table("requests").insert_all(
+            ({"id": request.request_id} | request.canonical().to_dict() for request in requests), ignore=True
+        )
+        db.table("environments").insert_all(
+            ({"id": environment.environment_id} | asdict(environment) for environment in environments), ignore=True
+        )
+
+    def import_measurements(self, measurements: Iterable[Measurement]) -> Imported:
+        """Keep runs measured elsewhere, all or none, with their ids and times; one that is here already stays as it is.
+
+        Raises:
+            InvalidArgument: another run has the same id.
+        """
+        runs = [replace(run, request=run.request.canonical(), origin="imported") for run in measurements]
+        with self._writing() as db:
+            ids = json.dumps([run.measurement_id for run in runs])
+            found = self.measurements("m.id in (select value from json_each(:ids))", {"ids": ids})
+            here = {run.measurement_id: run for run in found}
+            added = []
+            for run in runs:
+                known = here.setdefault(run.measurement_id, run)
+                if known is run:
+                    added.append(run)
+                # Who measured a run is not what it says, and a line says of a run all that a file can.
+                elif line_of(known) != line_of(run):
+                    rule = "must be the id of one run, another with it is in the history or in the file"
+                    raise InvalidArgument("id", rule, run.measurement_id)
+            if added:
+                self._insert(db, added)
+        return Imported(len(added), len(runs) - len(added))
 
     def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
         """The runs that meet a condition over m (measurements), r (requests) and e (environments), newest first."""
@@ -243,7 +299,7 @@ class Store(HistoryFile):
     def add_job(self, job_id: str, request: GenerationRequest, environment: Environment, owner: str) -> None:
         """Note a job before anything else happens to it."""
         with self._writing() as db:
-            self._keep_shared(db, request, environment)
+            self._keep_shared(db, [request], [environment])
             db.table("jobs").insert(
                 {
                     "id": job_id,
