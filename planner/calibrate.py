@@ -1,0 +1,322 @@
+"""Raw dry runs and measured runs in, corrected peaks with an interval out.
+
+What is learned is physical: how much of their preferred workspace a card family's convolutions take, and a constant.
+Both are learned by stage, from runs of the same family, attention and kernels, each weighed by how alike it is;
+`planner/posterior.py` says how, `planner/intervals.py` how wide the interval is.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
+from planner.curves import PREFERRED, Curve
+from planner.intervals import MIN_WEIGHT, half_width
+from planner.posterior import LOG_PRIOR, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
+from planner.request import GenerationRequest
+
+# How much a run counts that differs from what is asked in one of these.
+OTHER_CUDNN = 0.5
+OTHER_CAPABILITY = 0.5
+OTHER_OPTIONS = 0.5
+OTHER_VERSIONS = 0.5
+# A residual of a run that peaks in another stage tells less of this one.
+OTHER_STAGE = 0.3
+# A stage so far below the peak cannot become it, and is not looked at again for each run that is left out.
+_NEAR = 0.6
+# Of stages so close to the peak any could be it.
+_COULD_BE = 0.95
+# As many of the newest runs of each kind say as much as all of them.
+NEWEST = 100
+
+_ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
+
+
+def family_of(capability: tuple[int, int]) -> str:
+    """The card family of a compute capability: NVIDIA's name of the architecture."""
+    exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
+    return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
+
+
+class Cell(NamedTuple):
+    """What makes two runs alike. Runs of another family, attention or kernels say nothing of each other.
+
+    `kernels` and `options` are of the request; None in `cudnn` or `versions` is alike to every other.
+    """
+
+    family: str
+    attention: str
+    kernels: str
+    capability: tuple[int, int]
+    cudnn: int | None
+    options: str
+    versions: str | None
+
+    def weight(self, other: "Cell") -> float:
+        """How much a run of `other` counts for this one, from 0 to 1."""
+        if self[:3] != other[:3]:
+            return 0.0
+        weight = 1.0
+        weight *= 1.0 if self.capability == other.capability else OTHER_CAPABILITY
+        weight *= 1.0 if self.cudnn is None or self.cudnn == other.cudnn else OTHER_CUDNN
+        weight *= 1.0 if self.options == other.options else OTHER_OPTIONS
+        return weight * (OTHER_VERSIONS if self.is_stale(other) else 1.0)
+
+    def is_stale(self, other: "Cell") -> bool:
+        """Whether a run of `other` was measured with other versions."""
+        return self.versions is not None and self.versions != other.versions
+
+
+def cell_of(
+    request: GenerationRequest,
+    capability: tuple[int, int],
+    attention: str = "sdpa",
+    cudnn: int | None = None,
+    versions: str | None = None,
+) -> Cell:
+    """The cell of a request on a card of this compute capability."""
+    kernels = {
+        "several images": request.batch > 1,
+        "channels_last": request.channels_last,
+        "attention slicing": request.attention_slicing,
+    }
+    options = {
+        "VAE tiling": request.vae_tiling,
+        "VAE slicing": request.vae_slicing and request.batch > 1,
+        "model offload": request.offload == "model",
+    }
+    named = ("+".join(name for name, on in of.items() if on) or "plain" for of in (kernels, options))
+    return Cell(family_of(capability), attention, next(named), capability, cudnn, next(named), versions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A measured run as calibration sees it. Bytes; `stages` are allocated peaks, none where only the whole is known.
+
+    Of a half of the VAE alone, peaks and curve are above what stood before.
+    """
+
+    run_id: str
+    cell: Cell
+    curve: Curve
+    kind: Kind = "full"
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int | None = None
+    stages: Mapping[str, int]
+
+    def told(self) -> Iterator[tuple[str, int, Kind]]:
+        """Stage, bytes, and what they say of its peak; the whole's is the peak of the stage that should have it."""
+        if self.stages:
+            for stage, size in self.stages.items():
+                if stage in self.curve.stages:
+                    yield stage, size, self.kind
+            return
+        for stage in self.curve.stages:
+            is_peak = stage == self.curve.peak_stage
+            if is_peak or self.kind == "full":
+                yield stage, self.peak_allocated_bytes, self.kind if is_peak else "at-most"
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Peaks of one request after calibration. Bytes.
+
+    `weight` is how many runs like it the stages that could be the peak rest on; those not `looked_at` are raw.
+    """
+
+    stages: dict[str, Estimate]
+    reserved: Estimate
+    constant: float
+    weight: float
+    looked_at: frozenset[str]
+
+    @property
+    def peak_stage(self) -> str:
+        """The stage that allocates most; of equal ones the later."""
+        return max(reversed(list(self.stages)), key=lambda stage: self.stages[stage].median)
+
+    @property
+    def allocated(self) -> Estimate:
+        """The allocated peak."""
+        return self.stages[self.peak_stage]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """`Corrected` with intervals at `intervals.NOMINAL`. Bytes.
+
+    `is_physical` says that there were too few runs for residuals, so that the allocated interval is the whole of what
+    convolutions could take. `runs` are the ids of the runs it rests on, `stale` of those among them that are.
+    """
+
+    corrected: Corrected
+    allocated: tuple[int, int]
+    reserved: tuple[int, int]
+    is_physical: bool
+    runs: tuple[str, ...]
+    stale: tuple[str, ...]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether enough runs like it were measured to be the best answer."""
+        return self.corrected.weight >= MIN_WEIGHT
+
+
+class Residual(NamedTuple):
+    """By how much a run was off from what the others said of it: logarithms of measured over corrected.
+
+    `allocated` is by stage, of those that could have been the peak; `reserved` is None where it was not measured.
+    """
+
+    cell: Cell
+    peak_stage: str
+    allocated: dict[str, float]
+    reserved: float | None
+
+    def of(self, peak: str, stage: str) -> tuple[float, float] | None:
+        """The residual that tells of this peak, ``allocated`` or ``reserved``, and how much it counts."""
+        if peak == "reserved":
+            return None if self.reserved is None else (self.reserved, 1.0)
+        if stage in self.allocated:
+            return self.allocated[stage], 1.0
+        return (self.allocated[self.peak_stage], OTHER_STAGE) if self.peak_stage in self.allocated else None
+
+
+class Calibration:
+    """What the runs say, newest first; beyond `NEWEST` of a kind the older ones are left out."""
+
+    def __init__(self, runs: Iterable[Run]):
+        self.runs = _newest(runs)
+        self._told: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
+        self._sums: dict[tuple[Cell, str], np.ndarray] = {}
+        self._counts: dict[tuple[Cell, str], int] = {}
+        for run in self.runs:
+            for stage, size, kind in run.told():
+                told = log_likelihood(run.curve.stages[stage], size, kind)
+                key = (run.cell, stage)
+                self._told[run.run_id, stage] = told, kind == "full"
+                self._sums[key] = self._sums.get(key, 0.0) + told
+                self._counts[key] = self._counts.get(key, 0) + (kind == "full")
+
+    def correct(self, curve: Curve, target: Cell, without: Run | None = None) -> Corrected:
+        """The peaks of this curve's request, as if `without` had not been measured."""
+        posteriors = {stage: self._posterior(stage, target, without) for stage in curve.stages}
+        raw = {stage: float(values.max()) for stage, values in curve.stages.items()}
+        highest = max(raw.values())
+        estimates, weights_by_stage, looked_at = {}, {}, set()
+        for stage, values in curve.stages.items():
+            log_posterior, weight = posteriors[stage]
+            # Fewer runs than this move nothing: one of them could be the absurd one.
+            weights = weights_of(log_posterior if weight >= MIN_WEIGHT else LOG_PRIOR)
+            weights_by_stage[stage] = weights
+            if without is None or raw[stage] > _NEAR * highest:
+                estimates[stage] = estimate_of(values, weights)
+                looked_at.add(stage)
+            else:
+                estimates[stage] = Estimate(*[float(values[PREFERRED])] * 3)
+        peak = max(reversed(list(estimates)), key=lambda stage: estimates[stage].median)
+        reserved = estimate_of(curve.reserved, weights_by_stage[peak])
+        constant = constant_of(weights_by_stage[peak])
+        least = _COULD_BE * estimates[peak].median
+        weight = max(weight for stage, (_, weight) in posteriors.items() if estimates[stage].median >= least)
+        return Corrected(estimates, reserved, constant, weight, frozenset(looked_at))
+
+    def _posterior(self, stage: str, target: Cell, without: Run | None) -> tuple[np.ndarray, float]:
+        total, weight = LOG_PRIOR, 0.0
+        for (cell, of), told in self._sums.items():
+            counts = target.weight(cell) if of == stage else 0.0
+            if counts:
+                total = total + counts * told
+                weight += counts * self._counts[cell, of]
+        if without is not None and (without.run_id, stage) in self._told:
+            counts, (told, is_full) = target.weight(without.cell), self._told[without.run_id, stage]
+            total = total - counts * told
+            weight -= counts * is_full
+        return total, weight
+
+    @cached_property
+    def residuals(self) -> tuple[Residual, ...]:
+        """Of every full run, from what the others say."""
+        found = []
+        for run in self.runs:
+            if run.kind != "full":
+                continue
+            said = self.correct(run.curve, run.cell, without=run)
+            # Where stages are not known, the whole is off by as much whichever stage it is put down to.
+            peaks = run.stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
+            of = said.stages if run.stages else dict.fromkeys(said.looked_at, said.allocated)
+            allocated = {
+                stage: float(np.log(size / of[stage].median))
+                for stage, size in peaks.items()
+                if stage in said.looked_at
+            }
+            reserved = run.peak_reserved_bytes
+            off = float(np.log(reserved / said.reserved.median)) if reserved else None
+            found.append(Residual(run.cell, said.peak_stage, allocated, off))
+        return tuple(found)
+
+    def answer(self, curve: Curve, target: Cell) -> Calibrated:
+        """The corrected peaks of this curve's request, with intervals."""
+        said = self.correct(curve, target)
+        alike = [(run, target.weight(run.cell)) for run in self.runs]
+        allocated, is_physical = self._interval("allocated", said, curve.stages[said.peak_stage], target)
+        reserved, _ = self._interval("reserved", said, curve.reserved, target)
+        return Calibrated(
+            corrected=said,
+            allocated=allocated,
+            reserved=(max(reserved[0], allocated[0]), max(reserved[1], allocated[1])),
+            is_physical=is_physical,
+            runs=tuple(run.run_id for run, weight in alike if weight),
+            stale=tuple(run.run_id for run, weight in alike if weight and target.is_stale(run.cell)),
+        )
+
+    def _interval(self, peak: str, said: Corrected, curve: np.ndarray, target: Cell) -> tuple[tuple[int, int], bool]:
+        estimate: Estimate = getattr(said, peak)
+        told = [
+            (residual[0], residual[1] * target.weight(one.cell))
+            for one in self.residuals
+            if (residual := one.of(peak, said.peak_stage)) and target.weight(one.cell)
+        ]
+        residuals, weights = np.array(told).reshape(-1, 2).T
+        width = half_width(residuals, weights)
+        # A block may count beyond its request, and what is reserved moves in segments: no residual shows less.
+        grain = MAX_UNSPLIT_BYTES if peak == "allocated" else LARGE_SEGMENT
+        if width is None:
+            seen = estimate.median * np.exp([0.0, *residuals])
+            low, high = min(curve.min(), seen.min()), max(curve.max(), seen.max())
+        else:
+            # What is not known of the kernels weighs more on another size than on those that were measured.
+            below, above = (abs(np.log(end / estimate.median)) for end in (estimate.low, estimate.high))
+            low = estimate.median * np.exp(-np.hypot(width, below))
+            high = estimate.median * np.exp(np.hypot(width, above))
+        ends = min(low, estimate.median - grain), max(high, estimate.median + grain)
+        return (max(0, round(float(ends[0]))), round(float(ends[1]))), width is None
+
+
+def _newest(runs: Iterable[Run]) -> list[Run]:
+    kept, counts = [], {}
+    for run in runs:
+        counts[run.cell] = counts.get(run.cell, 0) + 1
+        if counts[run.cell] <= NEWEST:
+            kept.append(run)
+    return kept
+
+
+def held_out(runs: Sequence[Run], folds: int = 10) -> dict[str, Calibrated]:
+    """What is said of each full run by those outside its fold, by run id: no run is graded on itself.
+
+    Up to thirty runs each is a fold of its own.
+    """
+    full = [run for run in runs if run.kind == "full"]
+    count = len(full) if len(full) <= 30 else folds
+    found = {}
+    for fold in range(count):
+        graded = full[fold::count]
+        ids = {run.run_id for run in graded}
+        rest = Calibration(run for run in runs if run.run_id not in ids)
+        for run in graded:
+            found[run.run_id] = rest.answer(run.curve, run.cell)
+    return found

@@ -1,0 +1,115 @@
+"""What measured peaks say of two physical unknowns: how much workspace convolutions take, and a constant beside it.
+
+Everything is held on one grid: workspace fraction by constant by noise. Every run adds its log-likelihood, so leaving
+one out is a subtraction. The prior holds half of its mass on the raw dry run, which is therefore the answer until
+runs say otherwise; each run's likelihood is bounded from below, so none can drag the answer far on its own.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from planner.curves import FRACTIONS, PREFERRED
+from planner.units import MIB
+
+# What a run says of a peak: what it is, that its card set an end to it, that it is more, or that it is no more.
+Kind = Literal["full", "limited", "out-of-memory", "at-most"]
+
+# Beside the workspace: what the replay leaves out, such as scratch of kernels, or counts too much.
+_STEPS = np.array([2.0, 4, 8, 16, 32, 64, 128, 256, 512]) * MIB
+CONSTANTS = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
+_NO_CONSTANT = len(_STEPS)
+# Relative: a deterministic allocator repeats itself to a tenth of a per cent, a busy card does not.
+NOISE = np.array([0.002, 0.01, 0.04])
+
+# Half of all belief is on the raw dry run. The rest is on any fraction, above the preferred one less so, and on small
+# constants rather than large ones.
+RAW_SHARE = 0.5
+_ABOVE_PREFERRED = 0.3
+_TYPICAL_CONSTANT = 64.0 * MIB
+# One run in twenty may be absurd: a wrong request, another process, a typing error. Where, nobody knows: its density
+# is that of anything from a quarter to four times the peak, in logarithms.
+ABSURD_SHARE = 0.05
+_ABSURD_DENSITY = 1 / (2 * np.log(4))
+
+SHAPE = (len(FRACTIONS), len(CONSTANTS), len(NOISE))
+
+
+def _log_prior() -> np.ndarray:
+    below = np.arange(len(FRACTIONS)) <= PREFERRED
+    fractions = np.where(below, (1 - _ABOVE_PREFERRED) / below.sum(), _ABOVE_PREFERRED / (~below).sum())
+    spacing = np.gradient(CONSTANTS)
+    constants = spacing * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
+    prior = (1 - RAW_SHARE) * np.outer(fractions, constants / constants.sum())
+    prior[PREFERRED, _NO_CONSTANT] += RAW_SHARE
+    return np.log(np.repeat(prior[:, :, None], len(NOISE), axis=2) / len(NOISE))
+
+
+LOG_PRIOR = _log_prior()
+
+
+def _peaks(curve: np.ndarray) -> np.ndarray:
+    """The peak at each fraction and constant, never below a byte."""
+    return np.maximum(curve[:, None] + CONSTANTS, 1.0)
+
+
+def _below(deviations: np.ndarray) -> np.ndarray:
+    """How probable it is that a normal deviate is below each of these; the logistic stands in for erf, within 0.01."""
+    return 1 / (1 + np.exp(-1.702 * np.clip(deviations, -40, 40)))
+
+
+def log_likelihood(curve: np.ndarray, measured_bytes: float, kind: Kind) -> np.ndarray:
+    """What one run's peak of one stage says, given the stage's curve of allocated peaks, (fractions,).
+
+    A full run's peak is what kernels took, give or take the noise. One that was out of memory needed more than it had
+    reached. One that met the end of its card and went on, after a retry or with smaller plans, lies between what
+    stands without any workspace and what it would have taken. Of a run whose stages are not known, no stage's peak is
+    above the whole's.
+
+    Shape:
+        `SHAPE`.
+    """
+    deviations = np.log(measured_bytes / _peaks(curve))[:, :, None] / NOISE
+    if kind == "full":
+        normal = np.exp(-(deviations**2) / 2) / (NOISE * np.sqrt(2 * np.pi))
+        return np.log((1 - ABSURD_SHARE) * normal + ABSURD_SHARE * _ABSURD_DENSITY)
+    likelihood = _below(deviations if kind == "at-most" else -deviations)
+    if kind == "limited":
+        bare = np.log(measured_bytes / np.maximum(curve[0] + CONSTANTS, 1.0))[None, :, None] / NOISE
+        likelihood = likelihood * _below(bare)
+    return np.log((1 - ABSURD_SHARE) * likelihood + ABSURD_SHARE / 2)
+
+
+class Estimate(NamedTuple):
+    """A peak as the posterior has it: its median and the range of its middle 90 %. Bytes."""
+
+    median: float
+    low: float
+    high: float
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray) -> Estimate:
+    order = np.argsort(values, axis=None, kind="stable")
+    reached = np.cumsum(weights.ravel()[order])
+    at = np.searchsorted(reached, np.array([0.5, 0.05, 0.95]) * reached[-1])
+    return Estimate(*values.ravel()[order[np.minimum(at, len(order) - 1)]].tolist())
+
+
+def weights_of(log_posterior: np.ndarray) -> np.ndarray:
+    """The posterior without the noise, which is nobody's question.
+
+    Shape:
+        (fractions, constants), sums to 1.
+    """
+    weights = np.exp(log_posterior - log_posterior.max()).sum(axis=2)
+    return weights / weights.sum()
+
+
+def estimate_of(curve: np.ndarray, weights: np.ndarray) -> Estimate:
+    """The peak of this curve under these weights from `weights_of`."""
+    return _quantiles(_peaks(curve), weights)
+
+
+def constant_of(weights: np.ndarray) -> float:
+    """The median of the constant, in bytes."""
+    return _quantiles(CONSTANTS, weights.sum(axis=0)).median
