@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from cache.device import Device
 from cache.records import Measurement, Prediction
+from planner.answer import EXIT_CODES, Verdict
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
 from planner.dryrun import live_peaks
 from planner.errors import NoProgram
-from planner.fit import EXIT_CODES, Verdict, fit
+from planner.fit import fit
 from planner.gpus import Card
 from planner.program import Library, shipped
 from planner.request import GenerationRequest

@@ -6,36 +6,16 @@ transaction that reads and then writes fails at once under WAL when another writ
 
 import contextlib
 import fcntl
-import os
 import shutil
 import sqlite3
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
-import platformdirs
 from sqlite_utils import Database
 
+from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
 from cache.migrations import migrations
-from planner.errors import PlannerError
-
-BUSY_TIMEOUT_S = 30
-
-
-class HistoryError(PlannerError):
-    """The history cannot be used; the message says why and what to do."""
-
-
-def default_path() -> Path:
-    """``PLANNER_DB``, or ``planner.db`` in the user's data directory."""
-    named = os.environ.get("PLANNER_DB")
-    if not named:
-        return Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
-    try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
-        raise HistoryError(f"PLANNER_DB names no home directory ({error}), got {named!r} - set it to a file") from None
 
 
 class HistoryFile:
@@ -103,8 +83,8 @@ class HistoryFile:
     @contextlib.contextmanager
     def _connect(self, *, create: bool = False) -> Generator[Database]:
         # Only opening makes a file: one that vanished under a running server must not come back without its tables.
-        address = f"file:{quote(str(self.path.absolute()))}?mode={'rwc' if create else 'rw'}"
-        connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        where = address(self.path, "rwc" if create else "rw")
+        connection = sqlite3.connect(where, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             yield Database(connection)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-from planner.fit import Answer
+from planner.answer import Answer
 from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]

@@ -1,7 +1,8 @@
 """Will It Fit: which GPUs run a Stable Diffusion v1.5 request, by how much, and how we know."""
 
+from planner.answer import Answer, Verdict
 from planner.errors import InvalidArgument, PlannerError, UnknownCard
-from planner.fit import Answer, Verdict, fit
+from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import Card, card_named
 from planner.request import GenerationRequest

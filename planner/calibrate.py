@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
-from planner.curves import PREFERRED, Curve
+from planner.curves import PREFERRED, Curve, Scope
 from planner.intervals import MIN_WEIGHT, half_width
 from planner.posterior import LOG_PRIOR, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
 from planner.request import GenerationRequest
@@ -23,6 +23,8 @@ OTHER_CUDNN = 0.5
 OTHER_CAPABILITY = 0.5
 OTHER_OPTIONS = 0.5
 OTHER_VERSIONS = 0.5
+# A half of the VAE alone tells of its kernels, and nothing of the pipeline around it.
+OTHER_SCOPE = 0.5
 # A residual of a run that peaks in another stage tells less of this one.
 OTHER_STAGE = 0.3
 # A stage so far below the peak cannot become it, and is not looked at again for each run that is left out.
@@ -54,6 +56,7 @@ class Cell(NamedTuple):
     cudnn: int | None
     options: str
     versions: str | None
+    scope: Scope = "pipeline"
 
     def weight(self, other: "Cell") -> float:
         """How much a run of `other` counts for this one, from 0 to 1."""
@@ -63,6 +66,7 @@ class Cell(NamedTuple):
         weight *= 1.0 if self.capability == other.capability else OTHER_CAPABILITY
         weight *= 1.0 if self.cudnn is None or self.cudnn == other.cudnn else OTHER_CUDNN
         weight *= 1.0 if self.options == other.options else OTHER_OPTIONS
+        weight *= 1.0 if self.scope == other.scope else OTHER_SCOPE
         return weight * (OTHER_VERSIONS if self.is_stale(other) else 1.0)
 
     def is_stale(self, other: "Cell") -> bool:
@@ -76,6 +80,7 @@ def cell_of(
     attention: str = "sdpa",
     cudnn: int | None = None,
     versions: str | None = None,
+    scope: Scope = "pipeline",
 ) -> Cell:
     """The cell of a request on a card of this compute capability."""
     kernels = {
@@ -89,7 +94,7 @@ def cell_of(
         "model offload": request.offload == "model",
     }
     named = ("+".join(name for name, on in of.items() if on) or "plain" for of in (kernels, options))
-    return Cell(family_of(capability), attention, next(named), capability, cudnn, next(named), versions)
+    return Cell(family_of(capability), attention, next(named), capability, cudnn, next(named), versions, scope)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from planner.answer import BASES, Answer, verdict_within
 from planner.components import SD_V15, STAGES, ModelFacts
 from planner.errors import InvalidArgument, NoProgram
 from planner.formula import estimate
@@ -15,49 +15,8 @@ from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
     from planner.dryrun import DryRun, KernelPolicy
+    from planner.evidence import Evidence
     from planner.program import Library
-
-Verdict = Literal["fits", "tight", "no", "unknown"]
-Basis = Literal["formula", "dry-run", "calibrated", "measured"]
-
-BASES: tuple[str, ...] = ("best", "formula", "dry-run", "calibrated", "measured")
-EXIT_CODES: dict[Verdict, int] = {"fits": 0, "tight": 11, "no": 10, "unknown": 12}
-# Over several cards the worst decides.
-_WORST_FIRST: tuple[Verdict, ...] = ("no", "unknown", "tight", "fits")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one basis says of one request on one card. Every size in bytes; None where there is nothing to say.
-
-    `need_bytes` is the card memory at which the request runs comfortably, `minimum_bytes` the least at which it
-    still runs. `headroom_bytes` is ``usable - need`` with its sign: negative is by how much it misses.
-    `interval_bytes` is a range of the allocated peak; a basis without an interval repeats the point, and
-    `assumptions` say why there is one. `stages` are allocated peaks by stage, weights included; a stage that the
-    request does not have holds what stands on the card once it is loaded.
-    """
-
-    card: Card
-    verdict: Verdict
-    basis: Basis
-    need_bytes: int | None = None
-    minimum_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    minimum_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    context_bytes: int | None = None
-    interval_bytes: tuple[int, int] | None = None
-    peak_stage: str | None = None
-    stages: dict[str, int] = field(default_factory=dict)
-    reason: str | None = None
-    assumptions: tuple[str, ...] = ()
-    # The need if what is assumed turns out worst; None where nothing is.
-    worst_need_bytes: int | None = None
-
-    @property
-    def headroom_bytes(self) -> int | None:
-        """``usable - need``; negative is by how much it misses."""
-        return None if self.need_bytes is None else self.card.usable_bytes - self.need_bytes
 
 
 def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> Answer:
@@ -113,16 +72,8 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     notes = tuple(assumptions(request, card.compute_capability))
     # Where something is assumed, the worst that it could turn out to be must fit too.
     worst_case = _runs(library, request, policy.cautious())[0] if notes else preferred
-    least = _least(library, request, policy)
-    need = preferred.peak_reserved_bytes + card.context_bytes
-    # There is no hope only where the most that such a card was seen to leave to a process is too little. In between it
-    # runs with kernels that need less, or after the allocator has flushed its cache and tried again.
-    room = card.usable_bytes - card.context_bytes
-    most = max(room, card.usable_high_bytes - card.context_low_bytes)
-    if max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) <= room:
-        verdict: Verdict = "fits"
-    else:
-        verdict = "tight" if least <= most else "no"
+    worst_need = max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) + card.context_bytes
+    minimum = _least(library, request, policy) + card.context_bytes
     peak = preferred.peak_allocated_bytes
     # Without workspace other blocks are cut, and a few may hold more beyond their requests.
     least_peak = min(thrifty.peak_allocated_bytes, peak)
@@ -130,9 +81,9 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     return Answer(
         card=card,
         basis="dry-run",
-        verdict=verdict,
-        need_bytes=need,
-        minimum_bytes=least + card.context_bytes,
+        verdict=verdict_within(worst_need_bytes=worst_need, minimum_bytes=minimum, card=card),
+        need_bytes=preferred.peak_reserved_bytes + card.context_bytes,
+        minimum_bytes=minimum,
         peak_allocated_bytes=peak,
         minimum_allocated_bytes=least_peak,
         peak_reserved_bytes=preferred.peak_reserved_bytes,
@@ -144,9 +95,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
             for stage in STAGES
         },
         assumptions=notes,
-        worst_need_bytes=max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) + card.context_bytes
-        if notes
-        else None,
+        worst_need_bytes=worst_need if notes else None,
     )
 
 
@@ -156,39 +105,57 @@ def fit(
     basis: str = "best",
     facts: ModelFacts = SD_V15,
     library: Library | None = None,
+    evidence: Evidence | None = None,
 ) -> Answer:
     """The answer of this basis for one card; ``best`` takes the most trusted one that has something to say.
 
-    The dry run plays the programs of `library`, or the shipped ones.
+    The dry run plays the programs of `library`, or the shipped ones. Without `evidence` nothing was measured.
 
     Raises:
         InvalidArgument: `basis` is none of `BASES`.
     """
     if basis not in BASES:
         raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
-    if basis in ("best", "dry-run"):
-        from planner.program import shipped
-
-        try:
-            return _from_dry_run(request, card, library or shipped())
-        except NoProgram as error:
-            if basis == "dry-run":
-                return Answer(card=card, basis="dry-run", verdict="unknown", reason=str(error))
-            return replace(_from_formula(request, card, facts), reason=f"{error}; the formula answers instead")
     if basis == "formula":
         return _from_formula(request, card, facts)
-    return Answer(
-        card=card,
-        basis=basis,  # ty: ignore[invalid-argument-type]
-        verdict="unknown",
-        reason=f"no {basis} answer is available in this version; --basis dry-run has one",
-    )
+    if basis == "measured":
+        return _from_runs(request, card, evidence)
+    if basis == "best" and evidence is not None and evidence.observations:
+        told = _from_runs(request, card, evidence)
+        if told.verdict != "unknown":
+            return told
+    try:
+        return _from_programs(request, card, basis, library, evidence)
+    except NoProgram as error:
+        if basis == "best":
+            return replace(_from_formula(request, card, facts), reason=f"{error}; the formula answers instead")
+        return Answer(card=card, basis=basis, verdict="unknown", reason=str(error))  # ty: ignore[invalid-argument-type]
 
 
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict that decides over several cards: no, then unknown, then tight, then fits.
+def _from_programs(
+    request: GenerationRequest, card: Card, basis: str, library: Library | None, evidence: Evidence | None
+) -> Answer:
+    """The dry run, or what calibration makes of it where that is asked for or has enough runs to be better."""
+    from planner.program import shipped
 
-    Raises:
-        ValueError: there are no verdicts.
-    """
-    return min(verdicts, key=_WORST_FIRST.index)
+    library = library or shipped()
+    raw = _from_dry_run(request, card, library)
+    if basis == "dry-run":
+        return raw
+    if evidence is None or not evidence.observations:
+        reason = "no run on a GPU was measured yet; --basis dry-run answers without"
+        nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
+        return raw if basis == "best" else nothing
+    from planner.taught import calibrated
+
+    answer, is_better = calibrated(request, card, library, evidence, raw)
+    return answer if is_better or basis == "calibrated" else raw
+
+
+def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None) -> Answer:
+    if evidence is None or not evidence.observations:
+        reason = "no run on a GPU was measured yet; 'python -m planner verify' measures one"
+        return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
+    from planner.taught import measured
+
+    return measured(request, card, evidence)

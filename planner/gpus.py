@@ -19,7 +19,10 @@ _SHEET = "bandwidth and dense float16 tensor rate: NVIDIA data sheet"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS."""
+    """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
+
+    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too.
+    """
 
     name: str
     usable_bytes: int
@@ -32,6 +35,11 @@ class Card:
     aliases: tuple[str, ...] = ()
     cloud: tuple[str, ...] = ()
     source: str = ""
+    model: str = ""
+
+    def __post_init__(self):
+        if not self.model:
+            object.__setattr__(self, "model", self.name)
 
     @property
     def capability(self) -> str:

@@ -131,6 +131,8 @@ class Library:
     # Bytes of each tensor by component, in the order in which the worker loads them, and the modules they are in.
     weights: Mapping[str, tuple[tuple[int, int], ...]]
     source: str = ""
+    # SHA-256 of its numbers; empty where it was never encoded.
+    digest: str = ""
 
     def routine(self, name: str) -> Routine:
         """The routine of this name.
@@ -323,7 +325,7 @@ def decode(header_text: str, numbers: bytes, source: str) -> Library:
         for name, value in header["routines"].items()
     }
     weights = {name: tuple(map(tuple, get(place).tolist())) for name, place in header["weights"].items()}
-    return Library(header["versions"], routines, tuple(header["modules"]), weights, source)
+    return Library(header["versions"], routines, tuple(header["modules"]), weights, source, header["sha256"])
 
 
 @cache

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from planner.answer import Answer, Verdict
 from planner.components import STAGES
-from planner.fit import Answer, Verdict
 from planner.formula import Breakdown
 from planner.gpus import Card
 from planner.request import GenerationRequest

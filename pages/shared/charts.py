@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from planner.fit import Answer
+from planner.answer import Answer
 from planner.units import gib, gib_value
 
 if TYPE_CHECKING:

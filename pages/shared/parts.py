@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from planner.answer import Answer
 from planner.components import STAGES
-from planner.fit import Answer
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:

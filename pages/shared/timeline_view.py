@@ -11,8 +11,8 @@ from pages.shared.parts import PartRow, card_to_look_at, part_rows
 from pages.shared.timeline_chart import is_far, peak_bar, stage_name, timeline_chart
 from pages.shared.verdicts import Answered
 from pages.shared.words import sentence
+from planner.answer import Answer
 from planner.errors import NoProgram
-from planner.fit import Answer
 from planner.request import GenerationRequest
 from planner.units import gib, gib_value
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import streamlit as st
 
 from pages.shared.words import plain, sentence
-from planner.fit import Answer, Verdict, fit
+from planner.answer import Answer, Verdict
+from planner.fit import fit
 from planner.gpus import Card
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cache.records import Measured, Prediction
+from cache.records import Prediction
 from cache.store import Store
 from planner.fit import fit
 from planner.gpus import card_named
@@ -17,10 +17,6 @@ SMALL = {"width": "64", "height": "64", "steps": "2"}
 FORMULA, DRY_RUN = (
     Prediction.of(fit(GenerationRequest(), card_named("T4"), basis)) for basis in ("formula", "dry-run")
 )
-
-
-def badges(at) -> list[str]:
-    return [m.value for m in at.markdown if "badge" in m.value]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -274,66 +270,3 @@ def test_a_link_to_a_job_of_another_server_shows_its_run(open_page, no_driver, o
     assert "was deleted from the history" in texts(open_page(VERIFY, job="old").info)
     store.add_job("other", GenerationRequest(), environment, "another")
     assert "runs in another planner" in texts(open_page(VERIFY, job="other").info)
-
-
-def test_history_is_empty_and_says_what_to_do_next(open_page):
-    assert "No run was measured yet" in texts(open_page(HISTORY).info)
-
-
-@pytest.fixture
-def three_runs(own_history) -> list[str]:
-    store = Store(own_history)
-    return [
-        store.save_measurement(
-            GenerationRequest(), make_environment(), make_measured(), predictions=(DRY_RUN, FORMULA)
-        ),
-        store.save_measurement(
-            GenerationRequest(task="txt2img"),
-            make_environment(card="NVIDIA A10"),
-            Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="vae_decoder"),
-            predictions=(DRY_RUN, FORMULA),
-        ),
-        store.save_measurement(
-            GenerationRequest(width=768), make_environment(card="NVIDIA A10"), make_measured(num_alloc_retries=2)
-        ),
-    ]
-
-
-def test_history_lists_every_run_newest_first(open_page, three_runs):
-    at = open_page(HISTORY)
-    frame = at.dataframe[0].value
-    assert list(frame["Width"]) == [768, 512, 512]
-    assert list(frame["Outcome"]) == ["ok", "out-of-memory", "ok"]
-    measured = make_measured().peak_allocated_bytes
-    for name, prediction in (("Dry run off by", DRY_RUN), ("Formula off by", FORMULA)):
-        assert frame[name].iloc[2] == pytest.approx((prediction.peak_allocated_bytes / measured - 1) * 100, abs=0.051)
-        assert frame[name].isna().tolist() == [True, True, False]
-
-
-def test_history_filters(open_page, three_runs):
-    at = open_page(HISTORY)
-    at.multiselect(key="filter-Card").set_value(["NVIDIA A10"]).run()
-    assert len(at.dataframe[0].value) == 2
-    at.multiselect(key="filter-Outcome").set_value(["ok"]).run()
-    assert list(at.dataframe[0].value["Width"]) == [768]
-    at.multiselect(key="filter-Task").set_value(["txt2img"]).run()
-    assert not at.dataframe and "0 of 3 runs" in texts(at.caption)
-
-
-def test_a_link_opens_one_run(open_page, three_runs):
-    at = open_page(HISTORY, run=three_runs[1])
-    assert "**Ran out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
-    assert "Had been predicted: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
-    assert "CUDA out of memory" in texts(at.error)
-    at = open_page(HISTORY, run=three_runs[2])
-    assert any("tight" in badge for badge in badges(at))
-    assert "not in the history" in texts(open_page(HISTORY, run="nope").warning)
-
-
-def test_deleting_asks_first(open_page, three_runs, own_history):
-    # That the question is answered is tried in a browser: a dialog reruns alone, which AppTest cannot do.
-    at = open_page(HISTORY, run=three_runs[0])
-    at.button(key="delete").click().run()
-    assert at.button(key="confirm-delete").label == "Delete it"
-    assert "It cannot be brought back" in texts(at.markdown)
-    assert len(Store(own_history).measurements()) == 3

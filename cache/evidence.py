@@ -1,0 +1,193 @@
+"""The measured runs that may speak of a request: from the history's file and those that ship.
+
+Read through sqlite3 itself: sqlite-utils brings pandas along, twice the time that a whole ``fit`` takes.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cache.curve_store import CurveStore
+from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
+from cache.records import VERSIONS, Measurement
+from cache.versions import installed
+from planner.errors import InvalidArgument
+from planner.evidence import Evidence, Observation
+from planner.posterior import Kind
+from planner.program import Library
+from planner.request import GenerationRequest
+from planner.units import GIB
+
+# A run on a card of which more than this was not free at its start was not alone: the CUDA context and what the
+# driver keeps take less.
+_NOT_FREE_BYTES = 2 * GIB
+_FLAGS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
+_REQUEST = ", ".join(f"r.{field.name}" for field in fields(GenerationRequest))
+_SELECT = f"""
+    select m.id, m.created_at, m.outcome, m.ended_in, m.peak_allocated_bytes, m.peak_reserved_bytes, m.context_bytes,
+        m.num_alloc_retries, m.free_before_bytes, m.holders, m.request_id, e.card, e.compute_capability, e.total_bytes,
+        e.cudnn, e.attention, {", ".join(f"e.{name}" for name in VERSIONS)}, {_REQUEST},
+        (select json_group_object(s.stage, s.peak_allocated_bytes) from stages s where s.measurement_id = m.id) stages
+    from measurements m join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
+    where e.device_kind = 'cuda' and e.dtype = 'float16' and coalesce(e.allocator_settings, '') = ''
+        and m.outcome in ('ok', 'out-of-memory') and m.peak_allocated_bytes > 0
+    order by m.created_at desc
+"""
+
+
+class Gathered(NamedTuple):
+    """The evidence, and what the user must know of the history it comes from, or None."""
+
+    evidence: Evidence
+    notice: str | None
+
+
+def versions_text(versions: Mapping[str, str]) -> str:
+    """The releases that decide memory, in words: what a run must share to hold today."""
+    return ", ".join(f"{name} {versions[name].partition('+')[0]}" for name in VERSIONS)
+
+
+def _major(cudnn: str | None) -> int | None:
+    # torch writes 91002 for 9.10.2 and 8907 for 8.9.7.
+    if cudnn is None or not cudnn.isdecimal():
+        return None
+    number = int(cudnn)
+    return number // 10_000 if number >= 90_000 else number // 1000
+
+
+@cache
+def _capability(text: str | None) -> tuple[int, int] | None:
+    major, dot, minor = (text or "").partition(".")
+    return (int(major), int(minor)) if dot and major.isdecimal() and minor.isdecimal() else None
+
+
+def _kind(outcome: str, num_alloc_retries: int | None) -> Kind:
+    if outcome == "out-of-memory":
+        return "out-of-memory"
+    return "limited" if num_alloc_retries else "full"
+
+
+def _is_alone(has_holders: bool, free_bytes: int | None, total_bytes: int | None) -> bool:
+    if has_holders:
+        return False
+    return free_bytes is None or total_bytes is None or free_bytes > total_bytes - _NOT_FREE_BYTES
+
+
+def observation_of(measurement: Measurement) -> Observation | None:
+    """The run as the planner sees it, or None where it says nothing of a GPU's memory."""
+    measured, environment = measurement.measured, measurement.environment
+    capability = _capability(environment.compute_capability)
+    is_usual = environment.dtype == "float16" and not environment.allocator_settings
+    if environment.device_kind != "cuda" or capability is None or not is_usual:
+        return None
+    if measured.outcome not in ("ok", "out-of-memory") or not measured.peak_allocated_bytes:
+        return None
+    stages = {stage.stage: stage.peak_allocated_bytes for stage in measured.stages if stage.peak_allocated_bytes}
+    return Observation(
+        run_id=measurement.measurement_id,
+        created_at=measurement.created_at,
+        request=measurement.request,
+        scope=measurement.scope,
+        card=environment.card,
+        capability=capability,
+        attention=environment.attention,
+        cudnn=_major(environment.cudnn),
+        versions=versions_text({name: getattr(environment, name) for name in VERSIONS}),
+        kind=_kind(measured.outcome, measured.num_alloc_retries),
+        peak_allocated_bytes=measured.peak_allocated_bytes,
+        peak_reserved_bytes=measured.peak_reserved_bytes,
+        context_bytes=measured.context_bytes,
+        num_alloc_retries=measured.num_alloc_retries or 0,
+        stages=stages,
+        ended_in=measured.ended_in,
+        is_alone=_is_alone(bool(measurement.holders), measured.free_before_bytes, environment.total_bytes),
+        is_reference=measurement.origin == "reference",
+    )
+
+
+def _observations_in(rows: Iterable[sqlite3.Row]) -> Iterator[Observation]:
+    requests: dict[str, GenerationRequest | None] = {}
+    for row in rows:
+        capability = _capability(row["compute_capability"])
+        if row["request_id"] not in requests:
+            requests[row["request_id"]] = _request_of(row)
+        request = requests[row["request_id"]]
+        if capability is None or request is None:
+            continue
+        yield Observation(
+            run_id=row["id"],
+            created_at=row["created_at"],
+            request=request,
+            card=row["card"],
+            capability=capability,
+            attention=row["attention"],
+            cudnn=_major(row["cudnn"]),
+            versions=versions_text({name: row[name] for name in VERSIONS}),
+            kind=_kind(row["outcome"], row["num_alloc_retries"]),
+            peak_allocated_bytes=row["peak_allocated_bytes"],
+            peak_reserved_bytes=row["peak_reserved_bytes"],
+            context_bytes=row["context_bytes"],
+            num_alloc_retries=row["num_alloc_retries"] or 0,
+            stages={stage: size for stage, size in json.loads(row["stages"]).items() if size},
+            ended_in=row["ended_in"],
+            is_alone=_is_alone(row["holders"] != "[]", row["free_before_bytes"], row["total_bytes"]),
+        )
+
+
+def _request_of(row: sqlite3.Row) -> GenerationRequest | None:
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(GenerationRequest)}
+    try:
+        return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _FLAGS})
+    except InvalidArgument:
+        # A rule has become stricter since: such a request can no longer be asked, so its run answers nothing.
+        return None
+
+
+def _history(path: Path) -> list[Observation]:
+    with closing(sqlite3.connect(address(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+        db.row_factory = sqlite3.Row
+        return list(_observations_in(db.execute(_SELECT)))
+
+
+def _read(path: Path) -> list[Observation]:
+    """The history's runs; a file of an older schema, or a damaged one, is brought into order first.
+
+    Raises:
+        HistoryError: it cannot be.
+    """
+    try:
+        return _history(path)
+    except sqlite3.Error:
+        from cache.store import Store
+
+        Store(path)
+    try:
+        return _history(path)
+    except sqlite3.Error as error:
+        raise HistoryError(f"the history {path} cannot be read ({error}) - see 'python -m planner doctor'") from error
+
+
+def gather(library: Library, *, with_reference: bool = True, path: Path | None = None) -> Gathered:
+    """Everything measured that may speak: the history's runs and, unless switched off, the reference runs.
+
+    A history that cannot be used is a notice, not an error: a plan stands without it.
+    """
+    observations: list[Observation] = []
+    notice, where = None, None
+    try:
+        where = path or default_path()
+        if where.exists():
+            observations = _read(where)
+    except HistoryError as error:
+        notice = str(error)
+    if with_reference:
+        from cache.reference import reference_runs
+
+        observations += [one for run in reference_runs() if (one := observation_of(run))]
+    curves = CurveStore(library, where)
+    return Gathered(Evidence(observations, curves.curves_of, versions_text(installed())), notice)

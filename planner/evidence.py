@@ -1,0 +1,144 @@
+"""What was measured, as the planner sees it: rows without storage, found by card family and by request."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import NamedTuple
+
+from planner.calibrate import Calibration, Cell, Run, cell_of, family_of
+from planner.curves import Curve, Scope
+from planner.errors import UnknownCard
+from planner.gpus import Card, card_named
+from planner.posterior import Kind
+from planner.program import MAX_TRACED_STEPS
+from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
+
+# So many runs of a card tell its context better than the catalogue does.
+_ENOUGH_CONTEXTS = 3
+
+
+def memory_form(request: GenerationRequest) -> GenerationRequest:
+    """The request with all put to one value that moves no allocation: the prompt, further steps, guidance above 1."""
+    return replace(
+        request.canonical(),
+        prompt_tokens=MAX_PROMPT_TOKENS,
+        steps=min(request.steps, MAX_TRACED_STEPS),
+        guidance_scale=7.5 if request.unet_batch > request.batch else 1.0,
+    )
+
+
+def model_of(card: str) -> str:
+    """The catalogue's name of a card by any of its names, or the name itself where the catalogue has none."""
+    try:
+        return card_named(card).name
+    except UnknownCard:
+        return card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One measured run on a GPU. Bytes; `stages` are allocated peaks by stage, empty where only the whole is known.
+
+    `is_alone` says that nobody else held memory of the card, so that its end was the card's own. `ended_in` is the
+    stage or phase in which it was out of memory.
+    """
+
+    run_id: str
+    created_at: str
+    request: GenerationRequest
+    scope: Scope = "pipeline"
+    card: str
+    capability: tuple[int, int]
+    attention: str = "sdpa"
+    cudnn: int | None = None
+    versions: str
+    kind: Kind
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int | None = None
+    context_bytes: int | None = None
+    num_alloc_retries: int = 0
+    stages: Mapping[str, int]
+    ended_in: str | None = None
+    is_alone: bool = True
+    is_reference: bool = False
+
+    @cached_property
+    def cell(self) -> Cell:
+        """What it is alike to."""
+        return cell_of(self.request, self.capability, self.attention, self.cudnn, self.versions, self.scope)
+
+    def as_run(self, curve: Curve) -> Run:
+        """The run for calibration, with its curve."""
+        return Run(
+            run_id=self.run_id,
+            cell=self.cell,
+            curve=curve,
+            kind=self.kind,
+            peak_allocated_bytes=self.peak_allocated_bytes,
+            peak_reserved_bytes=self.peak_reserved_bytes,
+            stages=self.stages,
+        )
+
+
+class Contexts(NamedTuple):
+    """A card's CUDA context, from the least to the most that is to be expected. Bytes."""
+
+    low: int
+    middle: int
+    high: int
+
+
+# Gives each run's curve, by run id; those for which there is no program are left out.
+CurvesOf = Callable[[Sequence[Observation]], Mapping[str, Curve]]
+
+
+class Evidence:
+    """All measured runs that may speak, newest first, and what is computed from them as it is asked for.
+
+    `versions` are those that a prediction is for: runs of others are stale.
+    """
+
+    def __init__(self, observations: Iterable[Observation], curves_of: CurvesOf, versions: str):
+        self.observations = tuple(observations)
+        self.versions = versions
+        self._curves_of = curves_of
+        self._calibrations: dict[str, Calibration | None] = {}
+
+    def runs(self, family: str) -> list[Run]:
+        """The runs of this card family with their curves."""
+        found = [one for one in self.observations if family_of(one.capability) == family]
+        curves = self._curves_of(found) if found else {}
+        return [one.as_run(curves[one.run_id]) for one in found if one.run_id in curves]
+
+    def calibration(self, capability: tuple[int, int]) -> Calibration | None:
+        """What the runs of this capability's card family say, or None where there are none."""
+        family = family_of(capability)
+        if family not in self._calibrations:
+            runs = self.runs(family)
+            self._calibrations[family] = Calibration(runs) if runs else None
+        return self._calibrations[family]
+
+    def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
+        """The runs of this very request on this kind of card, newest first: those that hold today, and stale ones."""
+        form, model = memory_form(request), card.model
+        found = [
+            one
+            for one in self.observations
+            if one.scope == "pipeline" and model_of(one.card) == model and memory_form(one.request) == form
+        ]
+        fresh = [one for one in found if one.versions == self.versions]
+        return fresh, [one for one in found if one.versions != self.versions]
+
+    def contexts(self, card: Card) -> Contexts:
+        """The card's CUDA context: as measured on such cards where there are enough runs, else the catalogue's range.
+
+        The range is the middle of what was measured, so that one absurd run does not set it.
+        """
+        found = sorted(
+            one.context_bytes for one in self.observations if one.context_bytes and model_of(one.card) == card.model
+        )
+        if len(found) < _ENOUGH_CONTEXTS:
+            return Contexts(card.context_low_bytes, card.context_bytes, card.context_bytes)
+        outer = len(found) // 10 + (len(found) > _ENOUGH_CONTEXTS)
+        return Contexts(found[outer], round(median(found)), found[len(found) - 1 - outer])

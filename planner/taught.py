@@ -1,0 +1,164 @@
+"""Answers that rest on measured runs: the dry run corrected by them, and a run of this very request itself."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from statistics import median
+
+from planner.answer import Answer, verdict_within
+from planner.calibrate import Calibrated, cell_of
+from planner.components import STAGE_NAMES, STAGES
+from planner.curves import Curve, curve_of
+from planner.dryrun import KernelPolicy
+from planner.evidence import Evidence, Observation, memory_form
+from planner.gpus import Card
+from planner.intervals import MIN_WEIGHT, NOMINAL
+from planner.program import Library
+from planner.request import GenerationRequest
+
+
+@lru_cache(maxsize=256)
+def _curve(library: Library, request: GenerationRequest, policy: KernelPolicy) -> Curve:
+    return curve_of(library, request, policy)
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def _evidence_line(found: Calibrated, card: Card) -> str:
+    stale = f", {len(found.stale)} of them of other versions, which count half" if found.stale else ""
+    how = (
+        "too few for an interval of their own: it spans all that kernels could take"
+        if found.is_physical
+        else f"the interval is that of {NOMINAL:.0%} of runs held out"
+    )
+    return (
+        f"{card.name}: calibrated on {_runs(len(found.runs))} of such cards, worth {found.corrected.weight:.1f} of "
+        f"this very kind{stale}; {how}"
+    )
+
+
+def calibrated(
+    request: GenerationRequest, card: Card, library: Library, evidence: Evidence, raw: Answer
+) -> tuple[Answer, bool]:
+    """The dry run `raw` corrected by the runs of such cards, and whether they are enough to trust it above `raw`.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    calibration = evidence.calibration(card.compute_capability)
+    target = cell_of(request, card.compute_capability, versions=evidence.versions)
+    if calibration is None or not any(target.weight(run.cell) for run in calibration.runs):
+        reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
+        return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
+    curve = _curve(library, memory_form(request), KernelPolicy.of(card.compute_capability))
+    found = calibration.answer(curve, target)
+    contexts = evidence.contexts(card)
+    said = found.corrected
+    allocated, reserved = (round(one.median) for one in (said.allocated, said.reserved))
+    reserved = max(reserved, allocated)
+    # What was learned beside the workspace is there in the least as well.
+    least = max((raw.minimum_bytes or 0) - card.context_bytes + round(said.constant), 0)
+    known = replace(card, context_bytes=contexts.middle, context_low_bytes=contexts.low)
+    hopeful = round(least * min(1.0, found.reserved[0] / reserved)) + contexts.middle
+    worst_need = max(found.reserved[1], reserved) + contexts.high
+    stages = {stage: round(said.stages[stage].median) for stage in STAGES if stage in said.stages}
+    answer = Answer(
+        card=card,
+        basis="calibrated",
+        verdict=verdict_within(worst_need_bytes=worst_need, minimum_bytes=hopeful, card=known),
+        need_bytes=reserved + contexts.middle,
+        minimum_bytes=min(least, reserved) + contexts.middle,
+        peak_allocated_bytes=allocated,
+        minimum_allocated_bytes=min(allocated, max(0, (raw.minimum_allocated_bytes or 0) + round(said.constant))),
+        peak_reserved_bytes=reserved,
+        context_bytes=contexts.middle,
+        interval_bytes=found.allocated,
+        peak_stage=said.peak_stage,
+        stages={stage: stages.get(stage, min(raw.stages[stage], allocated)) for stage in STAGES},
+        evidence=_evidence_line(found, card),
+        runs=found.runs,
+        worst_need_bytes=worst_need,
+    )
+    if not found.has_data:
+        few = (
+            f"runs worth {said.weight:.1f} of this very kind were measured, and {MIN_WEIGHT:g} are needed to correct it"
+        )
+        return replace(answer, reason=f"{card.name}: {few}: the sizes are the dry run's"), False
+    return answer, True
+
+
+def measured(request: GenerationRequest, card: Card, evidence: Evidence) -> Answer:
+    """What runs of this very request on this kind of card gave; ``unknown``, with the reason, where none speaks.
+
+    Runs that met the end of their card count only where nobody else held memory of it.
+    """
+    fresh, stale = evidence.of_request(request, card)
+    fresh = [one for one in fresh if one.kind == "full" or one.is_alone]
+    if not fresh:
+        return _unknown(card, stale)
+    full = [one for one in fresh if one.kind == "full" and one.peak_reserved_bytes]
+    ran = full or [one for one in fresh if one.kind == "limited" and one.peak_reserved_bytes]
+    failed = [one for one in fresh if one.kind == "out-of-memory"]
+    said = f"measured on {_runs(len(fresh))} of this request on such a card, the last {fresh[0].created_at[:10]}"
+    ids = tuple(one.run_id for one in fresh)
+    if not ran:
+        return _out_of_memory(card, failed, said, ids) if failed else _unknown(card, stale)
+    answer = _as_measured(card, ran, evidence.contexts(card).middle, bool(full))
+    if failed:
+        said += f", {len(failed)} of them out of memory"
+    retries = max(one.num_alloc_retries for one in ran)
+    if not full:
+        said += f", with {retries} allocator {'retry' if retries == 1 else 'retries'}"
+    answer = replace(answer, evidence=f"{card.name}: {said}", runs=ids)
+    headroom = answer.headroom_bytes
+    if full and headroom is not None and headroom < 0:
+        reason = (
+            f"{card.name}: the runs had more memory than is there now; whether it also runs in less was not measured"
+        )
+        return replace(answer, verdict="unknown", reason=reason)
+    return replace(answer, verdict="fits" if full and not failed else "tight")
+
+
+def _unknown(card: Card, stale: Sequence[Observation]) -> Answer:
+    reason = f"this request was not measured on such a card ({card.name}) yet"
+    if stale:
+        reason = (
+            f"this request was measured on such a card ({card.name}) only with other versions, the last with "
+            f"{stale[0].versions}; 'python -m planner verify' measures it anew"
+        )
+    return Answer(card=card, basis="measured", verdict="unknown", reason=reason, runs=tuple(o.run_id for o in stale))
+
+
+def _out_of_memory(card: Card, failed: Sequence[Observation], said: str, ids: tuple[str, ...]) -> Answer:
+    where = STAGE_NAMES.get(failed[0].ended_in or "", failed[0].ended_in or "")
+    reason = f"{said}: out of memory" + (f" in: {where}" if where else "")
+    return Answer(card=card, basis="measured", verdict="no", reason=reason, evidence=f"{card.name}: {said}", runs=ids)
+
+
+def _as_measured(card: Card, ran: Sequence[Observation], context: int, is_full: bool) -> Answer:
+    allocated = [one.peak_allocated_bytes for one in ran]
+    peak, reserved = (round(median(values)) for values in (allocated, [one.peak_reserved_bytes or 0 for one in ran]))
+    by_stage = {stage: round(median(o.stages[stage] for o in ran if stage in o.stages)) for stage in _common(ran)}
+    # Where no stage was told apart, or the medians of several runs do not meet, the peak is the last one's.
+    peak_stage = max(reversed(list(by_stage)), key=lambda stage: by_stage[stage]) if by_stage else "vae_decoder"
+    stages = {stage: min(by_stage.get(stage, peak), peak) for stage in STAGES} | {peak_stage: peak}
+    return Answer(
+        card=card,
+        basis="measured",
+        verdict="unknown",
+        need_bytes=reserved + context,
+        minimum_bytes=reserved + context,
+        peak_allocated_bytes=peak,
+        minimum_allocated_bytes=min(allocated),
+        peak_reserved_bytes=reserved,
+        context_bytes=context,
+        interval_bytes=(min(allocated), max(allocated)),
+        peak_stage=peak_stage,
+        stages=stages,
+    )
+
+
+def _common(ran: Sequence[Observation]) -> list[str]:
+    return [stage for stage in STAGES if any(stage in one.stages for one in ran)]
