@@ -138,7 +138,18 @@ def measurement(measurement_id: str) -> Measurement | None:
         return None
 
 
-def measurements() -> list[Measurement]:
-    """Every run in the history, newest first."""
+@st.cache_resource(show_spinner=False, max_entries=1)
+def _measurements(_store: Store, path: str, revision: tuple[int, str]) -> tuple[Measurement, ...]:
+    return tuple(_store.measurements())
+
+
+def measurements_revision() -> tuple[str, tuple[int, str]] | None:
+    """Something that differs once other runs are in the history, or it is another history; None without one."""
     opened, _ = store()
-    return opened.measurements() if opened else []
+    return (str(opened.path), opened.revision()) if opened else None
+
+
+def measurements() -> tuple[Measurement, ...]:
+    """Every run in the history, newest first; the database is read again only once a run was kept or deleted."""
+    opened, _ = store()
+    return _measurements(opened, str(opened.path), opened.revision()) if opened else ()

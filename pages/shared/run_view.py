@@ -1,8 +1,8 @@
 """One measured run: outcome, peaks, and how far each prediction was off."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-import pandas as pd
 import streamlit as st
 
 from cache.compare import compare, verdict_of
@@ -18,6 +18,11 @@ OUTCOME_WORDS = {
     "out-of-memory": "Ran out of memory",
     "cancelled": "Was cancelled",
     "failed": "Failed",
+}
+_SCOPE_WORDS = {"vae.encode": "the VAE's encoder", "vae.decode": "the VAE's decoder"}
+_ORIGINS: dict[str, tuple[str, Literal["blue", "violet"], str]] = {
+    "imported": (":material/upload_file:", "blue", "From a file; measured by another planner."),
+    "reference": (":material/menu_book:", "violet", "Published; it ships with the planner."),
 }
 PHASE_NAMES = STAGE_NAMES | {
     "waiting": "Waiting for the device",
@@ -39,15 +44,25 @@ def _heading(measurement: Measurement) -> None:
     measured, environment = measurement.measured, measurement.environment
     words = OUTCOME_WORDS[measured.outcome]
     if measured.ended_in:
-        words += f" in: {PHASE_NAMES.get(measured.ended_in, measured.ended_in)}"
+        words += f" in: {PHASE_NAMES.get(measured.ended_in, plain(measured.ended_in))}"
     with st.container(horizontal=True, vertical_alignment="center"):
         if environment.device_kind == "cuda":
-            st.markdown(f"**{words}** on {environment.card}", width="content")
+            st.markdown(f"**{words}** on {plain(environment.card)}", width="content")
             verdict_badge(verdict_of(measurement))
         else:
             st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
-    st.caption(f"{measurement.request.describe()} · {measurement.created_at[:16].replace('T', ' ')} UTC")
+        if measurement.origin in _ORIGINS:
+            icon, color, text = _ORIGINS[measurement.origin]
+            st.badge(measurement.origin, icon=icon, color=color, help=text)
+    st.caption(f"{measurement.request.describe()} · {plain(when(measurement))} UTC")
+    if measurement.source:
+        st.caption(f"Source: {plain(measurement.source)}")
+    if alone := _SCOPE_WORDS.get(measurement.scope):
+        st.info(
+            f"Only {alone} was run: peaks are above what stood allocated before, the weights among it.",
+            icon=":material/info:",
+        )
     if measured.outcome in ANSWERS and (line := foretold(measurement.predictions)):
         st.caption(line)
     # A cancelled run has nothing to say beyond its heading.
@@ -85,7 +100,7 @@ def _stages(measurement: Measurement) -> None:
     if measurement.environment.device_kind == "cpu":
         for row in rows:
             del row["Reserved"]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Peaks and seconds of each stage")
+    st.dataframe(rows, hide_index=True, alt="Peaks and seconds of each stage")
 
 
 def _predictions(measurement: Measurement) -> None:
@@ -115,6 +130,16 @@ def foretold(predictions: Sequence[Prediction]) -> str:
     return f"Had been predicted: {'; '.join(said)}." if said else ""
 
 
+def when(measurement: Measurement) -> str:
+    """When it was measured, to the minute."""
+    return measurement.created_at[:16].replace("T", " ")
+
+
+def _code(value: object) -> str:
+    """The value as code; a backtick in it would end it early."""
+    return "`" + str(value).replace("`", "'") + "`"
+
+
 def off_words(error: float) -> str:
     """How far off a prediction was, in words: 2.3% too low."""
     shown = f"{abs(error):.1%}"
@@ -125,19 +150,20 @@ def measurement_view(measurement: Measurement) -> None:
     """The run in full."""
     _heading(measurement)
     measured = measurement.measured
-    if measured.stages:
+    if measured.stages or measured.peak_allocated_bytes is not None:
         _peaks(measurement)
         _predictions(measurement)
+    if measured.stages:
         _stages(measurement)
     environment = measurement.environment
     with st.expander("Where and with what"):
         names = ("card", "driver", "compute_capability", "cuda", "cudnn", "torch", "diffusers", "transformers")
         names += ("accelerate", "python", "dtype", "attention", "allocator_settings", "weights")
         facts = [(name, getattr(environment, name)) for name in names]
-        lines = [f"- {name.replace('_', ' ')}: `{value}`" for name, value in facts if value]
+        lines = [f"- {name.replace('_', ' ')}: {_code(value)}" for name, value in facts if value]
         if environment.total_bytes:
             lines.append(f"- total memory: {gib(environment.total_bytes)}")
         for holder in measurement.holders:
-            lines.append(f"- also on the card: {holder['name']} ({holder['pid']})")
-        lines.append(f"- run: `{measurement.measurement_id}`")
+            lines.append(f"- also on the card: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
+        lines.append(f"- run: {_code(measurement.measurement_id)}")
         st.markdown("\n".join(lines))

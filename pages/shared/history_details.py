@@ -1,0 +1,65 @@
+"""One run of the history in full, and what can be done with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from pages.shared import calls
+from pages.shared.history_table import choose_runs, chosen_runs
+from pages.shared.plan_state import BASIS_KEY, CARDS_KEY, FIELDS, plan
+from pages.shared.run_view import measurement_view
+from pages.shared.words import plain
+
+if TYPE_CHECKING:
+    from cache.records import Measurement
+    from pages.shared.history_runs import Runs
+    from planner.request import GenerationRequest
+
+
+def address_of(request: GenerationRequest) -> dict[str, Any]:
+    """Every field of the request as an address has it, and the cards and the basis of the plan that it replaces.
+
+    Fields that stand at their defaults are there too: without them the plan of the session would stay.
+    """
+    fields = {field.name: str(getattr(request, field.name)) for field in FIELDS}
+    return fields | {key: plan()[key] for key in (CARDS_KEY, BASIS_KEY) if key in plan()}
+
+
+@st.dialog("Delete this run?")
+def confirm_delete(run: Measurement, others: list[str]) -> None:
+    """Ask before a run is gone for good."""
+    st.markdown(f"{run.request.describe()} on {plain(run.environment.card)}. It cannot be brought back.")
+    with st.container(horizontal=True):
+        if st.button("Delete it", type="primary", icon=":material/delete:", key="confirm-delete"):
+            store, _ = calls.store()
+            if store:
+                store.delete_measurement(run.measurement_id)
+            choose_runs(others)
+            st.rerun()
+        if st.button("Keep it", key="keep"):
+            st.rerun()
+
+
+def _actions(runs: Runs, run: Measurement) -> None:
+    with st.container(horizontal=True):
+        if run.scope == "pipeline":
+            address = address_of(run.request)
+            if st.button("Rerun", icon=":material/replay:", key="rerun", help="Verify this request again, here."):
+                # It was measured before, and would be answered from the history.
+                st.session_state["force"] = True
+                st.switch_page("pages/1_Verify.py", query_params=address)
+            if st.button("Plan", icon=":material/straighten:", key="plan-it", help="Which cards run this request?"):
+                st.switch_page("streamlit_app.py", query_params=address)
+        if run.origin == "reference":
+            st.caption("Reference runs ship with the planner and cannot be deleted.", width="content")
+        elif st.button("Delete", icon=":material/delete:", key="delete"):
+            confirm_delete(run, [other for other in chosen_runs(runs) if other != run.measurement_id])
+
+
+def details(runs: Runs, run: Measurement) -> None:
+    """The run in full."""
+    with st.container(border=True):
+        measurement_view(run)
+        _actions(runs, run)
