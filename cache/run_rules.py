@@ -32,9 +32,9 @@ from cache.strict import (
     truth,
     whole,
 )
+from planner.answer import Basis, Verdict
 from planner.components import STAGES
 from planner.errors import InvalidArgument
-from planner.fit import Basis, Verdict
 from planner.request import GenerationRequest
 
 FORMAT, VERSION = "will-it-fit/run", 1

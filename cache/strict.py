@@ -70,9 +70,10 @@ def load(text: str) -> Any:
         raise Broken("must not be nested so deeply", text) from None
     except ValueError as error:
         # A number of thousands of digits is a ValueError too, and no JSONDecodeError.
-        why = (
-            f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "a number is too long"
-        )
+        why = "a number is too long"
+        if isinstance(error, json.JSONDecodeError):
+            line = f"line {error.lineno} " if error.lineno > 1 else ""
+            why = f"{error.msg}, {line}column {error.colno}"
         raise Broken(f"must be JSON ({why})", text) from None
 
 

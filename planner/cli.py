@@ -3,20 +3,28 @@
 Nothing heavy is imported here; a command imports what it needs when it runs.
 """
 
+from __future__ import annotations
+
 import argparse
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from planner.answer import BASES, EXIT_CODES, worst
 from planner.errors import InvalidArgument, PlannerError
-from planner.fit import BASES, EXIT_CODES, fit, worst
+from planner.fit import fit
 from planner.formula import estimate, not_in_the_formula
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, Card, card_named, card_row, described_card
 from planner.report import SCHEMA, cards_text, fit_object, fit_text, threshold_notes
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
+
+if TYPE_CHECKING:
+    from planner.evidence import Evidence
+    from planner.program import Library
 
 USAGE_ERROR = 2
 
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m planner",
         description="Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
         epilog="exit codes: fit 0 fits, 11 tight, 10 no, 12 unknown; verify 0 ran to the end, 11 with allocator "
-        "retries, 10 out of memory, 12 failed or cancelled; 2 usage error",
+        "retries, 10 out of memory, 12 failed or cancelled, 130 a stopped sweep; 2 usage error",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -91,9 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
     fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
+    fits.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
     fits.add_argument("--basis", default="best", metavar="|".join(BASES), help="what to base the answer on (best)")
 
-    verify = command("verify", _later("verify"), "run the request for real and keep what it took", request, as_json)
+    verify = command(
+        "verify", _later("cli_verify.verify"), "run the request for real and keep what it took", request, as_json
+    )
     verify.add_argument(
         "--weights", default="synthetic", metavar="synthetic|hub", help="hub downloads the pinned revision (synthetic)"
     )
@@ -102,33 +113,54 @@ def _parser() -> argparse.ArgumentParser:
         "--device", metavar="N|UUID|cpu", help="an attached card (the freest); cpu rehearses the path without a GPU"
     )
     verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
+    verify.add_argument(
+        "--sweep",
+        metavar="FILE|grid",
+        help="many requests in one go: a JSON array of objects, each with what differs from this request (- reads "
+        "stdin), or the built-in grid of 90; the same command goes on where it was stopped. Suggested: --steps 4, "
+        "steps take time and move no peak",
+    )
 
     command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
-    programs = command("compile", _later("compile_programs"), "compile memory programs for the installed versions")
+    programs = command(
+        "compile", _later("cli_history.compile_programs"), "compile memory programs for the installed versions"
+    )
     programs.add_argument("--force", action="store_true", help="compile again even where there is one")
-    command("doctor", _later("doctor"), "GPU, driver, versions, history, model: what is wrong, what to do", as_json)
+    command(
+        "doctor",
+        _later("cli_history.doctor"),
+        "GPU, driver, versions, history, model: what is wrong, what to do",
+        as_json,
+    )
 
     history = commands.add_parser("history", help="measured runs", description="measured runs", allow_abbrev=False)
     actions = history.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="all runs, newest first", parents=[as_json], allow_abbrev=False)
-    listing.set_defaults(run=_later("history_list"))
-    show = actions.add_parser("show", help="one run in full", parents=[as_json], allow_abbrev=False)
+
+    def action(name: str, module: str, help_text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=help_text, description=help_text, parents=[as_json], allow_abbrev=False)
+        added.set_defaults(run=_later(f"{module}.history_{name}"))
+        return added
+
+    listing = action("list", "cli_history", "all runs, newest first")
+    listing.add_argument("--reference", action="store_true", help="the published runs that ship with the planner")
+    show = action("show", "cli_history", "one run in full")
     show.add_argument("id", help="a run's id, or the beginning of it")
-    show.set_defaults(run=_later("history_show"))
-    delete = actions.add_parser("delete", help="remove one run", parents=[as_json], allow_abbrev=False)
+    delete = action("delete", "cli_history", "remove one run")
     delete.add_argument("id", help="a run's id, or the beginning of it")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    delete.set_defaults(run=_later("history_delete"))
+    export = action("export", "cli_exchange", "write all runs to a file, one a line, oldest first")
+    export.add_argument("file", metavar="FILE", help="where to; - is stdout")
+    imports = action("import", "cli_exchange", "bring in the runs of a file, all or none; those known stay as they are")
+    imports.add_argument("file", metavar="FILE", help="where from; - is stdin")
     return parser
 
 
-def _later(name: str) -> Callable[[argparse.Namespace], int]:
-    """A command that lives beside the history, imported only when it runs."""
+def _later(path: str) -> Callable[[argparse.Namespace], int]:
+    """A command of another module, imported only when it runs."""
 
     def run(arguments: argparse.Namespace) -> int:
-        from planner import cli_history
-
-        return getattr(cli_history, name)(arguments)
+        module, _, name = path.partition(".")
+        return getattr(import_module(f"planner.{module}"), name)(arguments)
 
     return run
 
@@ -184,7 +216,24 @@ def _cards_from(arguments: argparse.Namespace) -> list[Card]:
         raise InvalidArgument(missing, f"must be given with {other}", None, f"for example {example}")
     if arguments.gpu_memory is not None:
         chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
-    return chosen or [card_named(name) for name in DEFAULT_CARDS]
+    # A card named twice, or by two of its names, is one card.
+    return list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
+
+
+def _evidence_for(
+    cards: Sequence[Card], library: Library | None, *, with_reference: bool
+) -> tuple[Evidence | None, str | None]:
+    """Runs that may speak of these cards, None where there are none, and what is wrong with the history, or None."""
+    from cache.location import HistoryError, anything_measured
+
+    try:
+        if not anything_measured((card.compute_capability for card in cards), with_reference=with_reference):
+            return None, None
+    except HistoryError as error:
+        return None, str(error)
+    from cache.evidence import gather
+
+    return gather(library, with_reference=with_reference)
 
 
 def run_fit(arguments: argparse.Namespace) -> int:
@@ -192,19 +241,26 @@ def run_fit(arguments: argparse.Namespace) -> int:
     from cache.programs import find, repair_in_background
 
     request, cards = request_from(arguments), _cards_from(arguments)
-    library = None
-    if arguments.basis in ("best", "dry-run"):
+    library, evidence = None, None
+    if arguments.basis != "formula":
         library, notice = find()
-        if notice:
+        if notice and arguments.basis != "measured":
             is_on_its_way = repair_in_background()
             say(f"{notice}; that has begun in the background" if is_on_its_way else notice)
-    answers = [fit(request, card, arguments.basis, library=library) for card in cards]
+    if arguments.basis in ("best", "calibrated", "measured"):
+        evidence, notice = _evidence_for(cards, library, with_reference=not arguments.no_reference)
+        if notice:
+            say(f"{notice}; the answer stands without it")
+    answers = [fit(request, card, arguments.basis, library=library, evidence=evidence) for card in cards]
     if arguments.json:
         print_json(fit_object(request, answers, estimate(request)))
     else:
         print(fit_text(request, answers))
     for reason in dict.fromkeys(answer.reason for answer in answers if answer.reason):
         say(reason)
+    for answer in answers:
+        if answer.evidence and answer.evidence not in (answer.reason or ""):
+            say(answer.evidence)
     for note in threshold_notes(answers):
         say(note)
     for assumption in dict.fromkeys(note for answer in answers for note in answer.assumptions):

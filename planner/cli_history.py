@@ -1,130 +1,47 @@
-"""The commands that need the history: verify, history and doctor."""
+"""Commands that read the history or this machine: history list, show and delete, compile and doctor."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from cache.attached import usable_card
-from cache.compare import compare, exit_code_of, peak_error, predictions_for
-from cache.device import Device, check_runnable, environment_of
+from cache.compare import compare, peak_error
 from cache.doctor import checks
-from cache.history_file import HistoryError
-from cache.job import JobView
-from cache.jobs import Jobs
 from cache.programs import compile_installed, find
 from cache.records import VERSIONS, Measurement
-from cache.store import Store, now
+from cache.reference import reference_runs
+from cache.store import Store
 from cache.versions import installed
-from planner.cli import print_json, request_from, say
-from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
+from planner.cli import print_json, say
+from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report import SCHEMA, text_table
 from planner.units import gib
 
-WEIGHTS = ("synthetic", "hub")
+# What a run is of that is half of a VAE alone.
+_HALVES = {"vae.encode": "VAE encoder alone", "vae.decode": "VAE decoder alone"}
 
 
-def _open_store() -> Store:
+def open_store() -> Store:
+    """The history; one that was damaged is said.
+
+    Raises:
+        HistoryError: it cannot be used.
+    """
     store = Store()
     if store.moved_aside:
         say(f"the history was damaged and is now {store.moved_aside}; a new one was started")
     return store
 
 
-def _size(size_bytes: int | None) -> str:
+def size_text(size_bytes: int | None) -> str:
+    """The size in GiB, or a dash."""
     return "-" if size_bytes is None else gib(size_bytes)
 
 
-def _percent(error: float | None) -> str:
+def percent_text(error: float | None) -> str:
+    """A signed share as a percentage, or a dash."""
     return "-" if error is None else f"{error:+.2%}"
-
-
-class _Progress:
-    """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
-
-    def __init__(self):
-        self._last, self._phase, self._passed = "", "", 0
-        self._live = sys.stderr.isatty()
-
-    def __call__(self, view: JobView) -> None:
-        if view.state == "queued" or view.phase is None:
-            return
-        text = STAGE_NAMES.get(view.phase, view.phase)
-        if view.step is not None and view.phase == "unet":
-            text += f" step {view.step}/{view.of}"
-        elif view.detail:
-            text += f": {view.detail}"
-        if self._live:
-            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
-            sys.stderr.flush()
-        else:
-            self._say_missed(view)
-            if text != self._last:
-                say(f"[{view.total_seconds:6.1f} s] {text}")
-        self._last, self._phase = text, view.phase
-
-    def _say_missed(self, view: JobView) -> None:
-        """Phases that came and went between two looks."""
-        for phase, seconds in view.phases[self._passed :]:
-            if phase != self._phase:
-                say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
-            self._phase = ""
-        self._passed = len(view.phases)
-
-    def end(self) -> None:
-        if self._live and self._last:
-            sys.stderr.write("\r\033[K")
-
-
-def verify(arguments: argparse.Namespace) -> int:
-    """``verify``: measure the request on the device, or answer from the history."""
-    request = request_from(arguments)
-    if arguments.weights not in WEIGHTS:
-        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", arguments.weights)
-    device = Device() if arguments.device == "cpu" else Device(usable_card(arguments.device))
-    check_runnable(request, device, arguments.model_dir)
-    store = _open_store()
-    facts = store.model_facts(MODEL_ID, installed()) or SD_V15
-    jobs, progress = Jobs(store), _Progress()
-    try:
-        job_id = jobs.submit(
-            request,
-            device,
-            weights=arguments.weights,
-            model_dir=arguments.model_dir,
-            predictions=predictions_for(request, device, facts, library=find().library),
-            force=arguments.force,
-        )
-        try:
-            view = jobs.wait(job_id, progress)
-        except KeyboardInterrupt:
-            jobs.cancel(job_id)
-            view = jobs.wait(job_id)
-    finally:
-        progress.end()
-        jobs.close()
-    if view.measurement_id is None:
-        if view.measured:
-            # An hour's measuring is shown even where it cannot be kept.
-            environment = environment_of(device, arguments.weights, arguments.model_dir)
-            lost = Measurement(
-                measurement_id="not kept",
-                created_at=now(),
-                request=request,
-                environment=environment,
-                measured=view.measured,
-            )
-            say(measurement_text(lost))
-        raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
-    measurement = store.measurement(view.measurement_id)
-    cached = view.state == "cached"
-    if cached:
-        say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
-    if arguments.json:
-        print_json({"schema": SCHEMA, "cached": cached, "measurement": measurement.to_dict()})
-    else:
-        print(measurement_text(measurement))
-    return exit_code_of(measurement)
 
 
 def _comparison_table(measurement: Measurement) -> str:
@@ -135,11 +52,21 @@ def _comparison_table(measurement: Measurement) -> str:
         header += [basis, "off by"]
     rows = []
     for lines in zip(*columns.values(), strict=True):
-        row = [lines[0].name, _size(lines[0].measured_bytes)]
+        row = [lines[0].name, size_text(lines[0].measured_bytes)]
         for line in lines:
-            row += [_size(line.predicted_bytes), _percent(line.error)]
+            row += [size_text(line.predicted_bytes), percent_text(line.error)]
         rows.append(row)
     return text_table(header, rows, right=range(1, len(header)))
+
+
+def _work_of(measurement: Measurement) -> str:
+    """What was run, in one line."""
+    if measurement.scope == "pipeline":
+        return measurement.request.describe()
+    request = measurement.request
+    tiles = ", in tiles" if request.vae_tiling else ""
+    size = f"{request.effective_width}×{request.effective_height}"
+    return f"{_HALVES[measurement.scope]}, {size}{tiles}; its weights are not in the peaks"
 
 
 def measurement_text(measurement: Measurement) -> str:
@@ -151,11 +78,13 @@ def measurement_text(measurement: Measurement) -> str:
     facts = [
         ("run", measurement.measurement_id),
         ("when", f"{measurement.created_at[:19].replace('T', ' ')} UTC"),
-        ("request", measurement.request.describe()),
+        ("request", _work_of(measurement)),
         ("on", card),
         ("with", ", ".join(versions)),
         ("outcome", measured.outcome),
     ]
+    if measurement.origin != "own":
+        facts.insert(1, ("from", f"{measurement.origin}, {measurement.source or 'its file does not say from where'}"))
     if measured.reason:
         where = f" (in {STAGE_NAMES.get(measured.ended_in, measured.ended_in)})" if measured.ended_in else ""
         facts.append(("reason", f"{measured.reason}{where}"))
@@ -163,59 +92,83 @@ def measurement_text(measurement: Measurement) -> str:
         text = f"{measured.total_seconds:.2f} s without loading, {measured.seconds_per_step:.3f} s a step"
         facts.append(("time", text))
     for holder in measurement.holders:
-        facts.append(("held by", f"{holder['name']} ({holder['pid']}), {_size(holder['used_bytes'])}"))
+        facts.append(("held by", f"{holder['name']} ({holder['pid']}), {size_text(holder['used_bytes'])}"))
     if measured.free_before_bytes is not None:
-        facts.append(("free", f"{_size(measured.free_before_bytes)} as it began"))
-    if measured.peak_reserved_bytes is not None:
-        text = f"context {_size(measured.context_bytes)}, {measured.num_alloc_retries} allocator retries"
-        facts.append(("device", f"peak {_size(measured.peak_device_bytes)}, {text}"))
+        facts.append(("free", f"{size_text(measured.free_before_bytes)} as it began"))
+    is_compared = bool(measurement.predictions and measured.stages)
+    if measured.peak_allocated_bytes is not None and not is_compared:
+        reserved = size_text(measured.peak_reserved_bytes)
+        facts.append(("peak", f"{size_text(measured.peak_allocated_bytes)} allocated, {reserved} reserved"))
+    if measured.peak_reserved_bytes is not None and measured.num_alloc_retries is not None:
+        text = f"context {size_text(measured.context_bytes)}, {measured.num_alloc_retries} allocator retries"
+        facts.append(("device", f"peak {size_text(measured.peak_device_bytes)}, {text}"))
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)]
-    if measurement.predictions and measured.stages:
+    if is_compared:
         parts.append(_comparison_table(measurement))
     if environment.device_kind == "cpu":
         parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.")
     return "\n\n".join(parts)
 
 
-def history_list(arguments: argparse.Namespace) -> int:
-    """``history list``."""
-    found = _open_store().measurements()
-    if arguments.json:
-        print_json({"schema": SCHEMA, "measurements": [measurement.to_dict() for measurement in found]})
-        return 0
-    if not found:
-        say("no run was measured yet - 'python -m planner verify' measures one, '--device cpu' works anywhere")
-        return 0
+def _runs_table(found: Sequence[Measurement]) -> str:
+    """One line a run; who measured them is said once somebody else did."""
     versions = installed()
+    is_mixed = any(measurement.origin != "own" for measurement in found)
     rows = []
     for measurement in found:
         request, measured = measurement.request, measurement.measured
         errors = [
-            f"{_percent(peak_error(measurement, prediction))} {prediction.basis}"
+            f"{percent_text(peak_error(measurement, prediction))} {prediction.basis}"
             for prediction in measurement.predictions
         ]
+        what = request.task if measurement.scope == "pipeline" else measurement.scope
         rows.append(
             (
                 measurement.measurement_id[:8],
                 measurement.created_at[:16].replace("T", " "),
-                f"{request.task} {request.effective_width}x{request.effective_height} x{request.batch}",
+                *([measurement.origin] if is_mixed else []),
+                f"{what} {request.effective_width}x{request.effective_height} x{request.batch}",
                 measurement.environment.card,
                 measured.outcome,
-                _size(measured.peak_allocated_bytes),
-                _size(measured.peak_reserved_bytes),
+                size_text(measured.peak_allocated_bytes),
+                size_text(measured.peak_reserved_bytes),
                 ", ".join(errors) or "-",
                 "stale" if measurement.is_stale(versions) else "",
             )
         )
-    header = ("id", "UTC", "request", "on", "outcome", "allocated", "reserved", "off by", "")
-    print(text_table(header, rows, right=(5, 6, 7)))
+    origin = ["origin"] if is_mixed else []
+    header = ("id", "UTC", *origin, "request", "on", "outcome", "allocated", "reserved", "off by", "")
+    return text_table(header, rows, right=range(len(header) - 4, len(header) - 1))
+
+
+def history_list(arguments: argparse.Namespace) -> int:
+    """``history list``: the runs of the history, or the reference runs."""
+    found = reference_runs() if arguments.reference else open_store().measurements()
+    if arguments.json:
+        print_json({"schema": SCHEMA, "measurements": [measurement.to_dict() for measurement in found]})
+    elif found:
+        print(_runs_table(found))
+    else:
+        say("no run was measured yet - 'python -m planner verify' measures one, '--device cpu' works anywhere")
     return 0
+
+
+def _run_named(name: str) -> Measurement:
+    """The run whose id begins so, or where the history has none the reference run."""
+    store = open_store()
+    try:
+        return store.measurement(name)
+    except InvalidArgument:
+        found = [run for run in reference_runs() if name and run.measurement_id.startswith(name)]
+        if len(found) != 1 or any(run.measurement_id.startswith(name) for run in store.measurements()):
+            raise
+        return found[0]
 
 
 def history_show(arguments: argparse.Namespace) -> int:
     """``history show``."""
-    measurement = _open_store().measurement(arguments.id)
+    measurement = _run_named(arguments.id)
     if arguments.json:
         print_json({"schema": SCHEMA, "measurement": measurement.to_dict()})
     else:
@@ -225,7 +178,7 @@ def history_show(arguments: argparse.Namespace) -> int:
 
 def history_delete(arguments: argparse.Namespace) -> int:
     """``history delete``: asks first, unless told not to."""
-    store = _open_store()
+    store = open_store()
     measurement = store.measurement(arguments.id)
     if not arguments.yes:
         if not sys.stdin.isatty():

@@ -1,0 +1,129 @@
+"""Many requests on one device in one go: which ones, in what order, and which of them can run there.
+
+A history that covers sizes, batches and options tells more than one run of each; the grid is made to be such a one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from cache.device import Device, check_runnable
+from cache.strict import Broken, load, scalar, table
+from planner.errors import InvalidArgument
+from planner.request import TASKS, GenerationRequest, Task
+
+MAX_ENTRIES = 10_000
+MAX_FILE_BYTES = 16 * 1024**2
+
+_SQUARES = tuple((side, side) for side in (256, 512, 768, 1024, 1536, 2048))
+# Latents with odd sides, and sides unlike each other.
+_ODD = ((520, 776), (1000, 1304), (1096, 616))
+
+_FIELDS = [field.name for field in fields(GenerationRequest)]
+_ENTRY = table(dict.fromkeys(_FIELDS, scalar), optional=frozenset(_FIELDS))
+
+
+class Skipped(NamedTuple):
+    """A request that cannot run on the device, and why."""
+
+    request: GenerationRequest
+    error: InvalidArgument
+
+
+def _changes() -> Iterable[dict[str, Any]]:
+    def change(task: Task, size: tuple[int, int], **others: Any) -> dict[str, Any]:
+        plain = {"batch": 1, "guidance_scale": 7.5, "vae_tiling": False, "channels_last": False}
+        return plain | {"task": task, "width": size[0], "height": size[1]} | others
+
+    for index, size in enumerate((*_SQUARES, *_ODD)):
+        one, other = TASKS[index % 2], TASKS[(index + 1) % 2]
+        yield from (change(task, size) for task in TASKS)
+        yield change(one, size, guidance_scale=1.0)
+        yield change(other, size, channels_last=True)
+        # Smaller images are one tile.
+        if min(size) >= 768:
+            yield from (change(task, size, vae_tiling=True) for task in TASKS)
+    for batch in (2, 4, 8):
+        for index, size in enumerate((*_SQUARES[:3], _ODD[0])):
+            yield from (change(task, size, batch=batch) for task in TASKS)
+            yield change(TASKS[(index + batch // 4) % 2], size, batch=batch, guidance_scale=1.0)
+    for task in TASKS:
+        yield from (change(task, (1024, 1024), batch=batch) for batch in (2, 4))
+        yield change(task, (512, 512), batch=4, channels_last=True)
+        yield change(task, (1024, 1024), batch=2, vae_tiling=True)
+
+
+def grid(base: GenerationRequest) -> list[GenerationRequest]:
+    """The built-in sweep: what is not varied, such as the steps, is the base's.
+
+    Not every value beside every other, which would be hundreds of runs: each size and each batch with both tasks and
+    with and without guidance, tiling wherever it moves something, and channels_last at every size.
+    """
+    return [GenerationRequest.from_dict(base.to_dict() | change) for change in _changes()]
+
+
+def requests_in(text: bytes, base: GenerationRequest) -> list[GenerationRequest]:
+    """The requests of a JSON array of objects, each of which says what differs from the base.
+
+    Raises:
+        InvalidArgument: it is no such array, or an entry breaks a rule; the message has the entry's index, from 0.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        raise InvalidArgument("sweep", f"must be a file of at most {MAX_FILE_BYTES} bytes", "more")
+    try:
+        entries = load(text.decode())
+    except UnicodeDecodeError:
+        raise InvalidArgument("sweep", "must be a JSON file in UTF-8", text[:40]) from None
+    except Broken as broken:
+        raise InvalidArgument("sweep", broken.rule, broken.value) from None
+    if type(entries) is not list or not 0 < len(entries) <= MAX_ENTRIES:
+        found = f"{len(entries)} of them" if type(entries) is list else "no array"
+        raise InvalidArgument("sweep", f"must be a JSON array of 1 to {MAX_ENTRIES} objects", found)
+    return [_request(index, entry, base) for index, entry in enumerate(entries)]
+
+
+def _request(index: int, entry: Any, base: GenerationRequest) -> GenerationRequest:
+    try:
+        return GenerationRequest.from_dict(base.to_dict() | _ENTRY(entry))
+    except Broken as broken:
+        path = broken.inside(f"sweep[{index}]").path
+        value = broken.shown if isinstance(broken.value, (list, dict)) else broken.value
+        raise InvalidArgument(path, broken.rule, value, broken.nearest) from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"sweep[{index}].{error.argument}", error.rule, error.value, error.nearest) from None
+
+
+def in_order(requests: Iterable[GenerationRequest]) -> list[GenerationRequest]:
+    """Requests that need the same model one after another, so that it is loaded once; within them small ones first.
+
+    An out-of-memory ends the worker, so what may be too much comes last.
+    """
+
+    def key(request: GenerationRequest) -> tuple[Any, ...]:
+        offloads = request.offload != "none"
+        # As `Job.resident_key` tells models apart.
+        model = (offloads, request.channels_last, not request.safety_checker, request.task if offloads else "")
+        pixels = request.effective_width * request.effective_height
+        return (*model, pixels * request.batch, pixels * request.unet_batch, request.task)
+
+    return sorted(requests, key=key)
+
+
+def runnable(requests: Iterable[GenerationRequest], device: Device) -> tuple[list[GenerationRequest], list[Skipped]]:
+    """The requests that can run on the device, and those that cannot.
+
+    Raises:
+        InvalidArgument: none can; it says why the first cannot.
+    """
+    can: list[GenerationRequest] = []
+    cannot: list[Skipped] = []
+    for request in requests:
+        try:
+            check_runnable(request, device)
+        except InvalidArgument as error:
+            cannot.append(Skipped(request, error))
+        else:
+            can.append(request)
+    if not can:
+        raise cannot[0].error
+    return can, cannot

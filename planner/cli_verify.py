@@ -1,0 +1,224 @@
+"""``verify``: run one request for real, or many, and keep what each took."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from cache.attached import usable_card
+from cache.compare import exit_code_of, peak_error, predictions_for, verdict_of
+from cache.device import Device, check_runnable, environment_of
+from cache.history_file import HistoryError
+from cache.job import JobView
+from cache.jobs import Jobs
+from cache.programs import find
+from cache.records import Measurement
+from cache.store import now
+from cache.sweep import MAX_FILE_BYTES, grid, in_order, requests_in, runnable
+from cache.versions import installed
+from planner.answer import EXIT_CODES, worst
+from planner.cli import print_json, request_from, say
+from planner.cli_exchange import reading
+from planner.cli_history import measurement_text, open_store, percent_text, size_text
+from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
+from planner.errors import InvalidArgument
+from planner.report import SCHEMA, text_table
+from planner.request import GenerationRequest
+
+WEIGHTS = ("synthetic", "hub")
+# As a shell reports a command that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+class _Progress:
+    """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
+
+    def __init__(self):
+        self._last, self._phase, self._passed = "", "", 0
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, view: JobView) -> None:
+        if view.state == "queued" or view.phase is None:
+            return
+        text = STAGE_NAMES.get(view.phase, view.phase)
+        if view.step is not None and view.phase == "unet":
+            text += f" step {view.step}/{view.of}"
+        elif view.detail:
+            text += f": {view.detail}"
+        if self._live:
+            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
+            sys.stderr.flush()
+        else:
+            self._say_missed(view)
+            if text != self._last:
+                say(f"[{view.total_seconds:6.1f} s] {text}")
+        self._last, self._phase = text, view.phase
+
+    def _say_missed(self, view: JobView) -> None:
+        """Phases that came and went between two looks."""
+        for phase, seconds in view.phases[self._passed :]:
+            if phase != self._phase:
+                say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
+            self._phase = ""
+        self._passed = len(view.phases)
+
+    def end(self) -> None:
+        if self._live and self._last:
+            sys.stderr.write("\r\033[K")
+
+
+class _Ran(NamedTuple):
+    measurement: Measurement
+    cached: bool
+
+
+class _Bench:
+    """The queue, the device and what predictions are made of, for one run after another."""
+
+    def __init__(self, arguments: argparse.Namespace, device: Device):
+        self.arguments, self.device = arguments, device
+        self.environment = environment_of(device, arguments.weights, arguments.model_dir)
+        self.store = open_store()
+        self.library = find().library
+        self.jobs = Jobs(self.store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Cancels what runs.
+        self.jobs.close()
+
+    def submit(self, request: GenerationRequest) -> str:
+        """Queue the request with what is predicted of it."""
+        free_bytes = self.device.card.free_bytes if self.device.card else None
+        force = self.arguments.force
+        # A prediction takes longer than an answer from the history, which needs none.
+        is_known = not force and self.store.already_measured(request, self.environment, free_bytes) is not None
+        facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
+        return self.jobs.submit(
+            request,
+            self.device,
+            weights=self.arguments.weights,
+            model_dir=self.arguments.model_dir,
+            predictions=() if is_known else predictions_for(request, self.device, facts, library=self.library),
+            force=force,
+        )
+
+    def wait(self, job_id: str) -> JobView:
+        """The job once it has ended, with its progress on stderr."""
+        progress = _Progress()
+        try:
+            return self.jobs.wait(job_id, progress)
+        finally:
+            progress.end()
+
+    def kept(self, view: JobView) -> _Ran:
+        """The run of a job that ended.
+
+        Raises:
+            HistoryError: it could not be kept; what it measured was said.
+        """
+        if view.measurement_id is not None:
+            return _Ran(self.store.measurement(view.measurement_id), view.state == "cached")
+        if view.measured:
+            # An hour's measuring is shown even where it cannot be kept.
+            lost = Measurement(
+                measurement_id="not kept",
+                created_at=now(),
+                request=view.request,
+                environment=self.environment,
+                measured=view.measured,
+            )
+            say(measurement_text(lost))
+        raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """``verify``: measure the request on the device, or answer from the history; with ``--sweep``, many requests."""
+    request = request_from(arguments)
+    if arguments.weights not in WEIGHTS:
+        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", arguments.weights)
+    device = Device() if arguments.device == "cpu" else Device(usable_card(arguments.device))
+    if arguments.sweep is not None:
+        return _sweep(arguments, request, device)
+    check_runnable(request, device, arguments.model_dir)
+    with _Bench(arguments, device) as bench:
+        job_id = bench.submit(request)
+        try:
+            view = bench.wait(job_id)
+        except KeyboardInterrupt:
+            bench.jobs.cancel(job_id)
+            view = bench.jobs.wait(job_id)
+    measurement, cached = bench.kept(view)
+    if cached:
+        say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
+    if arguments.json:
+        print_json({"schema": SCHEMA, "cached": cached, "measurement": measurement.to_dict()})
+    else:
+        print(measurement_text(measurement))
+    return exit_code_of(measurement)
+
+
+def _requests_to_sweep(arguments: argparse.Namespace, base: GenerationRequest) -> list[GenerationRequest]:
+    if arguments.sweep == "grid":
+        return grid(base)
+    with reading("sweep", arguments.sweep) as file:
+        return requests_in(file.read(MAX_FILE_BYTES + 1), base)
+
+
+def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> int:
+    # A folder that is no model is nothing to skip: it would be the same for each request.
+    check_runnable(GenerationRequest(), device, arguments.model_dir)
+    planned, skipped = runnable(in_order(_requests_to_sweep(arguments, base)), device)
+    total = len(planned) + len(skipped)
+    for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
+        say(f"skipped {count} of {total}: {reason}")
+    ran: list[_Ran] = []
+    is_stopped = False
+    try:
+        with _Bench(arguments, device) as bench:
+            for number, request in enumerate(planned, 1):
+                say(f"[{number}/{len(planned)}] {request.describe()}")
+                ran.append(bench.kept(bench.wait(bench.submit(request))))
+                say(_ending(ran[-1]))
+    except KeyboardInterrupt:
+        is_stopped = True
+    if arguments.json:
+        rows = [{"cached": one.cached, "measurement": one.measurement.to_dict()} for one in ran]
+        left_out = [{"request": one.request.to_dict(), "reason": str(one.error)} for one in skipped]
+        print_json({"schema": SCHEMA, "sweep": rows, "skipped": left_out})
+    elif ran:
+        print(_sweep_table(ran))
+    if is_stopped:
+        say(f"stopped after {len(ran)} of {len(planned)}; the same command goes on from there")
+        return INTERRUPTED
+    return EXIT_CODES[worst(verdict_of(one.measurement) for one in ran)]
+
+
+def _ending(one: _Ran) -> str:
+    measured = one.measurement.measured
+    known = " (measured before)" if one.cached else ""
+    why = (measured.reason or "").partition("\n")[0][:200]
+    return f"{measured.outcome}{known}: {why or f'{size_text(measured.peak_allocated_bytes)} allocated'}"
+
+
+def _sweep_table(ran: Sequence[_Ran]) -> str:
+    rows = []
+    for measurement, cached in ran:
+        measured = measurement.measured
+        errors = {one.basis: peak_error(measurement, one) for one in measurement.predictions}
+        rows.append(
+            (
+                measurement.request.describe(),
+                measured.outcome,
+                size_text(measured.peak_allocated_bytes),
+                size_text(measured.peak_reserved_bytes),
+                percent_text(errors.get("dry-run")),
+                "-" if measured.num_alloc_retries is None else str(measured.num_alloc_retries),
+                "yes" if cached else "no",
+            )
+        )
+    header = ("request", "outcome", "allocated", "reserved", "dry run off by", "retries", "cached")
+    return text_table(header, rows, right=(2, 3, 4, 5))
