@@ -32,14 +32,17 @@ class CurveStore:
     Where `path` is None, or the file cannot be read or written, they are only kept in memory: nothing is lost but time.
     """
 
-    def __init__(self, library: Library, path: Path | None):
+    def __init__(self, library: Library | None, path: Path | None):
         self.library = library
-        self.path = path if library.digest else None
+        self.path = path if library and library.digest else None
         self._known: dict[str, Curve] = {}
 
     def curves_of(self, observations: Sequence[Observation], report: Report | None = None) -> Mapping[str, Curve]:
         """The curve of each run by its id; those for which no program was compiled are left out."""
-        keys = {one.run_id: _key(self.library, one) for one in observations}
+        library = self.library
+        if library is None:
+            return {}
+        keys = {one.run_id: _key(library, one) for one in observations}
         lacking = {keys[one.run_id]: one for one in observations if keys[one.run_id] not in self._known}
         self._read(list(lacking))
         made: dict[str, Curve] = {}
@@ -49,7 +52,7 @@ class CurveStore:
                 report(done, len(todo))
             try:
                 policy = KernelPolicy.of(one.capability)
-                made[key] = curve_of(self.library, memory_form(one.request), policy, one.scope)
+                made[key] = curve_of(library, memory_form(one.request), policy, one.scope)
             except NoProgram:
                 continue
         self._known |= made

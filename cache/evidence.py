@@ -172,10 +172,11 @@ def _read(path: Path) -> list[Observation]:
         raise HistoryError(f"the history {path} cannot be read ({error}) - see 'python -m planner doctor'") from error
 
 
-def gather(library: Library, *, with_reference: bool = True, path: Path | None = None) -> Gathered:
+def gather(library: Library | None, *, with_reference: bool = True, path: Path | None = None) -> Gathered:
     """Everything measured that may speak: the history's runs and, unless switched off, the reference runs.
 
-    A history that cannot be used is a notice, not an error: a plan stands without it.
+    A history that cannot be used is a notice, not an error: a plan stands without it. Without a library nothing is
+    calibrated, and what was measured still speaks for itself.
     """
     observations: list[Observation] = []
     notice, where = None, None

@@ -1,14 +1,19 @@
-"""Where the history lives."""
+"""Where measured runs live: the history, and those that ship."""
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 import platformdirs
 
 from planner.errors import PlannerError
+from planner.gpus import family_of
 
 BUSY_TIMEOUT_S = 30
+# Of the runs that ship, as lines of text that `cache.exchange` reads.
+REFERENCE_RUNS = Path(__file__).parent / "reference_runs"
 
 
 class HistoryError(PlannerError):
@@ -33,3 +38,17 @@ def default_path() -> Path:
 def address(path: Path, mode: str) -> str:
     """The address of the file for ``sqlite3.connect(..., uri=True)``; `mode` is ``ro``, ``rw`` or ``rwc``."""
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
+
+
+def anything_measured(capabilities: Iterable[tuple[int, int]], *, with_reference: bool = True) -> bool:
+    """Whether there can be runs that speak of cards of these compute capabilities, found out without reading them.
+
+    Raises:
+        HistoryError: as `default_path`.
+    """
+    if default_path().exists():
+        return True
+    text = "".join(path.read_text() for path in REFERENCE_RUNS.glob("*.jsonl")) if with_reference else ""
+    shipped = re.findall(r'"compute_capability":"([0-9]+)\.([0-9])"', text)
+    families = {family_of((int(major), int(minor))) for major, minor in set(shipped)}
+    return any(family_of(capability) in families for capability in capabilities)

@@ -1,23 +1,21 @@
 """Published runs that ship with the planner: measured by others, read by the same parser as an import."""
 
 from functools import cache
-from pathlib import Path
 
 from cache.exchange import lines_in, read_runs
+from cache.location import REFERENCE_RUNS
 from cache.records import Measurement
-
-FOLDER = Path(__file__).parent / "reference_runs"
 
 
 @cache
 def reference_runs() -> tuple[Measurement, ...]:
-    """Every run in `FOLDER`, file by file, as it stands there; peaks of the VAE alone are above what stood before.
+    """Every run that ships, file by file, as it stands there; peaks of the VAE alone are above what stood before.
 
     Raises:
         NotARun: a file is damaged.
     """
     found: list[Measurement] = []
-    for path in sorted(FOLDER.glob("*.jsonl")):
+    for path in sorted(REFERENCE_RUNS.glob("*.jsonl")):
         with path.open("rb") as file:
             found += read_runs(lines_in(file), "reference")
     return tuple(found)

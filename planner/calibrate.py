@@ -14,6 +14,7 @@ import numpy as np
 
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
 from planner.curves import PREFERRED, Curve, Scope
+from planner.gpus import family_of
 from planner.intervals import MIN_WEIGHT, half_width
 from planner.posterior import LOG_PRIOR, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
 from planner.request import GenerationRequest
@@ -33,14 +34,6 @@ _NEAR = 0.6
 _COULD_BE = 0.95
 # As many of the newest runs of each kind say as much as all of them.
 NEWEST = 100
-
-_ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
-
-
-def family_of(capability: tuple[int, int]) -> str:
-    """The card family of a compute capability: NVIDIA's name of the architecture."""
-    exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
-    return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
 
 
 class Cell(NamedTuple):

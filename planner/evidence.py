@@ -6,10 +6,10 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from planner.calibrate import Calibration, Cell, Run, cell_of, family_of
+from planner.calibrate import Calibration, Cell, Run, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
-from planner.gpus import Card, card_named
+from planner.gpus import Card, card_named, family_of
 from planner.posterior import Kind
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest

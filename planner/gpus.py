@@ -12,9 +12,17 @@ from planner.units import gib, gib_to_bytes, parse_bytes
 
 DEFAULT_CARDS = ("T4", "A10", "A100")
 
+_ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
+
 _USABLE = "usable memory: total_memory as torch reports it on Linux, collected from public reports, lowest first"
 _CONTEXT = "context: nvidia-smi minus torch's reserved bytes, collected from public reports"
 _SHEET = "bandwidth and dense float16 tensor rate: NVIDIA data sheet"
+
+
+def family_of(capability: tuple[int, int]) -> str:
+    """The card family of a compute capability: NVIDIA's name of the architecture."""
+    exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
+    return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)

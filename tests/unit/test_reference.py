@@ -2,7 +2,8 @@ import pytest
 
 from cache import reference
 from cache.exchange import NotARun, lines_of
-from cache.reference import FOLDER, reference_runs
+from cache.location import REFERENCE_RUNS
+from cache.reference import reference_runs
 from planner.request import GenerationRequest
 from planner.units import MIB
 from tests.published import ROWS
@@ -10,7 +11,7 @@ from tests.reference_rows import rows
 
 
 def test_the_file_is_what_its_generator_prints():
-    assert (FOLDER / "published.jsonl").read_text(encoding="utf-8").splitlines() == list(lines_of(rows()))
+    assert (REFERENCE_RUNS / "published.jsonl").read_text(encoding="utf-8").splitlines() == list(lines_of(rows()))
 
 
 def test_every_expressible_row_is_there_once():
@@ -37,6 +38,6 @@ def test_rows_say_what_was_published():
 
 def test_a_damaged_file_is_a_message(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text("\n{")
-    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    monkeypatch.setattr(reference, "REFERENCE_RUNS", tmp_path)
     with pytest.raises(NotARun, match="line 2 must be JSON"):
         reference_runs.__wrapped__()
