@@ -5,7 +5,7 @@ Both are learned by stage, from runs of the same family, attention and kernels, 
 `planner/posterior.py` says how, `planner/intervals.py` how wide the interval is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,81 +13,22 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
-from planner.curves import PREFERRED, Curve, Scope
-from planner.gpus import family_of
+from planner.cells import Cell
+from planner.curves import PREFERRED, Curve
 from planner.intervals import MIN_WEIGHT, half_width
 from planner.posterior import LOG_PRIOR, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
-from planner.request import GenerationRequest
 
-# How much a run counts that differs from what is asked in one of these.
-OTHER_CUDNN = 0.5
-OTHER_CAPABILITY = 0.5
-OTHER_OPTIONS = 0.5
-OTHER_VERSIONS = 0.5
-# A half of the VAE alone tells of its kernels, and nothing of the pipeline around it.
-OTHER_SCOPE = 0.5
 # A residual of a run that peaks in another stage tells less of this one.
 OTHER_STAGE = 0.3
 # A stage so far below the peak cannot become it, and is not looked at again for each run that is left out.
 _NEAR = 0.6
 # Of stages so close to the peak any could be it.
 _COULD_BE = 0.95
+# Up to so many runs each is left out alone, beyond that in so many parts.
+_EACH_ALONE = 30
+_FOLDS = 10
 # As many of the newest runs of each kind say as much as all of them.
 NEWEST = 100
-
-
-class Cell(NamedTuple):
-    """What makes two runs alike. Runs of another family, attention or kernels say nothing of each other.
-
-    `kernels` and `options` are of the request; None in `cudnn` or `versions` is alike to every other.
-    """
-
-    family: str
-    attention: str
-    kernels: str
-    capability: tuple[int, int]
-    cudnn: int | None
-    options: str
-    versions: str | None
-    scope: Scope = "pipeline"
-
-    def weight(self, other: "Cell") -> float:
-        """How much a run of `other` counts for this one, from 0 to 1."""
-        if self[:3] != other[:3]:
-            return 0.0
-        weight = 1.0
-        weight *= 1.0 if self.capability == other.capability else OTHER_CAPABILITY
-        weight *= 1.0 if self.cudnn is None or self.cudnn == other.cudnn else OTHER_CUDNN
-        weight *= 1.0 if self.options == other.options else OTHER_OPTIONS
-        weight *= 1.0 if self.scope == other.scope else OTHER_SCOPE
-        return weight * (OTHER_VERSIONS if self.is_stale(other) else 1.0)
-
-    def is_stale(self, other: "Cell") -> bool:
-        """Whether a run of `other` was measured with other versions."""
-        return self.versions is not None and self.versions != other.versions
-
-
-def cell_of(
-    request: GenerationRequest,
-    capability: tuple[int, int],
-    attention: str = "sdpa",
-    cudnn: int | None = None,
-    versions: str | None = None,
-    scope: Scope = "pipeline",
-) -> Cell:
-    """The cell of a request on a card of this compute capability."""
-    kernels = {
-        "several images": request.batch > 1,
-        "channels_last": request.channels_last,
-        "attention slicing": request.attention_slicing,
-    }
-    options = {
-        "VAE tiling": request.vae_tiling,
-        "VAE slicing": request.vae_slicing and request.batch > 1,
-        "model offload": request.offload == "model",
-    }
-    named = ("+".join(name for name, on in of.items() if on) or "plain" for of in (kernels, options))
-    return Cell(family_of(capability), attention, next(named), capability, cudnn, next(named), versions, scope)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,21 +124,30 @@ class Residual(NamedTuple):
         return (self.allocated[self.peak_stage], OTHER_STAGE) if self.peak_stage in self.allocated else None
 
 
-class Calibration:
-    """What the runs say, newest first; beyond `NEWEST` of a kind the older ones are left out."""
+# What each run says of each of its stages, by ids: its log-likelihood, and whether it is the whole truth.
+Told = dict[tuple[str, str], tuple[np.ndarray, bool]]
 
-    def __init__(self, runs: Iterable[Run]):
+
+class Calibration:
+    """What the runs say, newest first; beyond `NEWEST` of a kind the older ones are left out.
+
+    `told` is shared by calibrations that have runs in common.
+    """
+
+    def __init__(self, runs: Iterable[Run], told: Told | None = None):
         self.runs = _newest(runs)
-        self._told: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
+        self._told = {} if told is None else told
         self._sums: dict[tuple[Cell, str], np.ndarray] = {}
         self._counts: dict[tuple[Cell, str], int] = {}
         for run in self.runs:
             for stage, size, kind in run.told():
-                told = log_likelihood(run.curve.stages[stage], size, kind)
+                if (run.run_id, stage) not in self._told:
+                    likelihood = log_likelihood(run.curve.stages[stage], size, kind)
+                    self._told[run.run_id, stage] = likelihood, kind == "full"
+                likelihood, is_full = self._told[run.run_id, stage]
                 key = (run.cell, stage)
-                self._told[run.run_id, stage] = told, kind == "full"
-                self._sums[key] = self._sums.get(key, 0.0) + told
-                self._counts[key] = self._counts.get(key, 0) + (kind == "full")
+                self._sums[key] = self._sums.get(key, 0.0) + likelihood
+                self._counts[key] = self._counts.get(key, 0) + is_full
 
     def correct(self, curve: Curve, target: Cell, without: Run | None = None) -> Corrected:
         """The peaks of this curve's request, as if `without` had not been measured."""
@@ -303,18 +253,26 @@ def _newest(runs: Iterable[Run]) -> list[Run]:
     return kept
 
 
-def held_out(runs: Sequence[Run], folds: int = 10) -> dict[str, Calibrated]:
+def held_out(runs: Sequence[Run], report: Callable[[float], None] | None = None) -> dict[str, Calibrated]:
     """What is said of each full run by those outside its fold, by run id: no run is graded on itself.
 
-    Up to thirty runs each is a fold of its own.
+    Up to thirty runs each is a fold of its own, beyond that there are ten. `report` is told how much is done, 0 to 1.
     """
     full = [run for run in runs if run.kind == "full"]
-    count = len(full) if len(full) <= 30 else folds
+    count = len(full) if len(full) <= _EACH_ALONE else _FOLDS
+    told: Told = {}
     found = {}
     for fold in range(count):
+        if report:
+            report(fold / count)
         graded = full[fold::count]
         ids = {run.run_id for run in graded}
-        rest = Calibration(run for run in runs if run.run_id not in ids)
+        rest = Calibration((run for run in runs if run.run_id not in ids), told)
+        # Runs of one request on one kind of card are answered alike.
+        said: dict[tuple[int, Cell], Calibrated] = {}
         for run in graded:
-            found[run.run_id] = rest.answer(run.curve, run.cell)
+            key = (id(run.curve), run.cell)
+            if key not in said:
+                said[key] = rest.answer(run.curve, run.cell)
+            found[run.run_id] = said[key]
     return found

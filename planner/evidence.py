@@ -6,7 +6,8 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from planner.calibrate import Calibration, Cell, Run, cell_of
+from planner.calibrate import Calibration, Run
+from planner.cells import Cell, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
 from planner.gpus import Card, card_named, family_of

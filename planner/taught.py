@@ -6,7 +6,8 @@ from functools import lru_cache
 from statistics import median
 
 from planner.answer import Answer, verdict_within
-from planner.calibrate import Calibrated, cell_of
+from planner.calibrate import Calibrated
+from planner.cells import cell_of
 from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
