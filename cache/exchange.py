@@ -62,7 +62,7 @@ def read_runs(lines: Iterable[bytes], origin: Origin = "imported") -> list[Measu
         if len(found) == MAX_RUNS:
             raise NotARun(line_number, "", f"must be among the first {MAX_RUNS} runs of the file", "one more")
         try:
-            decoded = line.decode()
+            decoded = line.rstrip(b"\r\n").decode()
         except UnicodeDecodeError as error:
             raise NotARun(line_number, "", "must be UTF-8", f"{line[error.start : error.start + 8]!r}") from None
         found.append(measurement_of(decoded, line_number, origin))

@@ -1,0 +1,177 @@
+"""``verify --sweep`` through the real queue and a scripted worker: what stops it, what does not, and how it goes on."""
+
+import json
+import sys
+
+import pytest
+
+from cache.jobs import Jobs
+from cache.store import Store
+from planner import cli_verify
+from planner.cli import main
+
+SMALL = ("verify", "--device", "cpu", "--height", "64", "--steps", "2")
+WIDTHS = (64, 72, 80)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Workers that follow a script; the list grows with each one that is started."""
+    started = []
+
+    def follow(script: str, once=None) -> list[str]:
+        command = [sys.executable, "-m", "tests.worker.scripted", script, *([str(once)] if once else [])]
+        monkeypatch.setitem(
+            Jobs.__init__.__kwdefaults__, "worker_command", lambda kind: started.append(kind) or command
+        )
+        return started
+
+    return follow
+
+
+@pytest.fixture
+def sweep(tmp_path, capsys):
+    """Run a sweep of these entries; its exit code, stdout and stderr."""
+
+    def run(entries, *argv: str) -> tuple[int, str, str]:
+        path = tmp_path / "sweep.json"
+        path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+        code = main([*SMALL, "--sweep", str(path), *argv])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def of_widths(*widths: int) -> list[dict]:
+    return [{"width": width} for width in widths]
+
+
+def outcomes(path) -> list[str]:
+    return [run.measured.outcome for run in reversed(Store(path).measurements())]
+
+
+def test_each_request_is_measured_once_and_kept_with_its_predictions(scripted, sweep, own_history):
+    started = scripted("good")
+    code, out, err = sweep(of_widths(80, 64, 72))
+    assert code == 0
+    assert [line.split("64,")[0] for line in out.splitlines()[2:]] == [f"img2img {width}×" for width in WIDTHS]
+    assert "cached" in out.splitlines()[0] and out.count("  no") == 3
+    assert "[2/3] img2img 72×64, batch 1" in err and "UNet" in err and "ok: 0.00 GiB allocated" in err
+    runs = Store(own_history).measurements()
+    assert [[one.basis for one in run.predictions][:2] for run in runs] == [["dry-run", "formula"]] * 3
+    # The model stays resident.
+    assert started == ["cpu"]
+
+
+def test_the_same_again_is_answered_from_the_history_unless_forced(scripted, sweep, own_history):
+    scripted("good")
+    sweep(of_widths(*WIDTHS))
+    code, out, err = sweep(of_widths(*WIDTHS))
+    assert code == 0 and out.count("  yes") == 3 and "ok (measured before)" in err
+    assert len(outcomes(own_history)) == 3
+    sweep(of_widths(*WIDTHS), "--force")
+    assert len(outcomes(own_history)) == 6
+
+
+def test_one_model_is_loaded_once(scripted, sweep):
+    started = scripted("good")
+    entries = [{"width": width, "channels_last": last} for width in WIDTHS for last in (True, False)]
+    assert sweep(entries)[0] == 0
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "code"), [("out-of-memory", "out-of-memory", 10), ("raises", "failed", 12)]
+)
+def test_what_goes_wrong_in_the_middle_is_a_result(scripted, sweep, own_history, tmp_path, script, outcome, code):
+    scripted("good")
+    sweep(of_widths(64))
+    scripted(script, tmp_path / "once")
+    done, out, err = sweep(of_widths(*WIDTHS))
+    assert done == code
+    assert outcomes(own_history) == ["ok", outcome, "ok"]
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == ["yes", "no", "no"]
+    assert f"{outcome}: " in err
+    # An out-of-memory is an answer and stays one, a failure is tried again.
+    assert sweep(of_widths(*WIDTHS))[0] == (10 if outcome == "out-of-memory" else 0)
+
+
+def test_retries_make_the_whole_tight(scripted, sweep):
+    scripted("retries")
+    code, out, _ = sweep(of_widths(64))
+    assert code == 11 and out.split()[-2:] == ["3", "no"]
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(scripted, sweep, own_history, tmp_path, monkeypatch):
+    scripted("good")
+    sweep(of_widths(64))
+    scripted("hang-in:unet", tmp_path / "once")
+    progress = cli_verify._Progress.__call__
+
+    def ctrl_c(self, view) -> None:
+        progress(self, view)
+        if view.phase == "unet":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_verify._Progress, "__call__", ctrl_c)
+        code, out, err = sweep(of_widths(*WIDTHS))
+    assert code == 130
+    assert err.endswith("stopped after 1 of 3; the same command goes on from there\n")
+    assert out.count("img2img") == 1
+    assert outcomes(own_history) == ["ok", "cancelled"]
+    code, out, _ = sweep(of_widths(*WIDTHS))
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()[2:]] == ["yes", "no", "no"]
+
+
+def test_json_has_every_run_and_what_was_skipped(scripted, sweep):
+    scripted("good")
+    sweep(of_widths(64))
+    code, out, err = sweep([*of_widths(64, 72), {"width": 8192}, {"offload": "model"}], "--json")
+    answer = json.loads(out)
+    assert code == 0 and set(answer) == {"schema", "sweep", "skipped"}
+    assert [(one["cached"], one["measurement"]["request"]["width"]) for one in answer["sweep"]] == [
+        (True, 64),
+        (False, 72),
+    ]
+    assert {one["request"]["width"]: one["reason"].split(" must")[0].split(" at")[0] for one in answer["skipped"]} == {
+        8192: "device cpu rehearses",
+        512: "offload",
+    }
+    assert "skipped 1 of 4: device cpu rehearses at most 512x512 pixels in all\n" in err
+    assert "skipped 1 of 4: offload must be none on the CPU" in err
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("[{}, 1]", "error: sweep[1] must be an object, got 1\n"),
+        ('[{"steps": 0}]', "error: sweep[0].steps must be between 1 and 1000, got 0 (nearest: 1)\n"),
+        ('[{"width": 1024, "height": 1024}]', "error: device cpu rehearses at most 512x512 pixels in all"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_anything_runs(sweep, own_history, entries, message):
+    code, out, err = sweep(entries)
+    assert (code, out) == (2, "") and err.startswith(message)
+    assert not own_history.exists()
+
+
+def test_a_file_that_is_not_there_and_a_model_that_is_none(capsys, own_history):
+    assert main([*SMALL, "--sweep", "/nowhere/sweep.json"]) == 2
+    assert "sweep must be a file that can be read, or -, got '/nowhere/sweep.json' (No such" in capsys.readouterr().err
+    assert main([*SMALL, "--sweep", "grid", "--model-dir", "/nowhere"]) == 2
+    assert "model_dir must be a folder with model_index.json" in capsys.readouterr().err
+    assert not own_history.exists()
+
+
+def test_a_history_that_keeps_nothing_stops_the_sweep(scripted, sweep, monkeypatch):
+    scripted("good")
+
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Store, "end_job", broken)
+    code, out, err = sweep(of_widths(*WIDTHS))
+    assert (code, out) == (2, "")
+    assert "not kept" in err and "error: the history could not keep this run: disk full" in err
+    assert "[2/3]" not in err
