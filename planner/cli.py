@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sweep",
         metavar="FILE|grid",
         help="many requests in one go: a JSON array of objects, each with what differs from this request (- reads "
-        "stdin), or the built-in grid of 90; the same command goes on where it was stopped. Suggested: --steps 4, "
-        "steps take time and move no peak",
+        "stdin), or the built-in grid of 90; the same command goes on where it was stopped. Suggested: --steps 5, "
+        "more take time and move no peak",
     )
 
     command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
