@@ -9,6 +9,7 @@ from planner.answer import EXIT_CODES, Verdict
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
 from planner.dryrun import live_peaks
 from planner.errors import NoProgram
+from planner.evidence import Evidence
 from planner.fit import fit
 from planner.gpus import Card
 from planner.program import Library, shipped
@@ -21,15 +22,20 @@ def predictions_for(
     facts: ModelFacts = SD_V15,
     own_pid: int | None = None,
     library: Library | None = None,
+    evidence: Evidence | None = None,
 ) -> tuple[Prediction, ...]:
     """What each basis says of this request on this device now, the most trusted first, to be kept with the run.
 
-    What our own worker (`own_pid`) holds of the card counts as free: the run takes it over.
+    What our own worker (`own_pid`) holds of the card counts as free: the run takes it over. A calibrated prediction is
+    among them where `evidence` has enough runs for one.
     """
     if device.card is None:
         return _rehearsed(request, facts, library)
     card = device.card.as_card(own_pid)
-    answers = (fit(request, card, "dry-run", facts, library), fit(request, card, "formula", facts))
+    answers = [fit(request, card, "dry-run", facts, library), fit(request, card, "formula", facts)]
+    calibrated = fit(request, card, "calibrated", facts, library, evidence)
+    if calibrated.reason is None:
+        answers.insert(0, calibrated)
     return tuple(Prediction.of(answer) for answer in answers if answer.need_bytes is not None)
 
 

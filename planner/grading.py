@@ -37,10 +37,10 @@ class Graded:
     @property
     def peak_stage(self) -> str:
         """The stage that peaked: as measured where stages were, else as calibrated."""
-        stages = self.observation.stages
-        return (
-            max(reversed(stages), key=lambda stage: stages[stage]) if stages else self.calibrated.corrected.peak_stage
-        )
+        stages = dict(self.observation.stages)
+        if not stages:
+            return self.calibrated.corrected.peak_stage
+        return max(reversed(stages), key=lambda stage: stages[stage])
 
     def error(self, basis: str) -> float:
         """``predicted / measured - 1`` of the allocated peak: negative is a prediction that was too low."""

@@ -16,15 +16,15 @@ from planner.units import MIB
 Kind = Literal["full", "limited", "out-of-memory", "at-most"]
 
 # Beside the workspace: what the replay leaves out, such as scratch of kernels, or counts too much.
-_STEPS = np.array([2.0, 4, 8, 16, 32, 64, 128, 256, 512]) * MIB
+_STEPS = 2.0 ** np.concatenate([[1, 2], np.arange(3, 9.25, 0.25)]) * MIB
 CONSTANTS = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 _NO_CONSTANT = len(_STEPS)
 # Relative: a deterministic allocator repeats itself to a tenth of a per cent, a busy card does not.
 NOISE = np.array([0.002, 0.01, 0.04])
 
-# Half of all belief is on the raw dry run. The rest is on any fraction, above the preferred one less so, and on small
-# constants rather than large ones.
-RAW_SHARE = 0.5
+# Half of all belief is on the raw dry run. The rest is on another fraction, above the preferred one less so, on a
+# constant, small rather than large, and least on both at once: what one cause explains needs no second.
+RAW_SHARE, _FRACTION_SHARE, _CONSTANT_SHARE, _BOTH_SHARE = 0.5, 0.25, 0.15, 0.1
 _ABOVE_PREFERRED = 0.3
 _TYPICAL_CONSTANT = 64.0 * MIB
 # One run in twenty may be absurd: a wrong request, another process, a typing error. Where, nobody knows: its density
@@ -40,7 +40,10 @@ def _log_prior() -> np.ndarray:
     fractions = np.where(below, (1 - _ABOVE_PREFERRED) / below.sum(), _ABOVE_PREFERRED / (~below).sum())
     spacing = np.gradient(CONSTANTS)
     constants = spacing * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
-    prior = (1 - RAW_SHARE) * np.outer(fractions, constants / constants.sum())
+    constants /= constants.sum()
+    prior = _BOTH_SHARE * np.outer(fractions, constants)
+    prior[:, _NO_CONSTANT] += _FRACTION_SHARE * fractions
+    prior[PREFERRED] += _CONSTANT_SHARE * constants
     prior[PREFERRED, _NO_CONSTANT] += RAW_SHARE
     return np.log(np.repeat(prior[:, :, None], len(NOISE), axis=2) / len(NOISE))
 

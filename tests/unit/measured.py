@@ -1,0 +1,92 @@
+"""Made-up runs on made-up cards, with a truth to recover: workspace fraction, constant and noise."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from planner.cells import cell_of
+from planner.curves import FRACTIONS, Curve, curve_of
+from planner.dryrun import KernelPolicy
+from planner.evidence import Evidence, Observation, memory_form
+from planner.program import shipped
+from planner.request import GenerationRequest
+from planner.units import GIB, MIB
+
+TURING = (7, 5)
+VERSIONS = "torch 2.13.0"
+SIZES = ((512, 512), (768, 768), (512, 768), (1024, 1024), (640, 960), (1280, 1280), (896, 896), (1536, 1024))
+REQUESTS = [GenerationRequest(width=width, height=height) for width, height in SIZES]
+
+_curves: dict[tuple, Curve] = {}
+
+
+def curve(request: GenerationRequest, capability: tuple[int, int] = TURING) -> Curve:
+    """The request's curve, made once."""
+    key = (memory_form(request), capability)
+    if key not in _curves:
+        _curves[key] = curve_of(shipped(), key[0], KernelPolicy.of(capability))
+    return _curves[key]
+
+
+def at(values: np.ndarray, fraction: float) -> float:
+    """A curve's value at this workspace fraction."""
+    return float(np.interp(fraction, FRACTIONS, values))
+
+
+def peak_at(request: GenerationRequest, fraction: float, capability: tuple[int, int] = TURING) -> float:
+    """The allocated peak that a card whose kernels take this fraction has."""
+    return max(at(values, fraction) for values in curve(request, capability).stages.values())
+
+
+def run_of(
+    request: GenerationRequest, number: int = 0, *, fraction: float = 1.0, factor: float = 1.0, **changes
+) -> Observation:
+    """A run on a card whose kernels take this fraction, everything times `factor`."""
+    capability = changes.get("capability", TURING)
+    of = curve(request, capability)
+    stages = {stage: round(at(values, fraction) * factor) for stage, values in of.stages.items()}
+    values = {
+        "run_id": f"run-{number}",
+        "created_at": f"2026-11-{1 + number % 28:02d}T00:00:00.000000+00:00",
+        "request": request,
+        "card": "Tesla T4",
+        "capability": capability,
+        "cudnn": 9,
+        "versions": VERSIONS,
+        "kind": "full",
+        "peak_allocated_bytes": max(stages.values()),
+        "peak_reserved_bytes": round(at(of.reserved, fraction) * factor),
+        "context_bytes": 150 * MIB,
+        "stages": stages,
+    }
+    return Observation(**values | changes)
+
+
+def history(count: int, seed: int, *, fraction: float, noise: float = 0.01, absurd: float = 0.05) -> list[Observation]:
+    """So many runs of various sizes, each off by the noise, a few absurdly."""
+    rng = random.Random(seed)
+    found = []
+    for number in range(count):
+        factor = 1 + rng.gauss(0, noise)
+        if rng.random() < absurd:
+            factor = rng.choice([0.3, 0.5, 2.0, 3.0])
+        found.append(run_of(rng.choice(REQUESTS), number, fraction=fraction, factor=factor))
+    return found
+
+
+def evidence_of(observations: list[Observation], versions: str = VERSIONS) -> Evidence:
+    """The evidence of these runs, curves made as they are asked for."""
+    curves: Callable = lambda asked: {one.run_id: curve(one.request, one.capability) for one in asked}  # noqa: E731
+    return Evidence(observations, curves, versions)
+
+
+def target(request: GenerationRequest, **changes):
+    """What is asked for on a T4 today."""
+    return cell_of(request, TURING, **{"versions": VERSIONS} | changes)
+
+
+def absurd_run(request: GenerationRequest, number: int, size_gib: float = 40) -> Observation:
+    """A run that somebody mistyped."""
+    size = round(size_gib * GIB)
+    return run_of(request, number, peak_allocated_bytes=size, peak_reserved_bytes=size, stages={})
