@@ -175,3 +175,15 @@ def test_a_history_that_keeps_nothing_stops_the_sweep(scripted, sweep, monkeypat
     assert (code, out) == (2, "")
     assert "not kept" in err and "error: the history could not keep this run: disk full" in err
     assert "[2/3]" not in err
+
+
+def test_a_card_takes_every_request_of_a_sweep(scripted, sweep, nvml, cuda_build):
+    started = scripted("good")
+    entries = [{"width": 2048, "height": 2048}, {"batch": 8, "offload": "model"}]
+    code, out, err = sweep(entries, "--device", "0", "--json")
+    answer = json.loads(out)
+    assert (code, answer["skipped"], len(started)) == (0, [], 2)
+    assert "skipped" not in err
+    for one in answer["sweep"]:
+        assert one["measurement"]["environment"]["card"] == "Tesla T4"
+        assert one["measurement"]["predictions"][0]["basis"] == "dry-run"
