@@ -160,7 +160,7 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
                 "what:N",
                 sort=bases,
                 scale=alt.Scale(domain=bases, range=[BASIS_COLORS.get(basis, GREY) for basis in bases]),
-                legend=alt.Legend(orient="top", title=None),
+                legend=alt.Legend(orient="top", title=None, columns=2),
             ),
             tooltip=[alt.Tooltip("line:N", title="peak"), alt.Tooltip("what:N"), alt.Tooltip("size:N")],
         )

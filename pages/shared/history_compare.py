@@ -50,7 +50,7 @@ def telling(runs: Sequence[Measurement]) -> list[str]:
         lambda run: f"torch {run.environment.torch.partition('+')[0]}",
     )
     apart = [of for of in tellers if len({of(run) for run in runs}) > 1]
-    return [", ".join(of(run) for of in (*apart, when)) for run in runs]
+    return [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
 
 
 def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[str]) -> None:
@@ -111,6 +111,8 @@ def comparison(runs: Sequence[Measurement]) -> None:
             st.caption(f"The first {MOST} that were chosen; {more} more are ticked.")
         told = zip(letters, telling(runs), strict=True)
         st.markdown("\n".join(f"- **{letter}** {plain(text)}" for letter, text in told))
+        if any(run.scope != "pipeline" for run in runs):
+            st.caption("Peaks of half of the VAE alone are above what stood allocated before, the weights among it.")
         _chart(runs, letters, [COLORS[place] for place in sorted(places.values())])
         every = st.toggle("Show all", key="compare-all", help="Also what all of them have in common.")
         lines = [line for line in difference_lines(runs) if every or line.differs or line.always]

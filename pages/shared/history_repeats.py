@@ -59,9 +59,10 @@ def _chart(runs: list[Measurement]) -> None:
         sorted({str(value["torch"]) for value in values}),
         sorted({str(value["card"]) for value in values}),
     )
-    x = alt.X(
-        "when:T", scale=alt.Scale(type="utc", padding=12), title=None, axis=alt.Axis(tickCount=5, labelOverlap=True)
-    )
+    # Runs of one day need the hour, those of many the day.
+    one_day = runs[0].created_at[:10] == runs[-1].created_at[:10]
+    axis = alt.Axis(format="%b %d, %H:%M" if one_day else "%Y-%m-%d", tickCount=4, labelOverlap=True)
+    x = alt.X("when:T", scale=alt.Scale(type="utc", padding=12, nice=False), title=None, axis=axis)
     y = alt.Y("GiB:Q", scale=alt.Scale(zero=False), title="Allocated peak, GiB", axis=alt.Axis(tickCount=5))
     base = alt.Chart(alt.Data(values=values))
     lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="card:N")

@@ -79,7 +79,10 @@ class Runs:
         errors = [{told.basis: peak_error(run, told) for told in run.predictions} for run in runs]
         request_ids = {request: request.request_id for request in {run.request for run in runs}}
         columns = {
-            "When, UTC": pd.to_datetime([run.created_at for run in runs], format="ISO8601", utc=True, errors="coerce"),
+            # Nobody said when a published run was measured.
+            "When, UTC": pd.to_datetime(
+                [None if run.origin == "reference" else run.created_at for run in runs], format="ISO8601", utc=True
+            ),
             "Outcome": [run.measured.outcome for run in runs],
             # Every table can be downloaded as it is.
             "Card": [spreadsheet_safe(run.environment.card) for run in runs],
@@ -87,7 +90,7 @@ class Runs:
             "Width": [run.request.effective_width for run in runs],
             "Height": [run.request.effective_height for run in runs],
             "Batch": [run.request.batch for run in runs],
-            "Steps": [run.request.steps for run in runs],
+            "Steps": pd.array([run.request.steps if run.scope == "pipeline" else None for run in runs], dtype="Int64"),
             # An all-empty column is no number to pandas, and would be shown as None.
             "Allocated": pd.Series([_gib(run.measured.peak_allocated_bytes) for run in runs], dtype="float64"),
             "Reserved": pd.Series([_gib(run.measured.peak_reserved_bytes) for run in runs], dtype="float64"),

@@ -46,8 +46,8 @@ def _columns(frame: DataFrame) -> list[str]:
 def _config(columns: list[str]) -> dict[str, Any]:
     number = st.column_config.NumberColumn
     config: dict[str, Any] = {
-        "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm"),
         # Wide enough for those that are not among the first rows.
+        "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm", width=128),
         "Outcome": st.column_config.TextColumn("Outcome", width=108),
         "Allocated": number("Allocated", format="%.2f GiB", help=_HELP["Allocated"]),
         "Reserved": number("Reserved", format="%.2f GiB", help=_HELP["Reserved"]),

@@ -48,14 +48,16 @@ def _heading(measurement: Measurement) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if environment.device_kind == "cuda":
             st.markdown(f"**{words}** on {plain(environment.card)}", width="content")
-            verdict_badge(verdict_of(measurement))
+            if measurement.scope == "pipeline":
+                verdict_badge(verdict_of(measurement))
         else:
             st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
         if measurement.origin in _ORIGINS:
             icon, color, text = _ORIGINS[measurement.origin]
             st.badge(measurement.origin, icon=icon, color=color, help=text)
-    st.caption(f"{measurement.request.describe()} · {plain(when(measurement))} UTC")
+    at = when(measurement)
+    st.caption(what(measurement) + (f" · {plain(at)} UTC" if at else ""))
     if measurement.source:
         st.caption(f"Source: {plain(measurement.source)}")
     if alone := _SCOPE_WORDS.get(measurement.scope):
@@ -75,7 +77,7 @@ def _peaks(measurement: Measurement) -> None:
     on_cpu = measurement.environment.device_kind == "cpu"
     allocated = "Live tensors, counted one by one." if on_cpu else "The most that tensors and workspaces took at once."
     device = "The process's resident memory." if on_cpu else "What the whole card held, by whomever."
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         _metric("Peak allocated", measured.peak_allocated_bytes, allocated)
         _metric("Peak reserved", measured.peak_reserved_bytes, "What torch's caching allocator held.")
         _metric("Peak in process" if on_cpu else "Peak on device", measured.peak_device_bytes, device)
@@ -131,8 +133,18 @@ def foretold(predictions: Sequence[Prediction]) -> str:
 
 
 def when(measurement: Measurement) -> str:
-    """When it was measured, to the minute."""
-    return measurement.created_at[:16].replace("T", " ")
+    """When it was measured, to the minute; empty for a published run, of which nobody said it."""
+    return "" if measurement.origin == "reference" else measurement.created_at[:16].replace("T", " ")
+
+
+def what(measurement: Measurement) -> str:
+    """What was run, in one line."""
+    request, scope = measurement.request, measurement.scope
+    if scope == "pipeline":
+        return request.describe()
+    ways = [name.replace("_", " ") for name in ("vae_tiling", "vae_slicing") if getattr(request, name)]
+    size = f"{request.effective_width}×{request.effective_height}"
+    return ", ".join([f"{scope} {size}", f"batch {request.batch}", *ways])
 
 
 def _code(value: object) -> str:

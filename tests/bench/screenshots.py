@@ -12,6 +12,7 @@ from cache.compare import predictions_for
 from cache.device import Device
 from cache.jobs import Jobs
 from cache.records import Measured, Prediction
+from cache.reference import reference_runs
 from cache.store import Store
 from planner.fit import fit
 from planner.gpus import card_named
@@ -30,6 +31,9 @@ SHOTS = {
     "history": "/History?run={rehearsed}",
     "history-ok": "/History?run={ok}",
     "history-oom": "/History?run={oom}",
+    "history-compared": "/History?run={ok}&run={again}&run={rehearsed}",
+    "history-published": "/History?reference=true&run={published}",
+    "history-filtered": "/History?filter-card=Made-up+card&filter-outcome=ok&run={ok}&run={again}",
 }
 
 
@@ -45,12 +49,17 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
     oom = Measured(
         outcome="out-of-memory", reason="CUDA out of memory. Tried to allocate 2.00 GiB", ended_in="vae_decoder"
     )
+    again = make_measured(peak_allocated_bytes=3_470_000_000, seconds_per_step=0.17)
+    newer = make_environment(card="Made-up card", torch="2.14.0")
+    again_id = store.save_measurement(GenerationRequest(), newer, again, predictions=predictions)
     oom_id = store.save_measurement(GenerationRequest(width=2048, height=2048), made_up, oom, predictions=predictions)
     jobs = Jobs(store)
     view = jobs.wait(jobs.submit(request, Device(), predictions=predictions_for(request, Device())))
     jobs.close()
     assert view.measurement_id is not None, view.reason
-    return store, {"rehearsed": view.measurement_id, "ok": ok_id, "oom": oom_id}
+    published = next(run.measurement_id for run in reference_runs() if run.scope == "vae.decode")
+    ids = {"rehearsed": view.measurement_id, "ok": ok_id, "again": again_id, "oom": oom_id, "published": published}
+    return store, ids
 
 
 def main() -> int:
