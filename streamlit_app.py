@@ -6,10 +6,18 @@ from pages.shared import calls
 from pages.shared.charts import memory_chart
 from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.formula_view import formula_view, not_counted
-from pages.shared.inputs import basis_control, card_controls, request_controls
+from pages.shared.inputs import basis_control, card_controls, published_control, request_controls
 from pages.shared.parts import need_parts
 from pages.shared.timeline_view import choose_card, timeline_view
-from pages.shared.verdicts import Answered, answered, assumptions_view, reasons_view, verdict_card
+from pages.shared.verdicts import (
+    Answered,
+    answered,
+    assumptions_view,
+    evidence_view,
+    reasons_view,
+    verdict_card,
+)
+from pages.shared.words import sentence
 
 open_page("Plan", "Which cards run this Stable Diffusion v1.5 request, by how much, and how we know.")
 
@@ -28,6 +36,7 @@ with controls:
     request = request_controls()
     cards = card_controls()
     basis = basis_control()
+    with_published = published_control()
 with results:
     if request is None:
         st.info("Correct the request and the answer appears here.", icon=":material/arrow_back:")
@@ -38,10 +47,14 @@ with results:
         library, _ = calls.library()
         # Most requests take milliseconds; many tiles of many images take long.
         with st.spinner("Replaying the request on each card"):
-            shown = [answered(request, card, basis, library) for card in cards]
+            evidence, notice = calls.evidence(with_published)
+            shown = [answered(request, card, basis, library, evidence) for card in cards]
         answers = [one.answer for one in shown]
         verdicts(shown)
+        if notice:
+            st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
         reasons_view(answers)
+        evidence_view(answers)
         assumptions_view(answers)
         if any(answer.basis == "formula" for answer in answers):
             not_counted(request)

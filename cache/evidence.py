@@ -154,22 +154,40 @@ def _history(path: Path) -> list[Observation]:
         return list(_observations_in(db.execute(_SELECT)))
 
 
-def _read(path: Path) -> list[Observation]:
-    """The history's runs; a file of an older schema, or a damaged one, is brought into order first.
+def _read(path: Path) -> tuple[list[Observation], str | None]:
+    """The history's runs, and what was done to read them: an older or damaged file is brought into order first.
 
     Raises:
         HistoryError: it cannot be.
     """
     try:
-        return _history(path)
+        return _history(path), None
     except sqlite3.Error:
         from cache.store import Store
 
-        Store(path)
+        aside = Store(path).moved_aside
+    notice = f"the history was damaged and was set aside as {aside}; a new one was started" if aside else None
     try:
-        return _history(path)
+        return _history(path), notice
     except sqlite3.Error as error:
         raise HistoryError(f"the history {path} cannot be read ({error}) - see 'python -m planner doctor'") from error
+
+
+def revision(path: Path | None = None) -> tuple[str, int, str] | None:
+    """Something that differs once a run was kept or deleted, or it is another history; None where it must be mended.
+
+    Raises:
+        HistoryError: ``PLANNER_DB`` cannot name a file.
+    """
+    where = path or default_path()
+    if where.exists():
+        query = "select count(*), coalesce(max(kept_at), '') from measurements"
+        try:
+            with closing(sqlite3.connect(address(where, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+                return str(where), *db.execute(query).fetchone()
+        except sqlite3.Error:
+            return None
+    return str(where), 0, ""
 
 
 def gather(library: Library | None, *, with_reference: bool = True, path: Path | None = None) -> Gathered:
@@ -183,7 +201,7 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
     try:
         where = path or default_path()
         if where.exists():
-            observations = _read(where)
+            observations, notice = _read(where)
     except HistoryError as error:
         notice = str(error)
     if with_reference:

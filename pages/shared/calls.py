@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -18,10 +19,12 @@ from planner.components import MODEL_ID, SD_V15, ModelFacts
 from planner.errors import InvalidArgument, NoGpu
 
 if TYPE_CHECKING:
+    from cache.evidence import Gathered
     from cache.jobs import Jobs
     from cache.programs import Found
     from cache.records import Measurement
     from cache.store import Store
+    from planner.grading import Graded
     from planner.program import Library
 
 # While programs are being compiled, this often they are looked for again.
@@ -127,6 +130,58 @@ def library() -> tuple[Library | None, str | None]:
 def is_compiling() -> bool:
     """Whether the memory programs that are lacking are being compiled."""
     return _programs().is_compiling()
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _evidence(_library: Library | None, digest: str, revision: tuple[str, int, str], with_published: bool) -> Gathered:
+    from cache.evidence import gather
+
+    return gather(_library, with_reference=with_published)
+
+
+def evidence(with_published: bool) -> Gathered:
+    """The measured runs that may speak, with the published ones if asked; the same object until a run comes or goes."""
+    from cache.evidence import revision
+    from cache.location import HistoryError
+
+    found = library()[0]
+    try:
+        now = revision()
+        if now is None:
+            # Opening it brings it into order, and remembers what was done.
+            store()
+            now = revision()
+    except HistoryError:
+        now = None
+    return _evidence(found, found.digest if found else "", now or ("", 0, ""), with_published)
+
+
+class _Grades:
+    """The graded runs of this server, kept until a run comes or goes: thousands of requests take a while to replay."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[bool, tuple[Gathered, list[Graded]]] = {}
+
+    def of(self, gathered: Gathered, with_published: bool, report: Callable[[float], None]) -> list[Graded]:
+        """The grades of this evidence; `report` is told how much is done, 0 to 1, while they are made."""
+        from planner.grading import grade
+
+        with self._lock:
+            kept = self._kept.get(with_published)
+            if kept is None or kept[0] is not gathered:
+                kept = self._kept[with_published] = gathered, grade(gathered.evidence, report)
+            return kept[1]
+
+
+@st.cache_resource(show_spinner=False)
+def _grades() -> _Grades:
+    return _Grades()
+
+
+def graded(with_published: bool, report: Callable[[float], None]) -> list[Graded]:
+    """Every full run on a GPU with what each basis says of it, newest first; `report` follows the work, 0 to 1."""
+    return _grades().of(evidence(with_published), with_published, report)
 
 
 def measurement(measurement_id: str) -> Measurement | None:

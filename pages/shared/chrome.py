@@ -13,6 +13,7 @@ _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
     ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
     ("pages/2_History.py", "History", ":material/history:"),
+    ("pages/3_Accuracy.py", "Accuracy", ":material/query_stats:"),
 )
 
 

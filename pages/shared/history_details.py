@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.shared import calls
 from pages.shared.history_table import choose_runs, chosen_runs
-from pages.shared.plan_state import BASIS_KEY, CARDS_KEY, FIELDS, plan
+from pages.shared.plan_state import FIELDS, plan
 from pages.shared.run_view import measurement_view
 from pages.shared.words import plain
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def address_of(request: GenerationRequest) -> dict[str, Any]:
-    """Every field of the request as an address has it, and the cards and the basis of the plan that it replaces.
+    """Every field of the request as an address has it, and whatever else is in the plan that it replaces.
 
     Fields that stand at their defaults are there too: without them the plan of the session would stay.
     """
-    fields = {field.name: str(getattr(request, field.name)) for field in FIELDS}
-    return fields | {key: plan()[key] for key in (CARDS_KEY, BASIS_KEY) if key in plan()}
+    values = plan() | {field.name: getattr(request, field.name) for field in FIELDS}
+    return {key: value if isinstance(value, list) else str(value) for key, value in values.items()}
 
 
 @st.dialog("Delete this run?")

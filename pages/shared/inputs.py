@@ -14,6 +14,7 @@ from pages.shared.plan_state import (
     DEFAULT,
     DEFAULT_BASIS,
     DEFAULT_CARD_NAMES,
+    PUBLISHED_KEY,
     plan,
 )
 from pages.shared.words import plain, sentence
@@ -180,8 +181,23 @@ def basis_control() -> str:
         required=True,
         key=BASIS_KEY,
         bind="query-params",
-        help="dry-run: every allocation of the real modules, replayed on a virtual card. formula: the published closed "
-        "form. best: the most trusted of them that has an answer.",
+        help="measured: a run of this very request on such a card. calibrated: the dry run corrected by runs of "
+        "such cards, with an interval. dry-run: every allocation of the real modules, replayed on a virtual card. "
+        "formula: the published closed form. best: the first of these that has an answer.",
     )
     plan()[BASIS_KEY] = basis
     return basis
+
+
+def published_control() -> bool:
+    """Draw the switch of the published runs; whether they count."""
+    counts = st.toggle(
+        "Count published runs",
+        True,
+        key=PUBLISHED_KEY,
+        bind="query-params",
+        help="Measurements that others published, each with its source, ship with the planner and count beside the "
+        "history's own. Off: only your own and imported runs count.",
+    )
+    plan()[PUBLISHED_KEY] = counts
+    return counts

@@ -53,9 +53,11 @@ FIELDS = (
 )
 CARDS_KEY = "gpu"
 BASIS_KEY = "basis"
-# The bases that a plan can be asked for; a measured answer belongs to Verify and History.
-BASES = ("best", "dry-run", "formula")
+# The bases that a plan can be asked for, the most trusted first.
+BASES = ("best", "measured", "calibrated", "dry-run", "formula")
 DEFAULT_BASIS = BASES[0]
+# Whether published runs that ship count as evidence.
+PUBLISHED_KEY = "published"
 
 
 def plan() -> dict[str, Any]:
@@ -66,6 +68,8 @@ def plan() -> dict[str, Any]:
 def _default_of(key: str) -> Any:
     if key == BASIS_KEY:
         return DEFAULT_BASIS
+    if key == PUBLISHED_KEY:
+        return True
     return DEFAULT_CARD_NAMES if key == CARDS_KEY else getattr(DEFAULT, key)
 
 
@@ -94,6 +98,11 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
             refused.append(str(error).partition("; ")[0])
     if names:
         values[CARDS_KEY] = list(dict.fromkeys(names))
+    if PUBLISHED_KEY in st.query_params:
+        try:
+            values[PUBLISHED_KEY] = _truth(PUBLISHED_KEY, st.query_params[PUBLISHED_KEY])
+        except InvalidArgument as error:
+            refused.append(f"{error}; True is shown instead")
     basis = st.query_params.get(BASIS_KEY)
     if basis in BASES:
         values[BASIS_KEY] = basis

@@ -11,10 +11,12 @@ from pages.shared.words import plain, sentence
 from planner.answer import Answer, Verdict
 from planner.fit import fit
 from planner.gpus import Card
+from planner.intervals import NOMINAL
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
 if TYPE_CHECKING:
+    from planner.evidence import Evidence
     from planner.program import Library
 
 
@@ -45,14 +47,16 @@ class Answered(NamedTuple):
 
     @property
     def other(self) -> Answer:
-        """The answer of the method that the verdict does not rest on."""
-        return self.dry_run if self.answer.basis == "formula" else self.formula
+        """The answer of the method next in trust, for an answer to be seen beside."""
+        return self.formula if self.answer.basis == "dry-run" else self.dry_run
 
 
-def answered(request: GenerationRequest, card: Card, basis: str, library: Library | None) -> Answered:
+def answered(
+    request: GenerationRequest, card: Card, basis: str, library: Library | None, evidence: Evidence | None = None
+) -> Answered:
     """Ask the chosen basis and both methods about one card."""
     dry_run, formula = (fit(request, card, method, library=library) for method in ("dry-run", "formula"))
-    return Answered(fit(request, card, basis, library=library), dry_run, formula)
+    return Answered(fit(request, card, basis, library=library, evidence=evidence), dry_run, formula)
 
 
 def verdict_badge(verdict: Verdict) -> None:
@@ -76,6 +80,13 @@ def least_line(answer: Answer) -> str | None:
     if least > usable:
         return f"runs from {gib(least)}, which only some of these cards have"
     return f"runs from {gib(least)}, more slowly"
+
+
+def interval_line(answer: Answer) -> str | None:
+    """Up to what need nine of ten such runs come, where the answer has an interval from measured runs."""
+    if answer.basis != "calibrated" or answer.worst_need_bytes is None:
+        return None
+    return f"{NOMINAL:.0%} of such runs need up to {gib(answer.worst_need_bytes)}"
 
 
 def other_line(other: Answer) -> str:
@@ -104,6 +115,7 @@ def verdict_card(shown: Answered) -> None:
                 least_line(answer),
                 f"basis: {answer.basis}{_CAUTION.get(answer.basis, '')}",
                 "a range: see assumptions" if answer.assumptions else None,
+                interval_line(answer),
             ]
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
 
@@ -137,6 +149,17 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
                 ranges.setdefault(answer.interval_bytes, []).append(answer.card.name)
         notes += [f"- {', '.join(names)}: {range_words(*ends)}." for ends, names in ranges.items()]
         st.markdown("\n".join(notes))
+
+
+def evidence_view(answers: Sequence[Answer]) -> None:
+    """The measured runs that answers rest on, a line for each card, with the way to them."""
+    told = [answer for answer in answers if answer.evidence and answer.need_bytes is not None]
+    if not told:
+        return
+    with st.container(border=True, gap="small"):
+        st.markdown("**Measured runs** behind these answers:")
+        st.markdown("\n".join(f"- {sentence(answer.evidence or '')}" for answer in told))
+        st.page_link("pages/3_Accuracy.py", label="How far off each was", icon=":material/query_stats:")
 
 
 def reasons_view(answers: Sequence[Answer]) -> None:

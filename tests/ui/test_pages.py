@@ -12,7 +12,7 @@ from planner.request import GenerationRequest
 from tests.conftest import make_environment, make_measured
 from tests.ui.conftest import PAGES, texts
 
-VERIFY, HISTORY = "pages/1_Verify.py", "pages/2_History.py"
+VERIFY, HISTORY, ACCURACY = "pages/1_Verify.py", "pages/2_History.py", "pages/3_Accuracy.py"
 SMALL = {"width": "64", "height": "64", "steps": "2"}
 FORMULA, DRY_RUN = (
     Prediction.of(fit(GenerationRequest(), card_named("T4"), basis)) for basis in ("formula", "dry-run")
@@ -23,7 +23,10 @@ FORMULA, DRY_RUN = (
 def test_every_page_opens_by_its_link(open_page, no_driver, page):
     at = open_page(page)
     assert not at.exception
-    assert at.title[0].value == {"streamlit_app.py": "Plan", VERIFY: "Verify", HISTORY: "History"}[page]
+    assert (
+        at.title[0].value
+        == {"streamlit_app.py": "Plan", VERIFY: "Verify", HISTORY: "History", ACCURACY: "Accuracy"}[page]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -71,7 +74,10 @@ def test_a_link_reproduces_a_plan(open_page):
         ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; False is shown instead"),
         ({"guidance_scale": "nan"}, "guidance_scale must be a finite number, got nan; 7.5 is shown instead"),
         ({"gpu": ["T5"]}, "unknown card 'T5' - nearest: 'T4'"),
-        ({"basis": "guess"}, "basis must be one of best, dry-run, formula, got 'guess'; best is shown instead"),
+        (
+            {"basis": "guess"},
+            "basis must be one of best, measured, calibrated, dry-run, formula, got 'guess'; best is shown instead",
+        ),
     ],
 )
 def test_a_link_with_a_bad_value_says_so(open_page, page, params, message):

@@ -102,8 +102,10 @@ def test_what_cannot_have_been_measured_is_known_without_reading(own_history):
 def test_a_history_that_cannot_be_used_is_a_notice(own_history, tmp_path, monkeypatch):
     own_history.write_bytes(b"nonsense" * 1000)
     found = gathered()
-    assert found.evidence.observations == () and found.notice is None
-    assert Store(own_history).damaged_files()
+    assert found.evidence.observations == ()
+    [aside] = Store(own_history).damaged_files()
+    assert found.notice == f"the history was damaged and was set aside as {aside}; a new one was started"
+    assert gathered().notice is None
     monkeypatch.setenv("PLANNER_DB", str(tmp_path))
     found = gather(shipped())
     assert "cannot be opened" in found.notice
