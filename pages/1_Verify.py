@@ -9,6 +9,7 @@ from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.device_view import attached_cards_view, choose_device
 from pages.shared.inputs import request_controls
 from pages.shared.job_view import job_view
+from pages.shared.plan_state import PUBLISHED_KEY, plan
 from pages.shared.words import sentence
 from planner.errors import PlannerError
 from planner.report import verify_command
@@ -23,7 +24,8 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, 
     from cache.compare import predictions_for
 
     library, _ = calls.library()
-    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid, library=library)
+    evidence = calls.evidence(plan().get(PUBLISHED_KEY, True)).evidence
+    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid, library, evidence)
     try:
         job_id = jobs.submit(
             request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force

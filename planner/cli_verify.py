@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from cache.attached import usable_card
 from cache.compare import exit_code_of, peak_error, predictions_for, verdict_of
 from cache.device import Device, check_runnable, environment_of
+from cache.evidence import gather
 from cache.history_file import HistoryError
 from cache.job import JobView
 from cache.jobs import Jobs
@@ -81,6 +82,8 @@ class _Bench:
         self.environment = environment_of(device, arguments.weights, arguments.model_dir)
         self.store = open_store()
         self.library = find().library
+        # As it stood before the first of these runs: none of them is predicted from another.
+        self.evidence = gather(self.library).evidence
         self.jobs = Jobs(self.store)
 
     def __enter__(self) -> Self:
@@ -102,7 +105,9 @@ class _Bench:
             self.device,
             weights=self.arguments.weights,
             model_dir=self.arguments.model_dir,
-            predictions=() if is_known else predictions_for(request, self.device, facts, library=self.library),
+            predictions=()
+            if is_known
+            else predictions_for(request, self.device, facts, library=self.library, evidence=self.evidence),
             force=force,
         )
 

@@ -12,7 +12,7 @@ from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
 from planner.evidence import Evidence, Observation, memory_form
-from planner.gpus import Card
+from planner.gpus import Card, family_of
 from planner.intervals import MIN_WEIGHT, NOMINAL
 from planner.program import Library
 from planner.request import GenerationRequest
@@ -28,15 +28,15 @@ def _runs(count: int) -> str:
 
 
 def _evidence_line(found: Calibrated, card: Card) -> str:
-    stale = f", {len(found.stale)} of them of other versions, which count half" if found.stale else ""
+    stale = f"; {len(found.stale)} of them, with other versions, count half" if found.stale else ""
     how = (
         "too few for an interval of their own: it spans all that kernels could take"
         if found.is_physical
         else f"the interval is that of {NOMINAL:.0%} of runs held out"
     )
     return (
-        f"{card.name}: calibrated on {_runs(len(found.runs))} of such cards, worth {found.corrected.weight:.1f} of "
-        f"this very kind{stale}; {how}"
+        f"{card.name}: calibrated on {_runs(len(found.runs))} of {family_of(card.compute_capability)} cards, together "
+        f"worth {found.corrected.weight:.1f} runs just like this one{stale}; {how}"
     )
 
 
@@ -83,9 +83,7 @@ def calibrated(
         worst_need_bytes=worst_need,
     )
     if not found.has_data:
-        few = (
-            f"runs worth {said.weight:.1f} of this very kind were measured, and {MIN_WEIGHT:g} are needed to correct it"
-        )
+        few = f"what was measured is worth {said.weight:.1f} runs just like this one, and {MIN_WEIGHT:g} are needed"
         return replace(answer, reason=f"{card.name}: {few}: the sizes are the dry run's"), False
     return answer, True
 

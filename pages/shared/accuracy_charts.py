@@ -83,14 +83,17 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
     most = max(1.0, *(abs(point["off"]) for point in points))
     scale = alt.Scale(type="symlog", constant=0.1, domain=[-1.3 * most, 1.3 * most], nice=False)
     ticks = [sign * size for size in (0.1, 1, 10, 100) if size <= 1.3 * most for sign in (-1, 1)]
-    axis = alt.Axis(title="off by, %", values=[0, *ticks], format="+~g")
-    zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y="off:Q")
+    signed = "(datum.value > 0 ? '+' : datum.value < 0 ? '\u2212' : '') + abs(datum.value)"
+    axis = alt.Axis(title="off by, %", values=[0, *ticks], labelExpr=signed, labelOverlap=False)
+    y = alt.Y("off:Q", scale=scale, axis=axis)
+    # The same axis: layers that differ in it are merged into Vega's own.
+    zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=y)
     dots = (
         alt.Chart(alt.Data(values=list(points)))
         .mark_point(size=60, filled=True, opacity=0.75)
         .encode(
             x=x,
-            y=alt.Y("off:Q", scale=scale, axis=axis),
+            y=y,
             **{name: of.legend(None) for name, of in _basis_encodings(alt).items()},
             tooltip=[
                 alt.Tooltip("run:N"),

@@ -131,7 +131,8 @@ def groups_view(graded: Sequence[Graded]) -> None:
             by: group.name,
             "Runs": group.count,
             **{BASIS_NAMES[basis]: 100 * group.error[basis] for basis in GRADED_BASES},
-            "Bias": 100 * group.bias["calibrated"] + 0.0,
+            # As shown, so that what rounds to nothing has no sign.
+            "Bias": round(100 * group.bias["calibrated"], 2) + 0.0,
             "Inside": 100 * group.covered,
         }
         for group in groups(graded, GROUPINGS[by])
@@ -166,7 +167,7 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         {
             "Run": run_name(one),
             "Measured": gib_value(one.measured_bytes),
-            **{BASIS_NAMES[basis]: 100 * one.error(basis) for basis in GRADED_BASES},
+            **{BASIS_NAMES[basis]: round(100 * one.error(basis), 2) + 0.0 for basis in GRADED_BASES},
             "Inside": "yes" if one.is_covered else "no",
             "Origin": "published" if one.observation.is_reference else "history",
             "Open": _link(one),

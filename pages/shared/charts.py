@@ -87,7 +87,17 @@ def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) ->
         for answer, _ in shown
         if answer.minimum_bytes is not None and answer.minimum_bytes != answer.need_bytes
     ]
-    largest = max(max(gib_value(a.card.usable_bytes), gib_value(a.need_bytes or 0)) for a, _ in shown)
+    upper = [
+        {
+            "card": answer.card.name,
+            "GiB": gib_value(answer.need_bytes or 0),
+            "to": gib_value(answer.worst_need_bytes),
+            "label": gib(answer.worst_need_bytes),
+        }
+        for answer, _ in shown
+        if answer.worst_need_bytes is not None and answer.worst_need_bytes > (answer.need_bytes or 0)
+    ]
+    largest = max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a, _ in shown)
     names = [answer.card.name for answer, _ in shown]
     y = alt.Y("card:N", sort=names, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
     scale = alt.Scale(domain=[0, largest * 1.02], nice=False)
@@ -124,14 +134,20 @@ def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) ->
         .mark_point(shape="triangle-up", size=60, filled=True, opacity=1, color=GREY, yOffset=19)
         .encode(y=y, x=x, tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="runs from")])
     )
+    reach = (
+        alt.Chart(alt.Data(values=upper))
+        .mark_rule(strokeWidth=3, color=GREY)
+        .encode(y=y, x=x, x2="to:Q", tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="may need up to")])
+    )
     told = "; ".join(
         f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a, _ in shown
     )
-    layers = [room, need, capacity, *([minimum] if least else [])]
+    layers = [room, need, *([reach] if upper else []), capacity, *([minimum] if least else [])]
     chart = alt.layer(*layers).properties(height=alt.Step(52))
     st.altair_chart(chart, width="stretch", alt=f"Bars of the memory needed against each card's capacity. {told}")
     triangle = " ▲ is the least in which it still runs." if least else ""
-    st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}")
+    line = " The line beyond a bar reaches to the upper end of what it may need." if upper else ""
+    st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}{line}")
 
 
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:

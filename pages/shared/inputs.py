@@ -181,6 +181,7 @@ def basis_control() -> str:
         required=True,
         key=BASIS_KEY,
         bind="query-params",
+        wrap=True,
         help="measured: a run of this very request on such a card. calibrated: the dry run corrected by runs of "
         "such cards, with an interval. dry-run: every allocation of the real modules, replayed on a virtual card. "
         "formula: the published closed form. best: the first of these that has an answer.",

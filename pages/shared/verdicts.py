@@ -86,7 +86,7 @@ def interval_line(answer: Answer) -> str | None:
     """Up to what need nine of ten such runs come, where the answer has an interval from measured runs."""
     if answer.basis != "calibrated" or answer.worst_need_bytes is None:
         return None
-    return f"{NOMINAL:.0%} of such runs need up to {gib(answer.worst_need_bytes)}"
+    return f"{NOMINAL:.0%} of runs: up to {gib(answer.worst_need_bytes)}"
 
 
 def other_line(other: Answer) -> str:

@@ -56,14 +56,14 @@ def test_what_was_measured_moves_the_answer_and_says_on_what_it_rests():
     answer = ask(good_runs(fraction=0.5))
     assert answer.peak_allocated_bytes == pytest.approx(peak_at(LARGE, 0.5), rel=0.01)
     assert answer.peak_allocated_bytes < 0.9 * raw.peak_allocated_bytes
-    assert "T4: calibrated on 6 runs of such cards" in answer.evidence
+    assert "T4: calibrated on 6 runs of Turing cards, together worth 6.0 runs just like this one" in answer.evidence
     assert answer.runs == tuple(f"run-{number}" for number in range(6))
     assert answer.reason is None and answer.assumptions == ()
 
 
 def test_stale_runs_are_named_in_the_answer():
     answer = ask([*good_runs(6, versions="torch 2.12.0"), run_of(LARGE, 7), run_of(REQUESTS[0], 8)], "calibrated")
-    assert "6 of them of other versions, which count half" in answer.evidence
+    assert "6 of them, with other versions, count half" in answer.evidence
 
 
 def test_calibration_starts_from_the_raw_dry_run_however_often():
@@ -111,7 +111,7 @@ def test_asked_for_by_name_calibration_says_what_it_lacks():
     other = ask(good_runs(), "calibrated", card=card_named("A10"))
     assert "no run of such cards with such kernels" in other.reason
     few = ask(good_runs(2), "calibrated")
-    assert "runs worth 2.0 of this very kind were measured, and 3 are needed" in few.reason
+    assert "what was measured is worth 2.0 runs just like this one, and 3 are needed" in few.reason
     assert few.peak_allocated_bytes == fit(LARGE, T4, "dry-run").peak_allocated_bytes
 
 
