@@ -67,7 +67,10 @@ def _chart(runs: list[Measurement]) -> None:
     base = alt.Chart(alt.Data(values=values))
     lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="card:N")
     colors = [_COLORS[place % len(_COLORS)] for place in range(len(versions))]
-    top, bottom = (alt.Legend(orient=side, columns=n, labelLimit=140) for side, n in (("top", 3), ("bottom", 2)))
+    top = alt.Legend(orient="top", columns=3, labelLimit=140)
+    # Shapes alone would be black, which a dark page hides.
+    gray = {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
+    bottom = alt.Legend(orient="bottom", columns=2, labelLimit=140, **gray)
     points = base.mark_point(size=60, filled=True, opacity=1).encode(
         x=x,
         y=y,
