@@ -7,8 +7,7 @@ Both are learned by stage, from runs of the same family, attention and kernels, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
 from planner.cells import Cell
 from planner.curves import PREFERRED, Curve
 from planner.intervals import MIN_WEIGHT, half_width
-from planner.posterior import LOG_PRIOR, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
+from planner.posterior import LOG_PRIOR, SHAPE, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
 
 # A residual of a run that peaks in another stage tells less of this one.
 OTHER_STAGE = 0.3
@@ -26,9 +25,9 @@ _NEAR = 0.6
 _COULD_BE = 0.95
 # Up to so many runs each is left out alone, beyond that in so many parts.
 _EACH_ALONE = 30
-_FOLDS = 10
+_FOLDS = 5
 # As many of the newest runs of each kind say as much as all of them.
-NEWEST = 100
+NEWEST = 50
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +73,9 @@ class Corrected:
 
     @property
     def peak_stage(self) -> str:
-        """The stage that allocates most; of equal ones the later."""
-        return max(reversed(list(self.stages)), key=lambda stage: self.stages[stage].median)
+        """The stage that allocates most, of those looked at; of equal ones the later."""
+        seen = [stage for stage in self.stages if stage in self.looked_at]
+        return max(reversed(seen), key=lambda stage: self.stages[stage].median)
 
     @property
     def allocated(self) -> Estimate:
@@ -129,87 +129,103 @@ Told = dict[tuple[str, str], tuple[np.ndarray, bool]]
 
 
 class Calibration:
-    """What the runs say, newest first; beyond `NEWEST` of a kind the older ones are left out.
+    """What the runs say, newest first; beyond `NEWEST` of a cell the older ones are left out.
 
-    `told` is shared by calibrations that have runs in common.
+    `told` is shared by calibrations that have runs in common. A cell is looked at once it is asked for.
     """
 
     def __init__(self, runs: Iterable[Run], told: Told | None = None):
-        self.runs = _newest(runs)
+        self.runs = newest(runs)
         self._told = {} if told is None else told
-        self._sums: dict[tuple[Cell, str], np.ndarray] = {}
-        self._counts: dict[tuple[Cell, str], int] = {}
+        self._by_cell: dict[Cell, list[Run]] = {}
         for run in self.runs:
-            for stage, size, kind in run.told():
-                if (run.run_id, stage) not in self._told:
-                    likelihood = log_likelihood(run.curve.stages[stage], size, kind)
-                    self._told[run.run_id, stage] = likelihood, kind == "full"
-                likelihood, is_full = self._told[run.run_id, stage]
-                key = (run.cell, stage)
-                self._sums[key] = self._sums.get(key, 0.0) + likelihood
-                self._counts[key] = self._counts.get(key, 0) + is_full
+            self._by_cell.setdefault(run.cell, []).append(run)
+        self._sums: dict[Cell, dict[str, tuple[np.ndarray, int]]] = {}
+        self._residuals: dict[Cell, list[Residual]] = {}
 
     def correct(self, curve: Curve, target: Cell, without: Run | None = None) -> Corrected:
         """The peaks of this curve's request, as if `without` had not been measured."""
-        posteriors = {stage: self._posterior(stage, target, without) for stage in curve.stages}
-        raw = {stage: float(values.max()) for stage, values in curve.stages.items()}
-        highest = max(raw.values())
-        estimates, weights_by_stage, looked_at = {}, {}, set()
-        for stage, values in curve.stages.items():
-            log_posterior, weight = posteriors[stage]
-            # Fewer runs than this move nothing: one of them could be the absurd one.
-            weights = weights_of(log_posterior if weight >= MIN_WEIGHT else LOG_PRIOR)
-            weights_by_stage[stage] = weights
-            if without is None or raw[stage] > _NEAR * highest:
-                estimates[stage] = estimate_of(values, weights)
-                looked_at.add(stage)
-            else:
-                estimates[stage] = Estimate(*[float(values[PREFERRED])] * 3)
-        peak = max(reversed(list(estimates)), key=lambda stage: estimates[stage].median)
-        reserved = estimate_of(curve.reserved, weights_by_stage[peak])
-        constant = constant_of(weights_by_stage[peak])
+        most = {stage: float(values.max()) for stage, values in curve.stages.items()}
+        highest = max(most.values())
+        looked_at = frozenset(stage for stage in most if without is None or most[stage] > _NEAR * highest)
+        posteriors = {stage: self._posterior(stage, target, without) for stage in curve.stages if stage in looked_at}
+        # Fewer runs than this move nothing: one of them could be the absurd one.
+        weights = {
+            stage: weights_of(log_posterior if weight >= MIN_WEIGHT else LOG_PRIOR)
+            for stage, (log_posterior, weight) in posteriors.items()
+        }
+        estimates = {
+            stage: estimate_of(values, weights[stage])
+            if stage in looked_at
+            else Estimate(*[float(values[PREFERRED])] * 3)
+            for stage, values in curve.stages.items()
+        }
+        peak = max(
+            (stage for stage in reversed(list(estimates)) if stage in looked_at), key=lambda s: estimates[s].median
+        )
         least = _COULD_BE * estimates[peak].median
-        weight = max(weight for stage, (_, weight) in posteriors.items() if estimates[stage].median >= least)
-        return Corrected(estimates, reserved, constant, weight, frozenset(looked_at))
+        return Corrected(
+            stages=estimates,
+            reserved=estimate_of(curve.reserved, weights[peak]),
+            constant=constant_of(weights[peak]),
+            weight=max(weight for stage, (_, weight) in posteriors.items() if estimates[stage].median >= least),
+            looked_at=looked_at,
+        )
 
     def _posterior(self, stage: str, target: Cell, without: Run | None) -> tuple[np.ndarray, float]:
         total, weight = LOG_PRIOR, 0.0
-        for (cell, of), told in self._sums.items():
-            counts = target.weight(cell) if of == stage else 0.0
-            if counts:
+        for cell in self._by_cell:
+            counts = target.weight(cell)
+            if counts and stage in self._sums_of(cell):
+                told, count = self._sums_of(cell)[stage]
                 total = total + counts * told
-                weight += counts * self._counts[cell, of]
+                weight += counts * count
         if without is not None and (without.run_id, stage) in self._told:
             counts, (told, is_full) = target.weight(without.cell), self._told[without.run_id, stage]
             total = total - counts * told
             weight -= counts * is_full
         return total, weight
 
-    @cached_property
-    def residuals(self) -> tuple[Residual, ...]:
-        """Of every full run, from what the others say."""
-        found = []
-        for run in self.runs:
-            if run.kind != "full":
-                continue
-            said = self.correct(run.curve, run.cell, without=run)
-            # Where stages are not known, the whole is off by as much whichever stage it is put down to.
-            peaks = run.stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
-            of = said.stages if run.stages else dict.fromkeys(said.looked_at, said.allocated)
-            allocated = {
-                stage: float(np.log(size / of[stage].median))
-                for stage, size in peaks.items()
-                if stage in said.looked_at
-            }
-            reserved = run.peak_reserved_bytes
-            off = float(np.log(reserved / said.reserved.median)) if reserved else None
-            found.append(Residual(run.cell, said.peak_stage, allocated, off))
-        return tuple(found)
+    def _sums_of(self, cell: Cell) -> dict[str, tuple[np.ndarray, int]]:
+        """What the runs of a cell say together, by stage, and how many of them say it in full."""
+        if cell not in self._sums:
+            found: dict[str, tuple[np.ndarray, int]] = {}
+            for run in self._by_cell[cell]:
+                for stage, size, kind in run.told():
+                    if (run.run_id, stage) not in self._told:
+                        likelihood = log_likelihood(run.curve.stages[stage], size, kind)
+                        self._told[run.run_id, stage] = likelihood, kind == "full"
+                    likelihood, is_full = self._told[run.run_id, stage]
+                    before, count = found.get(stage, (np.zeros(SHAPE), 0))
+                    found[stage] = before + likelihood, count + is_full
+            self._sums[cell] = found
+        return self._sums[cell]
+
+    def residuals(self, target: Cell) -> Iterator[tuple[float, list[Residual]]]:
+        """Of the full runs of every cell that counts for `target`, from what the others say, and how much it counts."""
+        for cell, runs in self._by_cell.items():
+            weight = target.weight(cell)
+            if weight:
+                if cell not in self._residuals:
+                    self._residuals[cell] = [self._residual(run) for run in runs if run.kind == "full"]
+                yield weight, self._residuals[cell]
+
+    def _residual(self, run: Run) -> Residual:
+        said = self.correct(run.curve, run.cell, without=run)
+        # Where stages are not known, the whole is off by as much whichever stage it is put down to.
+        peaks = run.stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
+        of = said.stages if run.stages else dict.fromkeys(said.looked_at, said.allocated)
+        allocated = {
+            stage: float(np.log(size / of[stage].median)) for stage, size in peaks.items() if stage in said.looked_at
+        }
+        reserved = run.peak_reserved_bytes
+        off = float(np.log(reserved / said.reserved.median)) if reserved else None
+        return Residual(run.cell, said.peak_stage, allocated, off)
 
     def answer(self, curve: Curve, target: Cell) -> Calibrated:
         """The corrected peaks of this curve's request, with intervals."""
         said = self.correct(curve, target)
-        alike = [(run, target.weight(run.cell)) for run in self.runs]
+        alike = [(cell, runs) for cell, runs in self._by_cell.items() if target.weight(cell)]
         allocated, is_physical = self._interval("allocated", said, curve.stages[said.peak_stage], target)
         reserved, _ = self._interval("reserved", said, curve.reserved, target)
         return Calibrated(
@@ -217,16 +233,18 @@ class Calibration:
             allocated=allocated,
             reserved=(max(reserved[0], allocated[0]), max(reserved[1], allocated[1])),
             is_physical=is_physical,
-            runs=tuple(run.run_id for run, weight in alike if weight),
-            stale=tuple(run.run_id for run, weight in alike if weight and target.is_stale(run.cell)),
+            runs=tuple(run.run_id for _, runs in alike for run in runs),
+            stale=tuple(run.run_id for cell, runs in alike if target.is_stale(cell) for run in runs),
         )
 
     def _interval(self, peak: str, said: Corrected, curve: np.ndarray, target: Cell) -> tuple[tuple[int, int], bool]:
         estimate: Estimate = getattr(said, peak)
+        stage = said.peak_stage
         told = [
-            (residual[0], residual[1] * target.weight(one.cell))
-            for one in self.residuals
-            if (residual := one.of(peak, said.peak_stage)) and target.weight(one.cell)
+            (residual[0], residual[1] * weight)
+            for weight, residuals in self.residuals(target)
+            for one in residuals
+            if (residual := one.of(peak, stage))
         ]
         residuals, weights = np.array(told).reshape(-1, 2).T
         width = half_width(residuals, weights)
@@ -244,8 +262,22 @@ class Calibration:
         return (max(0, round(float(ends[0]))), round(float(ends[1]))), width is None
 
 
-def _newest(runs: Iterable[Run]) -> list[Run]:
-    kept, counts = [], {}
+class InCell(Protocol):
+    """Anything that has a cell."""
+
+    @property
+    def cell(self) -> Cell:
+        """What it is alike to."""
+        ...
+
+
+T = TypeVar("T", bound=InCell)
+
+
+def newest(runs: Iterable[T]) -> list[T]:
+    """Of runs, newest first, the first `NEWEST` of each cell."""
+    kept: list[T] = []
+    counts: dict[Cell, int] = {}
     for run in runs:
         counts[run.cell] = counts.get(run.cell, 0) + 1
         if counts[run.cell] <= NEWEST:
@@ -256,7 +288,7 @@ def _newest(runs: Iterable[Run]) -> list[Run]:
 def held_out(runs: Sequence[Run], report: Callable[[float], None] | None = None) -> dict[str, Calibrated]:
     """What is said of each full run by those outside its fold, by run id: no run is graded on itself.
 
-    Up to thirty runs each is a fold of its own, beyond that there are ten. `report` is told how much is done, 0 to 1.
+    Up to thirty runs each is a fold of its own, beyond that there are five. `report` is told how much is done, 0 to 1.
     """
     full = [run for run in runs if run.kind == "full"]
     count = len(full) if len(full) <= _EACH_ALONE else _FOLDS

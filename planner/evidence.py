@@ -6,7 +6,7 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from planner.calibrate import Calibration, Run
+from planner.calibrate import Calibration, Run, newest
 from planner.cells import Cell, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
@@ -106,17 +106,21 @@ class Evidence:
         self._curves_of = curves_of
         self._calibrations: dict[str, Calibration | None] = {}
 
-    def runs(self, family: str) -> list[Run]:
-        """The runs of this card family with their curves."""
-        found = [one for one in self.observations if family_of(one.capability) == family]
-        curves = self._curves_of(found) if found else {}
-        return [one.as_run(curves[one.run_id]) for one in found if one.run_id in curves]
+    def of_family(self, family: str) -> list[Observation]:
+        """The runs of this card family."""
+        return [one for one in self.observations if family_of(one.capability) == family]
+
+    def with_curves(self, observations: Sequence[Observation]) -> list[Run]:
+        """These runs with their curves; those for which there is no program are left out."""
+        curves = self._curves_of(observations) if observations else {}
+        return [one.as_run(curves[one.run_id]) for one in observations if one.run_id in curves]
 
     def calibration(self, capability: tuple[int, int]) -> Calibration | None:
         """What the runs of this capability's card family say, or None where there are none."""
         family = family_of(capability)
         if family not in self._calibrations:
-            runs = self.runs(family)
+            # Before their curves: those of older runs need not be made.
+            runs = self.with_curves(newest(self.of_family(family)))
             self._calibrations[family] = Calibration(runs) if runs else None
         return self._calibrations[family]
 

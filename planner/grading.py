@@ -74,7 +74,7 @@ def grade(evidence: Evidence, report: Callable[[float], None] | None = None) -> 
                 report((index + done) / len(families))
 
         part(0.0)
-        runs = evidence.runs(family)
+        runs = evidence.with_curves(evidence.of_family(family))
         said = held_out(runs, part)
         found |= {run.run_id: _graded(by_id[run.run_id], run, said[run.run_id]) for run in runs if run.run_id in said}
     return [found[one.run_id] for one in evidence.observations if one.run_id in found]

@@ -229,7 +229,7 @@ def test_the_newest_runs_of_a_kind_are_kept():
 def test_a_run_is_not_graded_on_itself():
     """Nine runs say one thing, the tenth another: of the tenth the nine's answer is said."""
     runs = [run_of(LARGE, number) for number in range(9)] + [run_of(LARGE, 9, fraction=0.0)]
-    said = held_out(evidence_of(runs).runs("Turing"))
+    said = held_out(evidence_of(runs).with_curves(runs))
     assert set(said) == {run.run_id for run in runs}
     raw = curve(LARGE).stages["vae_decoder"]
     assert {one.corrected.allocated.median for one in said.values()} == {raw[PREFERRED]}
