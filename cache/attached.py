@@ -23,8 +23,8 @@ _CAPABILITY_FOR_CUDA = {12: (5, 0), 13: (7, 5)}
 _NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 NEXT_STEP = (
-    "run the same request with 'python -m planner verify' on a machine with an NVIDIA GPU, copy the history file that "
-    "'python -m planner doctor' names there, and point PLANNER_DB at the copy here; "
+    "run the same request with 'python -m planner verify' on a machine with an NVIDIA GPU, 'python -m planner history "
+    "export FILE' there and 'history import FILE' here; "
     "'--device cpu' rehearses the path on this machine"
 )
 

@@ -238,9 +238,11 @@ class Store(HistoryFile):
         """The newest run of this very request under the same key that says something of memory.
 
         A run that met the end of the card says so only of a card as full as it was: it is left out when others held
-        memory then, or when more is free now (`free_bytes`).
+        memory then, or when more is free now (`free_bytes`). A card is known by its own key, wherever it was measured;
+        a rehearsal has none, so one of another machine is left out.
         """
         same = " and ".join(f"e.{name} is :{name}" for name in SAME_KEY)
+        same += " and (m.origin = 'own' or e.uuid_hash is not null)"
         outcomes = ", ".join(f"'{outcome}'" for outcome in ANSWERS)
         arguments = {name: getattr(environment, name) for name in SAME_KEY} | {"request_id": request.request_id}
         found = self.measurements(f"m.request_id = :request_id and m.outcome in ({outcomes}) and {same}", arguments)

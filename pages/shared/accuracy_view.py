@@ -15,7 +15,7 @@ from planner.intervals import NOMINAL
 from planner.units import gib, gib_value
 
 # Charts and tables of more runs than this show the newest of them.
-MOST_SHOWN = 1500
+MOST_SHOWN = 600
 _WORST = 10
 
 GROUPINGS: dict[str, Callable[[Graded], str]] = {

@@ -116,6 +116,17 @@ def test_a_home_that_does_not_exist_is_a_message(monkeypatch):
         Store()
 
 
+def test_a_rehearsal_of_another_machine_does_not_answer(store):
+    """A card has a key that is its own; one CPU is not another."""
+    for kind, uuid_hash, answers in (("cpu", None, False), ("cuda", "0123456789abcdef", True)):
+        environment = make_environment(device_kind=kind, uuid_hash=uuid_hash)
+        own = store.save_measurement(REQUEST, environment, make_measured())
+        [run] = [run for run in store.measurements() if run.measurement_id == own]
+        store.delete_measurement(own)
+        assert store.import_measurements([run]).added == 1
+        assert (store.already_measured(REQUEST, environment) is not None) == answers
+
+
 def test_what_only_the_worker_knows_is_no_part_of_the_key(store, environment):
     store.save_measurement(REQUEST, environment, make_measured())
     asked = replace(environment, cuda=None, cudnn=None, total_bytes=1, compute_capability=None)
