@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint format bench screenshots pictures programs clean
+.PHONY: run test lint format accuracy bench screenshots pictures programs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Prints how far off every run that ships is, and fails where that is more than it should be.
+accuracy: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.accuracy
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench

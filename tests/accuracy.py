@@ -1,7 +1,7 @@
 """Every run that ships against what each basis says of it, no run graded on itself.
 
-``python -m tests.accuracy`` prints the table and fails where predictions lean to one side, where an interval holds
-fewer runs than it says, or where calibration makes a group of runs worse.
+``python -m tests.accuracy`` prints the tables of the README and fails where predictions lean to one side, where an
+interval holds fewer runs than it says, or where calibration makes a group of runs worse.
 """
 
 import sys
@@ -15,7 +15,6 @@ from planner.evidence import Evidence, model_of
 from planner.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
 from planner.intervals import NOMINAL
 from planner.program import shipped
-from planner.report import text_table
 from planner.units import MIB
 
 # The most that a basis above the formula may be off to one side, in the median over all runs.
@@ -66,35 +65,43 @@ def problems(graded: list[Graded]) -> list[str]:
     return found
 
 
+def _row(one: Graded, peak: str, measured: int, raw: int, inside: tuple[int, int]) -> str:
+    request = one.observation.request
+    what = "whole pipeline" if one.observation.scope == "pipeline" else one.observation.scope
+    options = "" if one.observation.cell.options == "plain" else f", {one.observation.cell.options}"
+    low, high = (f"{end / MIB:,.0f}" for end in inside)
+    return (
+        f"| {model_of(one.observation.card)} | {what}{options} | {request.effective_width}×{request.effective_height} "
+        f"| {peak} | {measured / MIB:,.1f} | {raw / MIB:,.1f} | {raw / measured - 1:+.2%} | {low} to {high} |"
+    )
+
+
 def table(graded: list[Graded]) -> str:
-    """Every run, then every group."""
-    rows = [
-        (
-            model_of(one.observation.card),
-            one.observation.scope,
-            f"{one.observation.request.effective_width}x{one.observation.request.effective_height}",
-            one.observation.cell.options,
-            f"{one.measured_bytes / MIB:,.1f}",
-            *(f"{one.error(basis):+.2%}" for basis in GRADED_BASES),
-            "-".join(f"{end / MIB:,.1f}" for end in one.calibrated.allocated),
-            "yes" if one.is_covered else "NO",
-        )
-        for one in graded
+    """Every peak of every run as Markdown."""
+    lines = [
+        "| card | what ran | size | peak | measured, MiB | dry run, MiB | off by | interval, MiB |",
+        "|---|---|---|---|---:|---:|---:|---:|",
     ]
-    header = ("card", "run", "size", "options", "measured, MiB", *GRADED_BASES, "interval, MiB", "inside")
-    parts = [text_table(header, rows, right=range(4, 9))]
-    rows = [
-        (group.name, str(group.count), *(f"{group.error[basis]:.2%}" for basis in GRADED_BASES), f"{group.covered:.0%}")
-        for group in all_groups(graded)
-    ]
-    parts.append(text_table(("median error of", "runs", *GRADED_BASES, "inside"), rows, right=range(1, 6)))
-    return "\n\n".join(parts)
+    for one in graded:
+        lines.append(_row(one, "allocated", one.measured_bytes, one.predicted["dry-run"], one.calibrated.allocated))
+        if reserved := one.observation.peak_reserved_bytes:
+            lines.append(_row(one, "reserved", reserved, one.reserved["dry-run"], one.calibrated.reserved))
+    return "\n".join(lines)
+
+
+def group_table(graded: list[Graded]) -> str:
+    """Every group as Markdown."""
+    lines = [f"| median error of | runs | {' | '.join(GRADED_BASES)} | inside |", "|---|---:|---:|---:|---:|---:|"]
+    for group in all_groups(graded):
+        errors = " | ".join(f"{group.error[basis]:.2%}" for basis in GRADED_BASES)
+        lines.append(f"| {group.name} | {group.count} | {errors} | {group.covered:.0%} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Print the table, and what is wrong with it."""
     graded = graded_runs()
-    print(table(graded))
+    print(f"{table(graded)}\n\n{group_table(graded)}")
     found = problems(graded)
     for problem in found:
         print(f"problem: {problem}", file=sys.stderr)

@@ -1,9 +1,10 @@
 """The published measurements as lines of the history's format.
 
-``python -m tests.reference_rows`` prints cache/reference_runs/published.jsonl. Sequential offload and other models than
-SD v1.5's are not in the request's vocabulary, and so not in the file.
+``python -m tests.reference_rows`` prints cache/reference_runs/published.jsonl from tests/data/published.csv. Sequential
+offload and other models than SD v1.5's are not in the request's vocabulary, and so not in the file.
 """
 
+import csv
 import uuid
 from collections.abc import Iterator
 
@@ -11,7 +12,11 @@ from cache.exchange import lines_of
 from cache.records import Environment, Measured, Measurement, Scope
 from planner.request import GenerationRequest, Offload, Task
 from planner.units import MIB
-from tests.published import PIPELINE, VAE
+from tests.conftest import ROOT
+
+ROWS = list(csv.DictReader((ROOT / "tests/data/published.csv").read_text().splitlines()))
+VAE = [row for row in ROWS if row["pipeline"].startswith("vae.")]
+PIPELINE = [row for row in ROWS if row["pipeline"].startswith("txt2img")]
 
 NAMESPACE = uuid.UUID("6a3c2f8e-95b7-4d0e-8c41-7e2f0d9b6a15")
 # When the rows were taken into the file; their publishers say no time.

@@ -82,7 +82,7 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
     x = alt.X("measured:Q", scale=_sizes(alt, measured), axis=_axis(alt, "measured, GiB"))
     most = max(1.0, *(abs(point["off"]) for point in points))
     scale = alt.Scale(type="symlog", constant=0.1, domain=[-1.3 * most, 1.3 * most], nice=False)
-    ticks = [sign * size for size in (0.1, 1, 10, 100) if size <= 1.3 * most for sign in (-1, 1)]
+    ticks = [sign * size for size in (1, 10, 100) if size <= 1.3 * most for sign in (-1, 1)]
     signed = "(datum.value > 0 ? '+' : datum.value < 0 ? '\u2212' : '') + abs(datum.value)"
     axis = alt.Axis(title="off by, %", values=[0, *ticks], labelExpr=signed, labelOverlap=False)
     y = alt.Y("off:Q", scale=scale, axis=axis)

@@ -15,12 +15,19 @@ from playwright.sync_api import Browser, Page
 
 from planner.report import text_table
 from tests.bench.dry_run import dry_runs
+from tests.bench.many_runs import many_runs
 from tests.browser import CHROMIUM, chromium, server
 from tests.conftest import ROOT
 
 COLD_RUNS = 7
 PAINTS = 3
-PAGES = {"Plan": ("/", "Headroom"), "Verify": ("/Verify", "Nothing was run"), "History": ("/History", "No run was")}
+PAGES = {
+    "Plan": ("/", "Headroom"),
+    "Verify": ("/Verify", "Nothing was run"),
+    "History": ("/History", "No run was"),
+    "Accuracy": ("/Accuracy", "Worst runs"),
+}
+MANY = {"History, 10,000 runs": ("/History", "of 10,000 runs"), "Accuracy, 10,000 runs": ("/Accuracy", "Worst runs")}
 
 Row = tuple[str, str, str]
 
@@ -52,17 +59,17 @@ def painted(page: Page, address: str, text: str) -> tuple[float, float]:
     page.goto(address, wait_until="commit")
     page.wait_for_selector("h1")
     title = time.perf_counter() - began
-    page.get_by_text(text).first.wait_for()
+    page.get_by_text(text).first.wait_for(timeout=120_000)
     return title, time.perf_counter() - began
 
 
-def first_paints(browser: Browser, folder: Path) -> list[Row]:
+def first_paints(browser: Browser, history: Path, pages: dict[str, tuple[str, str]]) -> list[Row]:
     """Each page as the first one of a fresh server in a browser without a cache."""
     rows = []
-    for name, (path, text) in PAGES.items():
+    for name, (path, text) in pages.items():
         titles, contents = [], []
         for _ in range(PAINTS):
-            with server(folder / "paint.db") as address:
+            with server(history) as address:
                 context = browser.new_context()
                 title, content = painted(context.new_page(), address + path, text)
                 titles.append(title)
@@ -124,12 +131,18 @@ def in_use(browser: Browser, folder: Path) -> list[Row]:
 
 def main() -> int:
     """Measure and print."""
-    rows = command_line() + dry_runs()
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # Nobody's history but this one's.
+        os.environ["PLANNER_DB"] = str(folder / "empty.db")
+        rows = command_line() + dry_runs()
+        os.environ["PLANNER_DB"] = str(folder / "many.db")
+        rows += many_runs(folder)
         if CHROMIUM:
             with chromium() as browser:
-                rows += first_paints(browser, Path(temporary))
-                rows += in_use(browser, Path(temporary))
+                rows += first_paints(browser, folder / "paint.db", PAGES)
+                rows += first_paints(browser, folder / "many.db", MANY)
+                rows += in_use(browser, folder)
         else:
             print("no chromium on this machine: the pages were not measured", file=sys.stderr)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")

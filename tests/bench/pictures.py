@@ -12,7 +12,7 @@ PLAN = "/?width=2048&height=2048&gpu=T4&gpu=RTX+4060&gpu=A100-40GB"
 
 
 def main() -> int:
-    """Write docs/plan.png and docs/timeline.png."""
+    """Write docs/plan.png, docs/timeline.png and docs/accuracy.png."""
     with (
         tempfile.TemporaryDirectory() as temporary,
         server(Path(temporary) / "planner.db") as address,
@@ -31,7 +31,14 @@ def main() -> int:
         chart.scroll_into_view_if_needed()
         page.wait_for_timeout(1500)
         chart.screenshot(path=DOCS / "timeline.png")
-    print(f"two pictures in {DOCS}")
+        page.goto(f"{address}/Accuracy")
+        page.get_by_text("Worst runs").wait_for()
+        settle(page)
+        page.wait_for_timeout(1500)
+        page.set_viewport_size({"width": 1280, "height": 1300})
+        page.wait_for_timeout(1500)
+        page.screenshot(path=DOCS / "accuracy.png")
+    print(f"three pictures in {DOCS}")
     return 0
 
 

@@ -14,11 +14,14 @@ from cache.jobs import Jobs
 from cache.records import Measured, Prediction
 from cache.reference import reference_runs
 from cache.store import Store
+from cache.versions import installed
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
 from tests.browser import chromium, server, whole_page
 from tests.conftest import make_environment, make_measured
+from tests.unit.measured import history as made_up_runs
+from tests.unit.measured import measured_of
 
 SHOTS = {
     "plan": "/",
@@ -33,6 +36,9 @@ SHOTS = {
     "history-oom": "/History?run={oom}",
     "history-compared": "/History?run={ok}&run={again}&run={rehearsed}",
     "history-published": "/History?reference=true&run={published}",
+    "accuracy": "/Accuracy",
+    "accuracy-by-stage": "/Accuracy?published=false&by=Stage",
+    "plan-calibrated": "/?width=1216&height=1216&gpu=T4&gpu=A10",
     "history-filtered": "/History?filter-card=Made-up+card&filter-outcome=ok&run={ok}&run={again}",
 }
 
@@ -53,6 +59,11 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
     newer = make_environment(card="Made-up card", torch="2.14.0")
     again_id = store.save_measurement(GenerationRequest(), newer, again, predictions=predictions)
     oom_id = store.save_measurement(GenerationRequest(width=2048, height=2048), made_up, oom, predictions=predictions)
+    for number, run in enumerate(made_up_runs(12, seed=0, fraction=0.7, noise=0.004, absurd=0)):
+        environment = make_environment(
+            **installed() | {"card": "Made-up card", "cudnn": "91002" if number % 3 else "8907"}
+        )
+        store.save_measurement(run.request, environment, measured_of(run))
     jobs = Jobs(store)
     view = jobs.wait(jobs.submit(request, Device(), predictions=predictions_for(request, Device())))
     jobs.close()

@@ -4,17 +4,16 @@ import random
 
 import pytest
 
-from cache.records import StageMeasure
 from cache.store import Store
 from cache.versions import installed
 from pages.shared import calls
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
-from planner.units import MIB, gib
-from tests.conftest import make_environment, make_measured
+from planner.units import gib
+from tests.conftest import make_environment
 from tests.ui.conftest import texts
-from tests.unit.measured import REQUESTS, run_of
+from tests.unit.measured import REQUESTS, measured_of, run_of
 
 ACCURACY = "pages/3_Accuracy.py"
 
@@ -22,17 +21,7 @@ ACCURACY = "pages/3_Accuracy.py"
 def keep(store: Store, request: GenerationRequest, factor: float = 1.0, fraction: float = 0.7, **changes) -> str:
     """A run on a T4 whose convolutions take this fraction of their workspace."""
     run = run_of(request, fraction=fraction, factor=factor)
-    stages = tuple(
-        StageMeasure(stage=stage, peak_allocated_bytes=size, peak_reserved_bytes=None, device_bytes=None, seconds=1.0)
-        for stage, size in run.stages.items()
-    )
-    measured = make_measured(
-        peak_allocated_bytes=run.peak_allocated_bytes,
-        peak_reserved_bytes=run.peak_reserved_bytes,
-        context_bytes=150 * MIB,
-        stages=stages,
-    )
-    return store.save_measurement(request, make_environment(**installed() | changes), measured)
+    return store.save_measurement(request, make_environment(**installed() | changes), measured_of(run))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cache.records import Measured, StageMeasure
 from planner.cells import cell_of
 from planner.curves import FRACTIONS, Curve, curve_of
 from planner.dryrun import KernelPolicy
@@ -73,6 +74,22 @@ def history(count: int, seed: int, *, fraction: float, noise: float = 0.01, absu
             factor = rng.choice([0.3, 0.5, 2.0, 3.0])
         found.append(run_of(rng.choice(REQUESTS), number, fraction=fraction, factor=factor))
     return found
+
+
+def measured_of(run: Observation) -> Measured:
+    """What a worker would have kept of this run."""
+    stages = tuple(
+        StageMeasure(stage=stage, peak_allocated_bytes=size, peak_reserved_bytes=None, device_bytes=None, seconds=1.0)
+        for stage, size in run.stages.items()
+    )
+    return Measured(
+        outcome="ok",
+        peak_allocated_bytes=run.peak_allocated_bytes,
+        peak_reserved_bytes=run.peak_reserved_bytes,
+        context_bytes=run.context_bytes,
+        num_alloc_retries=0,
+        stages=stages,
+    )
 
 
 def evidence_of(observations: list[Observation], versions: str = VERSIONS) -> Evidence:

@@ -50,7 +50,15 @@ def test_every_command_in_the_readme_exists(argv):
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "verify", "gpus", "compile", "doctor", "history list", "history show", "history delete"]
+    "command",
+    [
+        "fit",
+        "verify",
+        "gpus",
+        "compile",
+        "doctor",
+        *(f"history {action}" for action in ("list", "show", "export", "import", "delete")),
+    ],
 )
 def test_every_command_is_in_the_readme(command):
     assert f"python -m planner {command}" in README

@@ -6,8 +6,7 @@ from cache.location import REFERENCE_RUNS
 from cache.reference import reference_runs
 from planner.request import GenerationRequest
 from planner.units import MIB
-from tests.published import ROWS
-from tests.reference_rows import rows
+from tests.reference_rows import ROWS, rows
 
 
 def test_the_file_is_what_its_generator_prints():
