@@ -215,7 +215,7 @@ def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
     code, out, err = run(capsys, "verify")
     assert (code, out) == (2, "")
     assert "no NVIDIA driver is on this machine" in err
-    assert "--device cpu" in err and "PLANNER_DB" in err
+    assert "--device cpu" in err and "history export FILE" in err
 
 
 @pytest.mark.parametrize(
