@@ -14,7 +14,12 @@ DEFAULT = GenerationRequest()
 DEFAULT_CARD_NAMES = [card_named(name).name for name in DEFAULT_CARDS]
 
 
-def _truth(argument: str, text: str) -> bool:
+def truth(argument: str, text: str) -> bool:
+    """What ``true`` or ``false`` in an address stands for.
+
+    Raises:
+        InvalidArgument: the text is neither.
+    """
     if text.lower() not in ("true", "false"):
         raise InvalidArgument(argument, "must be true or false", text)
     return text.lower() == "true"
@@ -44,11 +49,11 @@ FIELDS = (
     _Field("guidance_scale", parse_finite),
     _Field("steps", parse_whole),
     _Field("prompt_tokens", parse_whole),
-    _Field("safety_checker", _truth),
-    _Field("vae_tiling", _truth),
-    _Field("vae_slicing", _truth),
-    _Field("attention_slicing", _truth),
-    _Field("channels_last", _truth),
+    _Field("safety_checker", truth),
+    _Field("vae_tiling", truth),
+    _Field("vae_slicing", truth),
+    _Field("attention_slicing", truth),
+    _Field("channels_last", truth),
     _Field("offload", _same),
 )
 CARDS_KEY = "gpu"
@@ -100,7 +105,7 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         values[CARDS_KEY] = list(dict.fromkeys(names))
     if PUBLISHED_KEY in st.query_params:
         try:
-            values[PUBLISHED_KEY] = _truth(PUBLISHED_KEY, st.query_params[PUBLISHED_KEY])
+            values[PUBLISHED_KEY] = truth(PUBLISHED_KEY, st.query_params[PUBLISHED_KEY])
         except InvalidArgument as error:
             refused.append(f"{error}; True is shown instead")
     basis = st.query_params.get(BASIS_KEY)

@@ -1,6 +1,10 @@
 """What a person does, in a real browser, with the real worker."""
 
+import json
 import re
+import subprocess
+import sys
+import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +16,7 @@ from planner.gpus import card_named
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 from tests.browser import settle
-from tests.conftest import make_environment, make_measured
+from tests.conftest import ROOT, make_environment, make_measured
 
 REHEARSAL = "width=64&height=64&steps=2"
 
@@ -192,3 +196,18 @@ def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
         strict=True,
     ):
         expect(chart).to_have_attribute("aria-label", re.compile(re.escape(words)))
+
+
+def test_a_plans_link_is_also_a_check_without_python(app):
+    with urllib.request.urlopen(f"{app}/api/fit?width=2048&height=2048&gpu=T4", timeout=30) as response:
+        answer = json.load(response)
+        assert response.headers["Planner-Exit-Code"] == "11"
+    assert answer == json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "planner", "fit", "--width", "2048", "--height", "2048", "--gpu", "T4", "--json"],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout
+    )
