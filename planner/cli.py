@@ -18,7 +18,7 @@ from planner.answer import BASES, EXIT_CODES, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate, not_in_the_formula
-from planner.gpus import CATALOGUE, DEFAULT_CARDS, Card, card_named, card_row, described_card
+from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, Card, card_named, card_row, described_card, shared_card
 from planner.report import SCHEMA, cards_text, fit_object, fit_text, threshold_notes
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
 
@@ -95,10 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu",
         action="append",
         metavar="NAME",
-        help="a card of the catalogue, or attached; repeatable (T4, A10, A100)",
+        help="a card of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; repeatable "
+        "(T4, A10, A100)",
     )
     fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
     fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
+    fits.add_argument("--workers", default="1", metavar="N", help="processes that share each card, evenly (1)")
     fits.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
     fits.add_argument("--basis", default="best", metavar="|".join(BASES), help="what to base the answer on (best)")
 
@@ -210,14 +212,21 @@ def _cards_from(arguments: argparse.Namespace) -> list[Card]:
         else:
             chosen.append(card_named(name))
     if (arguments.gpu_memory is None) != (arguments.compute_capability is None):
-        missing = "gpu_memory" if arguments.gpu_memory is None else "compute_capability"
-        other = "compute_capability" if missing == "gpu_memory" else "gpu_memory"
+        missing = "--gpu-memory" if arguments.gpu_memory is None else "--compute-capability"
+        other = "--compute-capability" if missing == "--gpu-memory" else "--gpu-memory"
         example = "--gpu-memory 16GiB --compute-capability 7.5"
         raise InvalidArgument(missing, f"must be given with {other}", None, f"for example {example}")
-    if arguments.gpu_memory is not None:
-        chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
-    # A card named twice, or by two of its names, is one card.
-    return list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
+    try:
+        if arguments.gpu_memory is not None:
+            chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
+        workers = parse_whole("workers", arguments.workers)
+        # A card named twice, or by two of its names, is one card.
+        cards = list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
+        return [shared_card(card, workers) for card in cards]
+    except InvalidArgument as error:
+        # As they were typed: nothing but the flag has this name.
+        flag = f"--{error.argument.replace('_', '-')}"
+        raise InvalidArgument(flag, error.rule, error.value, error.nearest) from None
 
 
 def _evidence_for(
@@ -274,9 +283,16 @@ def run_fit(arguments: argparse.Namespace) -> int:
 def run_gpus(arguments: argparse.Namespace) -> int:
     """``gpus``: the catalogue."""
     if arguments.json:
-        print_json({"schema": SCHEMA, "gpus": [card_row(card) for card in CATALOGUE]})
+        print_json(
+            {
+                "schema": SCHEMA,
+                "gpus": [card_row(card) for card in CATALOGUE],
+                "mig_slices": [card_row(card) for card in SLICES],
+            }
+        )
     else:
         print(cards_text(CATALOGUE))
+        say(f"MIG slices, by name: {', '.join(card.name for card in SLICES)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from cache.store import Store
 from planner.cli import main
 from planner.components import STAGES
 from planner.formula import estimate
+from planner.gpus import card_named
 from planner.request import GenerationRequest
 from tests.conftest import ROOT, make_environment, make_measured
 
@@ -92,14 +93,16 @@ def test_the_exit_code_is_the_worst_verdict(capsys, argv, code):
         (("--gpu", "RTX 4090 Ti"), "unknown card 'RTX 4090 Ti' - nearest: 'RTX 4090'"),
         (("--width", "512" + " " * 30 + "junk"), "width must be a whole number"),
         (("--prompt", "\udcff"), "argument must be text in UTF-8"),
-        (("--gpu-memory", "16GiB", "--compute-capability", "9" * 5000 + ".0"), "compute_capability must be a version"),
+        (("--gpu-memory", "16GiB", "--compute-capability", "9" * 5000 + ".0"), "--compute-capability must be a ver"),
         (("--width", "abc"), "width must be a whole number, got 'abc'"),
         (("--width", "5_12"), "width must be a whole number, got '5_12'"),
         (("--guidance-scale", "nan"), "guidance_scale must be a finite number, got nan"),
         (("--basis", "guess"), "basis must be one of best, formula"),
-        (("--gpu-memory", "16GB", "--compute-capability", "7.5"), "gpu_memory must be a number with B, KiB"),
-        (("--gpu-memory", "16GiB"), "compute_capability must be given"),
-        (("--compute-capability", "7.5"), "gpu_memory must be given"),
+        (("--gpu-memory", "16GB", "--compute-capability", "7.5"), "--gpu-memory must be a number with B, KiB"),
+        (("--gpu-memory", "16GiB"), "--compute-capability must be given with --gpu-memory"),
+        (("--compute-capability", "7.5"), "--gpu-memory must be given with --compute-capability"),
+        (("--workers", "0"), "--workers must be between 1 and 64, got 0 (nearest: 1)"),
+        (("--workers", "two"), "--workers must be a whole number, got 'two'"),
         (("--batch", "1000"), "batch must be between 1 and 128, got 1000 (nearest: 128)"),
     ],
 )
@@ -151,8 +154,26 @@ def test_img2img_says_that_it_rounds(capsys):
 def test_gpus_lists_the_catalogue(capsys):
     code, out, _ = run(capsys, "gpus")
     assert code == 0 and "RTX 5090" in out and "AWS g4dn" in out
-    rows = json.loads(run(capsys, "gpus", "--json")[1])["gpus"]
+    listed = json.loads(run(capsys, "gpus", "--json")[1])
+    assert (len(listed["gpus"]), len(listed["mig_slices"])) == (16, 12)
+    rows = listed["gpus"] + listed["mig_slices"]
     assert all(row["source"] and type(row["usable_bytes"]) is int for row in rows)
+
+
+def test_gpus_tells_of_slices_beside_the_table(capsys):
+    _, out, err = run(capsys, "gpus")
+    assert "1g.5gb" not in out and "A100-40GB 1g.5gb" in err
+
+
+def test_workers_divide_every_card_between_them(capsys):
+    code, out, _ = run(capsys, "fit", "--gpu", "T4", "--gpu", "A100 3g.20gb", "--workers", "3", "--json")
+    t4, mig = json.loads(out)["gpus"]
+    assert (t4["name"], mig["name"]) == ("T4, 1 of 3 workers", "A100-40GB 3g.20gb, 1 of 3 workers")
+    assert t4["usable_bytes"] == card_named("T4").usable_bytes // 3
+    whole = json.loads(run(capsys, "fit", "--gpu", "T4", "--json")[1])["gpus"][0]
+    assert (t4["need_bytes"], t4["context_bytes"]) == (whole["need_bytes"], whole["context_bytes"])
+    assert code == 0
+    assert run(capsys, "fit", "--gpu", "T4", "--workers", "6")[0] == 10
 
 
 def test_history_of_nobody_says_what_to_do(capsys):

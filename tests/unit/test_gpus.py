@@ -1,7 +1,22 @@
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from planner.errors import InvalidArgument, UnknownCard
-from planner.gpus import CATALOGUE, DEFAULT_CARDS, card_named, card_row, described_card
+from planner.fit import fit
+from planner.gpus import (
+    CATALOGUE,
+    DEFAULT_CARDS,
+    MAX_WORKERS,
+    SLICES,
+    card_named,
+    card_row,
+    described_card,
+    shared_card,
+)
+from planner.request import GenerationRequest
 
 
 def test_the_catalogue_has_the_cards_people_rent():
@@ -14,7 +29,7 @@ def test_the_catalogue_has_the_cards_people_rent():
 
 
 def test_names_and_aliases_are_unique():
-    names = [name for card in CATALOGUE for name in (card.name, *card.aliases)]
+    names = [name for card in (*CATALOGUE, *SLICES) for name in (card.name, *card.aliases)]
     assert len(names) == len(set(names))
 
 
@@ -63,3 +78,64 @@ def test_a_described_card_takes_the_context_of_its_kind():
 def test_a_wrong_capability_is_refused(capability):
     with pytest.raises(InvalidArgument, match=r"compute_capability must be a version from 5\.0 up"):
         described_card("16GiB", capability)
+
+
+@pytest.mark.parametrize("card", SLICES, ids=lambda card: card.name)
+def test_a_slice_is_less_than_its_card_and_says_that_it_is_an_estimate(card):
+    whole = card_named(card.name.rpartition(" ")[0])
+    assert 0 < card.context_low_bytes <= card.context_bytes == whole.context_bytes
+    assert card.context_bytes < card.usable_bytes <= card.usable_high_bytes
+    eighths = {"1": 1, "2": 2, "3": 4}[card.name.rpartition(" ")[2][0]]
+    # NVIDIA's names round up: never more than its part of the whole.
+    assert card.usable_bytes <= whole.usable_high_bytes * eighths / 8
+    assert card.bandwidth_gb_s and card.bandwidth_gb_s == whole.bandwidth_gb_s * eighths // 8
+    assert card.compute_capability == whole.compute_capability
+    assert "estimate" in card.source and "not a report" in card.source
+    assert card.model == card.name
+
+
+def test_a_slice_is_found_by_its_name_and_by_the_drivers():
+    assert len(SLICES) == 12
+    assert card_named("A100 3g.20gb") is card_named("A100-40GB 3g.20gb")
+    assert card_named("NVIDIA H100 80GB HBM3 MIG 1g.10gb").name == "H100-80GB 1g.10gb"
+    assert not set(SLICES) & set(CATALOGUE)
+    with pytest.raises(UnknownCard, match=r"nearest: 'A100-40GB 3g\.20gb'"):
+        card_named("A100-40GB 3g.21gb")
+
+
+REQUEST = GenerationRequest(width=768, height=768)
+
+
+@given(workers=st.integers(1, MAX_WORKERS), name=st.sampled_from([card.name for card in (*CATALOGUE, *SLICES)]))
+def test_a_share_answers_as_a_card_with_that_part_of_the_memory(workers, name):
+    card = card_named(name)
+    share = fit(REQUEST, shared_card(card, workers), "dry-run")
+    usable, high = card.usable_bytes // workers, card.usable_high_bytes // workers
+    alike = fit(REQUEST, replace(card, usable_bytes=usable, usable_high_bytes=high), "dry-run")
+    assert (share.verdict, share.need_bytes, share.minimum_bytes) == (
+        alike.verdict,
+        alike.need_bytes,
+        alike.minimum_bytes,
+    )
+    if not share.assumptions:
+        together = workers * (share.peak_reserved_bytes + share.context_bytes)
+        assert (share.verdict == "fits") is (together <= card.usable_bytes)
+
+
+def test_a_share_is_named_and_one_worker_has_the_whole_card():
+    card = card_named("T4")
+    assert shared_card(card, 1) is card
+    share = shared_card(card, 3)
+    assert share.name == "T4, 1 of 3 workers"
+    assert share.context_bytes == card.context_bytes
+    # What was measured with the whole card does not speak of a third of it.
+    assert share.model != card.model
+    assert share.bandwidth_gb_s == card.bandwidth_gb_s // 3
+    described = described_card("16GiB", "7.5")
+    assert shared_card(described, 2).bandwidth_gb_s is None
+
+
+@pytest.mark.parametrize("workers", [0, -1, MAX_WORKERS + 1, True, 2.0])
+def test_a_wrong_number_of_workers_is_refused(workers):
+    with pytest.raises(InvalidArgument, match="workers must be"):
+        shared_card(card_named("T4"), workers)

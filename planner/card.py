@@ -1,0 +1,41 @@
+"""A card as a capacity planner sees it."""
+
+from dataclasses import dataclass
+
+_ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
+
+
+def family_of(capability: tuple[int, int]) -> str:
+    """The card family of a compute capability: NVIDIA's name of the architecture."""
+    exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
+    return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
+
+    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too.
+    """
+
+    name: str
+    usable_bytes: int
+    usable_high_bytes: int
+    context_bytes: int
+    context_low_bytes: int
+    compute_capability: tuple[int, int]
+    bandwidth_gb_s: int | None = None
+    float16_tflops: int | None = None
+    aliases: tuple[str, ...] = ()
+    cloud: tuple[str, ...] = ()
+    source: str = ""
+    model: str = ""
+
+    def __post_init__(self):
+        if not self.model:
+            object.__setattr__(self, "model", self.name)
+
+    @property
+    def capability(self) -> str:
+        """Compute capability as torch and NVIDIA write it, such as ``7.5``."""
+        return f"{self.compute_capability[0]}.{self.compute_capability[1]}"
