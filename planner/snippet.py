@@ -1,0 +1,85 @@
+"""The planned pipeline call as a Python script, ready to run where there is a card."""
+
+from planner.components import MODEL_ID, MODEL_REVISION
+from planner.request import GenerationRequest
+
+PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "StableDiffusionPipeline"}
+# diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
+DEFAULT_STRENGTH = 0.8
+_PROMPT = "a fantasy landscape, trending on artstation"
+
+
+def _options(request: GenerationRequest) -> list[str]:
+    lines = []
+    if request.channels_last:
+        lines += [f"pipe.{module}.to(memory_format=torch.channels_last)" for module in ("unet", "vae")]
+    lines.append("pipe.enable_model_cpu_offload()" if request.offload == "model" else 'pipe.to("cuda")')
+    if request.vae_tiling:
+        lines.append("pipe.vae.enable_tiling()")
+    if request.vae_slicing:
+        lines.append("pipe.vae.enable_slicing()")
+    if request.attention_slicing:
+        lines.append("pipe.enable_attention_slicing()")
+    return lines
+
+
+def _loading(request: GenerationRequest) -> list[str]:
+    lines = [
+        f"pipe = {PIPELINE_CLASSES[request.task]}.from_pretrained(",
+        f'    "{MODEL_ID}",',
+        f'    revision="{MODEL_REVISION}",',
+        '    variant="fp16",',
+        "    dtype=torch.float16,",
+        "    use_safetensors=True,",
+    ]
+    if not request.safety_checker:
+        lines += ["    safety_checker=None,", "    requires_safety_checker=False,"]
+    return [*lines, ")"]
+
+
+def _call(request: GenerationRequest) -> list[str]:
+    lines = ["images = pipe(", "    prompt=prompts,"]
+    if request.task == "img2img":
+        # With the default strength of 0.8 one step would round to none.
+        lines += ["    image=inputs,", f"    strength={max(DEFAULT_STRENGTH, 1 / request.steps)},"]
+    else:
+        lines += [f"    width={request.width},", f"    height={request.height},"]
+    return [
+        *lines,
+        f"    num_inference_steps={request.steps},",
+        f"    guidance_scale={request.guidance_scale},",
+        # The latents are drawn on the host, as the plan has it.
+        "    generator=torch.Generator().manual_seed(0),",
+        ").images",
+    ]
+
+
+def snippet(request: GenerationRequest) -> str:
+    """A script that makes exactly the pipeline call that this request stands for, and prints what torch reserved."""
+    is_image = request.task == "img2img"
+    inputs = [
+        "# Put your own pictures here, at this size.",
+        f'inputs = [Image.new("RGB", ({request.width}, {request.height}), "gray")] * {request.batch}',
+    ]
+    return "\n".join(
+        [
+            f"# {request.describe()}",
+            "import torch",
+            f"from diffusers import {PIPELINE_CLASSES[request.task]}",
+            *(["from PIL import Image"] if is_image else []),
+            "",
+            *_loading(request),
+            *_options(request),
+            "",
+            f'prompts = ["{_PROMPT}"] * {request.batch}',
+            *(inputs if is_image else []),
+            "",
+            *_call(request),
+            "",
+            "for number, image in enumerate(images):",
+            '    image.save(f"image-{number}.png")',
+            "# The plan's need is this and the CUDA context, which torch does not count.",
+            'print(f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB reserved at the peak")',
+            "",
+        ]
+    )

@@ -1,0 +1,191 @@
+"""Remedies: each is what fit() says of the changed request, none is on already, and its code exists."""
+
+import ast
+import inspect
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from planner.answer import Answer
+from planner.errors import NoProgram
+from planner.fit import fit
+from planner.gpus import CATALOGUE, card_named
+from planner.program import shipped
+from planner.remedies import Remedies, remedies
+from planner.remedy_kinds import settings_for, why_inert
+from planner.remedy_search import fits
+from planner.request import GenerationRequest
+from tests.unit.strategies import requests
+
+BIG = GenerationRequest(width=2048, height=2048)
+# Small enough to be tried in a second.
+SIDES = st.integers(8, 160).map(lambda latent: latent * 8)
+REQUESTS = requests(width=SIDES, height=SIDES, batch=st.integers(1, 12))
+
+
+def by_key(found: Remedies) -> dict:
+    return {remedy.keys: remedy for remedy in found.found}
+
+
+def decisive(answer: Answer, base: Answer) -> int | None:
+    return answer.minimum_bytes if base.verdict == "no" else answer.worst_need_bytes or answer.need_bytes
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(request=REQUESTS, card=st.sampled_from(CATALOGUE))
+def test_every_remedy_is_what_fit_says_of_the_changed_request(request, card):
+    found = remedies(request, card)
+    assert found.base == fit(request, card, "dry-run")
+    for remedy in found.found:
+        changed = replace(request, **dict(remedy.changes))
+        assert remedy.request == changed
+        again = fit(changed, remedy.answer.card, "dry-run")
+        assert remedy.answer == again
+        assert remedy.need_change_bytes == again.need_bytes - found.base.need_bytes
+        assert remedy.minimum_change_bytes == again.minimum_bytes - found.base.minimum_bytes
+        # Not on already, and named on one card or another.
+        assert changed != request or remedy.answer.card != card
+        assert remedy.cost and remedy.remark
+        if remedy.effect in ("fits", "tight"):
+            assert remedy.answer.verdict == remedy.effect != found.base.verdict
+        if remedy.effect == "saves":
+            assert decisive(again, found.base) < decisive(found.base, found.base)
+    places = [("fits", "tight", "saves", "nothing").index(remedy.effect) for remedy in found.found]
+    assert places == sorted(places)
+    assert found.useful + found.useless == found.found
+    assert len({remedy.title for remedy in found.found}) == len(found.found)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(request=REQUESTS, card=st.sampled_from(CATALOGUE))
+def test_combinations_are_only_where_no_setting_alone_is_enough(request, card):
+    found = remedies(request, card)
+    alone = {change.key for change in settings_for(request)}
+    enough = any(
+        remedy.effect == "fits" and set(remedy.keys) <= alone and len(remedy.keys) == 1 for remedy in found.found
+    )
+    together = [remedy for remedy in found.found if len(remedy.keys) > 1]
+    if enough or found.base.verdict == "fits":
+        assert not together
+    assert len({len(remedy.keys) for remedy in together}) <= 1
+    assert all(remedy.effect in ("fits", "tight") for remedy in together)
+
+
+def test_where_a_setting_alone_is_too_little_two_together_are_found():
+    request = GenerationRequest(width=4096, height=4096, vae_tiling=True)
+    found = by_key(remedies(request, card_named("RTX 4060")))
+    both = found[("offload", "guidance_scale")]
+    assert (both.effect, both.title) == ("fits", "Model offload and no guidance")
+    assert found[("offload",)].answer.verdict == "no" and found[("guidance_scale",)].answer.verdict == "tight"
+    assert both.request == replace(request, offload="model", guidance_scale=1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(request=requests(), data=st.data())
+def test_what_is_said_to_move_nothing_moves_nothing(request, data):
+    small = replace(request, width=min(request.width, 512), height=min(request.height, 512), batch=1)
+    small = replace(small, vae_slicing=False, vae_tiling=False)
+    inert = [change for change in settings_for(small) if why_inert(change, small)]
+    assert {change.key for change in inert} == {"vae_slicing", "vae_tiling"}
+    change = data.draw(st.sampled_from(inert))
+    assert fit(change.of(small), card_named("T4"), "dry-run") == fit(small, card_named("T4"), "dry-run")
+
+
+@settings(max_examples=40, deadline=None)
+@given(request=REQUESTS, card=st.sampled_from(CATALOGUE))
+def test_the_quick_question_has_the_answer_of_the_long_one(request, card):
+    assert fits(request, card, shipped()) == (fit(request, card, "dry-run").verdict == "fits")
+
+
+def test_the_batch_and_the_size_are_the_largest_that_fit():
+    request, card = GenerationRequest(width=1024, height=768, batch=8), card_named("T4")
+    found = by_key(remedies(request, card))
+    batch, size = found[("batch",)].request, found[("size",)].request
+    assert found[("batch",)].effect == found[("size",)].effect == "fits"
+    assert fit(replace(request, batch=batch.batch + 1), card, "dry-run").verdict != "fits"
+    assert size.width % 8 == size.height % 8 == 0 and size.batch == 8
+    # Of the same shape, as near as multiples of 8 come.
+    assert abs(size.height - size.width * 768 / 1024) <= 4
+    larger = replace(request, width=size.width + 8, height=size.height + 8)
+    assert fit(larger, card, "dry-run").verdict != "fits"
+
+
+def test_the_next_card_is_the_smallest_that_is_enough():
+    card = card_named("RTX 4060")
+    other = by_key(remedies(BIG, card))[("card",)].answer.card
+    assert fit(BIG, other, "dry-run").verdict == "fits"
+    between = [c for c in CATALOGUE if card.usable_bytes < c.usable_bytes < other.usable_bytes]
+    assert between and all(fit(BIG, c, "dry-run").verdict != "fits" for c in between)
+
+
+def test_what_does_not_help_says_so():
+    found = by_key(remedies(BIG, card_named("T4")))
+    slicing, attention, tiling = found[("vae_slicing",)], found[("attention_slicing",)], found[("vae_tiling",)]
+    assert slicing.remark.startswith("Does nothing at batch 1") and not slicing.touches_peak
+    assert slicing.effect == "nothing" and slicing.need_change_bytes == 0
+    assert attention.effect == "nothing" and attention.answer.verdict == "no"
+    assert attention.remark.startswith("Raises the need by 57.99 GiB: without the fused kernels")
+    assert tiling.touches_peak and tiling.remark == "Makes it fit: the peak moves to the UNet."
+    assert "seam" not in tiling.cost and "overlap" in tiling.cost
+    unguided = found[("guidance_scale",)]
+    assert unguided.remark == "Does not touch the VAE decoder, where the memory peaks."
+
+
+def test_a_request_that_fits_is_left_as_it_is():
+    found = remedies(GenerationRequest(), card_named("T4"))
+    assert found.base.verdict == "fits"
+    assert not {"batch", "size", "card"} & {key for remedy in found.found for key in remedy.keys}
+    assert {remedy.effect for remedy in found.found} == {"saves", "nothing"}
+
+
+def test_what_takes_the_memory_is_taken_back():
+    request = GenerationRequest(width=2048, height=2048, attention_slicing=True)
+    first = remedies(request, card_named("A100")).found[0]
+    assert (first.keys, first.effect) == (("attention_slicing",), "fits")
+    assert first.code == ("pipe.disable_attention_slicing()",)
+
+
+def test_the_first_to_try_costs_least():
+    found = remedies(GenerationRequest(width=1024, height=1024, batch=4), card_named("T4"))
+    fitting = [remedy.title for remedy in found.found if remedy.effect == "fits"]
+    assert fitting == ["VAE slicing", "VAE tiling", "Batch 3", "A10", fitting[-1]]
+    assert fitting[-1].endswith("×920")
+
+
+def test_without_programs_there_are_none():
+    with pytest.raises(NoProgram):
+        remedies(GenerationRequest(), card_named("T4"), replace(shipped(), routines={}))
+
+
+@pytest.mark.parametrize("task", ["img2img", "txt2img"])
+def test_every_line_of_code_names_what_the_real_pipeline_has(task):
+    import diffusers
+    import torch
+    from PIL import Image
+
+    from planner.modules import PIPELINES, assemble, component_modules
+
+    pipeline = assemble(component_modules(), task)
+    names = {"pipe": pipeline, "torch": torch, "image": Image.Image}
+    everything_on = {"attention_slicing": True, "channels_last": True, "offload": "model"}
+    changes = [
+        change for options in ({}, everything_on) for change in settings_for(GenerationRequest(task=task, **options))
+    ]
+    request = GenerationRequest(task=task, width=2048, height=2048, batch=4)
+    sized = [remedy for remedy in remedies(request, card_named("T4")).found if remedy.keys in (("batch",), ("size",))]
+    assert len(sized) == 2
+    lines = {line for change in [*changes, *sized] for line in change.code}
+    checked = 0
+    for line in lines:
+        for node in ast.walk(ast.parse(line)):
+            if isinstance(node, ast.Attribute):
+                checked += 1
+                owner = eval(ast.unparse(node.value), vars(diffusers) | names)
+                assert hasattr(owner, node.attr), line
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe":
+                accepted = inspect.signature(PIPELINES[task].__call__).parameters
+                assert {keyword.arg for keyword in node.keywords} <= set(accepted), line
+                checked += 1
+    assert checked >= 15
