@@ -5,71 +5,62 @@ Both are learned by stage, from runs of the same family, attention and kernels, 
 `planner/posterior.py` says how, `planner/intervals.py` how wide the interval is.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
 from planner.cells import Cell
 from planner.curves import PREFERRED, Curve
-from planner.intervals import MIN_WEIGHT, half_width
-from planner.posterior import LOG_PRIOR, SHAPE, Estimate, Kind, constant_of, estimate_of, log_likelihood, weights_of
+from planner.intervals import ALWAYS_ABSURD, MIN_WEIGHT, half_width
+from planner.posterior import (
+    LOG_EVEN,
+    LOG_PRIOR,
+    RAW,
+    SHAPE,
+    Estimate,
+    constant_of,
+    estimate_of,
+    log_likelihood,
+    weights_of,
+)
+from planner.runs import Residual, Run, newest
 
-# A residual of a run that peaks in another stage tells less of this one.
-OTHER_STAGE = 0.3
 # A stage so far below the peak cannot become it, and is not looked at again for each run that is left out.
 _NEAR = 0.6
+# A peak that far from the dry run's is another.
+_MOVED = 0.005
+# A run that only bounds its peak says half as much as one that tells it.
+_BOUND_WEIGHT = 0.5
+# What runs reserve beyond what they allocate is corrected where it is off by more than this, and never by more than
+# that: segments come in steps.
+_RESERVED_MOVED, _RESERVED_MOST = 0.01, float(np.log(1.25))
 # Of stages so close to the peak any could be it.
 _COULD_BE = 0.95
 # Up to so many runs each is left out alone, beyond that in so many parts.
 _EACH_ALONE = 30
 _FOLDS = 5
-# As many of the newest runs of each kind say as much as all of them.
-NEWEST = 50
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """A measured run as calibration sees it. Bytes; `stages` are allocated peaks, none where only the whole is known.
-
-    Of a half of the VAE alone, peaks and curve are above what stood before.
-    """
-
-    run_id: str
-    cell: Cell
-    curve: Curve
-    kind: Kind = "full"
-    peak_allocated_bytes: int
-    peak_reserved_bytes: int | None = None
-    stages: Mapping[str, int]
-
-    def told(self) -> Iterator[tuple[str, int, Kind]]:
-        """Stage, bytes, and what they say of its peak; the whole's is the peak of the stage that should have it."""
-        if self.stages:
-            for stage, size in self.stages.items():
-                if stage in self.curve.stages:
-                    yield stage, size, self.kind
-            return
-        for stage in self.curve.stages:
-            is_peak = stage == self.curve.peak_stage
-            if is_peak or self.kind == "full":
-                yield stage, self.peak_allocated_bytes, self.kind if is_peak else "at-most"
 
 
 @dataclass(frozen=True)
 class Corrected:
     """Peaks of one request after calibration. Bytes.
 
-    `weight` is how many runs like it the stages that could be the peak rest on; those not `looked_at` are raw.
+    `weight` is how many runs like it the stages that could be the peak rest on, `full` how many of those came to their
+    end without meeting their card's; stages that are not `looked_at` are raw, as `raw` is the whole peak.
     """
 
     stages: dict[str, Estimate]
     reserved: Estimate
     constant: float
     weight: float
+    full: float
     looked_at: frozenset[str]
+    raw: float
 
     @property
     def peak_stage(self) -> str:
@@ -100,32 +91,33 @@ class Calibrated:
 
     @property
     def has_data(self) -> bool:
-        """Whether enough runs like it were measured to be the best answer."""
-        return self.corrected.weight >= MIN_WEIGHT
+        """Whether enough runs like it were measured to be the best answer.
+
+        Runs that only bound their peak are, where they contradict the dry run.
+        """
+        said = self.corrected
+        has_moved = abs(said.allocated.median / said.raw - 1) > _MOVED
+        return said.full >= MIN_WEIGHT or (said.weight >= MIN_WEIGHT and has_moved)
 
 
-class Residual(NamedTuple):
-    """By how much a run was off from what the others said of it: logarithms of measured over corrected.
+class _Likelihood(NamedTuple):
+    """A log-likelihood on the grid, of how many runs, and how many of them tell their peak in full."""
 
-    `allocated` is by stage, of those that could have been the peak; `reserved` is None where it was not measured.
-    """
+    likelihood: np.ndarray
+    weight: float
+    full: float
 
-    cell: Cell
-    peak_stage: str
-    allocated: dict[str, float]
-    reserved: float | None
-
-    def of(self, peak: str, stage: str) -> tuple[float, float] | None:
-        """The residual that tells of this peak, ``allocated`` or ``reserved``, and how much it counts."""
-        if peak == "reserved":
-            return None if self.reserved is None else (self.reserved, 1.0)
-        if stage in self.allocated:
-            return self.allocated[stage], 1.0
-        return (self.allocated[self.peak_stage], OTHER_STAGE) if self.peak_stage in self.allocated else None
+    def plus(self, other: _Likelihood, counts: float) -> _Likelihood:
+        """With so much of another."""
+        return _Likelihood(
+            self.likelihood + counts * other.likelihood,
+            self.weight + counts * other.weight,
+            self.full + counts * other.full,
+        )
 
 
-# What each run says of each of its stages, by ids: its log-likelihood, and whether it is the whole truth.
-Told = dict[tuple[str, str], tuple[np.ndarray, bool]]
+# What each run says of each of its stages, by ids.
+Told = dict[tuple[str, str], _Likelihood]
 
 
 class Calibration:
@@ -140,7 +132,7 @@ class Calibration:
         self._by_cell: dict[Cell, list[Run]] = {}
         for run in self.runs:
             self._by_cell.setdefault(run.cell, []).append(run)
-        self._sums: dict[Cell, dict[str, tuple[np.ndarray, int]]] = {}
+        self._sums: dict[Cell, dict[str, _Likelihood]] = {}
         self._residuals: dict[Cell, list[Residual]] = {}
 
     def correct(self, curve: Curve, target: Cell, without: Run | None = None) -> Corrected:
@@ -148,56 +140,82 @@ class Calibration:
         most = {stage: float(values.max()) for stage, values in curve.stages.items()}
         highest = max(most.values())
         looked_at = frozenset(stage for stage in most if without is None or most[stage] > _NEAR * highest)
-        posteriors = {stage: self._posterior(stage, target, without) for stage in curve.stages if stage in looked_at}
-        # Fewer runs than this move nothing: one of them could be the absurd one.
-        weights = {
-            stage: weights_of(log_posterior if weight >= MIN_WEIGHT else LOG_PRIOR)
-            for stage, (log_posterior, weight) in posteriors.items()
-        }
-        estimates = {
-            stage: estimate_of(values, weights[stage])
-            if stage in looked_at
-            else Estimate(*[float(values[PREFERRED])] * 3)
-            for stage, values in curve.stages.items()
-        }
-        peak = max(
-            (stage for stage in reversed(list(estimates)) if stage in looked_at), key=lambda s: estimates[s].median
-        )
-        least = _COULD_BE * estimates[peak].median
+        told = {stage: self._likelihood(stage, target, without) for stage in curve.stages if stage in looked_at}
+        points = {stage: self._point(curve.stages[stage], stage, target, of, without) for stage, of in told.items()}
+        spreads = {stage: weights_of(LOG_EVEN + of.likelihood) for stage, of in told.items()}
+
+        def estimate(values: np.ndarray, stage: str) -> Estimate:
+            if stage not in looked_at:
+                return Estimate(*[float(values[PREFERRED])] * 3)
+            median, even = estimate_of(values, points[stage]).median, estimate_of(values, spreads[stage])
+            return Estimate(median, min(median, even.low), max(median, even.high))
+
+        estimates = {stage: estimate(values, stage) for stage, values in curve.stages.items()}
+        near = [stage for stage in estimates if stage in looked_at]
+        peak = max(reversed(near), key=lambda stage: estimates[stage].median)
+        could_be = [told[stage] for stage in near if estimates[stage].median >= _COULD_BE * estimates[peak].median]
         return Corrected(
             stages=estimates,
-            reserved=estimate_of(curve.reserved, weights[peak]),
-            constant=constant_of(weights[peak]),
-            weight=max(weight for stage, (_, weight) in posteriors.items() if estimates[stage].median >= least),
+            reserved=estimate(curve.reserved, peak),
+            constant=constant_of(points[peak]),
+            weight=max(of.weight for of in could_be),
+            full=max(of.full for of in could_be),
             looked_at=looked_at,
+            raw=max(float(values[PREFERRED]) for values in curve.stages.values()),
         )
 
-    def _posterior(self, stage: str, target: Cell, without: Run | None) -> tuple[np.ndarray, float]:
-        total, weight = LOG_PRIOR, 0.0
+    def _likelihood(self, stage: str, target: Cell, without: Run | None) -> _Likelihood:
+        total = _Likelihood(np.zeros(SHAPE), 0.0, 0.0)
         for cell in self._by_cell:
             counts = target.weight(cell)
             if counts and stage in self._sums_of(cell):
-                told, count = self._sums_of(cell)[stage]
-                total = total + counts * told
-                weight += counts * count
+                total = total.plus(self._sums_of(cell)[stage], counts)
         if without is not None and (without.run_id, stage) in self._told:
-            counts, (told, is_full) = target.weight(without.cell), self._told[without.run_id, stage]
-            total = total - counts * told
-            weight -= counts * is_full
-        return total, weight
+            total = total.plus(self._told[without.run_id, stage], -target.weight(without.cell))
+        return total
 
-    def _sums_of(self, cell: Cell) -> dict[str, tuple[np.ndarray, int]]:
-        """What the runs of a cell say together, by stage, and how many of them say it in full."""
+    def _point(
+        self, values: np.ndarray, stage: str, target: Cell, told: _Likelihood, without: Run | None
+    ) -> np.ndarray:
+        """The posterior that the answer is the median of.
+
+        Fewer runs than three move nothing. The one that pulls hardest is left out where the answer goes most of the
+        way back to the dry run without it: nobody else says so.
+        """
+        if told.weight < MIN_WEIGHT:
+            return weights_of(LOG_PRIOR)
+        weights = weights_of(LOG_PRIOR + told.likelihood)
+        mode = np.unravel_index(int(np.argmax(weights)), weights.shape)
+        if mode == RAW:
+            return weights
+        pulls = [
+            (target.weight(run.cell) * float(one.likelihood[mode].max() - one.likelihood[RAW].max()), run)
+            for cell, runs in self._by_cell.items()
+            if target.weight(cell)
+            for run in runs
+            if run is not without and (one := self._told.get((run.run_id, stage))) is not None
+        ]
+        pull, run = max(pulls, key=lambda one: one[0])
+        if pull <= 0:
+            return weights
+        rest = told.plus(self._told[run.run_id, stage], -target.weight(run.cell))
+        others = weights_of(LOG_PRIOR + rest.likelihood)
+        raw = float(values[PREFERRED])
+        moved, moved_by_others = (abs(estimate_of(values, one).median - raw) for one in (weights, others))
+        return others if moved_by_others < moved / 2 else weights
+
+    def _sums_of(self, cell: Cell) -> dict[str, _Likelihood]:
+        """What the runs of a cell say together, by stage."""
         if cell not in self._sums:
-            found: dict[str, tuple[np.ndarray, int]] = {}
+            found: dict[str, _Likelihood] = {}
             for run in self._by_cell[cell]:
                 for stage, size, kind in run.told():
                     if (run.run_id, stage) not in self._told:
                         likelihood = log_likelihood(run.curve.stages[stage], size, kind)
-                        self._told[run.run_id, stage] = likelihood, kind == "full"
-                    likelihood, is_full = self._told[run.run_id, stage]
-                    before, count = found.get(stage, (np.zeros(SHAPE), 0))
-                    found[stage] = before + likelihood, count + is_full
+                        counts = {"full": 1.0, "at-most": 0.0}.get(kind, _BOUND_WEIGHT)
+                        self._told[run.run_id, stage] = _Likelihood(likelihood, counts, float(kind == "full"))
+                    nothing = _Likelihood(np.zeros(SHAPE), 0.0, 0.0)
+                    found[stage] = found.get(stage, nothing).plus(self._told[run.run_id, stage], 1.0)
             self._sums[cell] = found
         return self._sums[cell]
 
@@ -213,8 +231,9 @@ class Calibration:
     def _residual(self, run: Run) -> Residual:
         said = self.correct(run.curve, run.cell, without=run)
         # Where stages are not known, the whole is off by as much whichever stage it is put down to.
-        peaks = run.stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
-        of = said.stages if run.stages else dict.fromkeys(said.looked_at, said.allocated)
+        stages = run.known_stages
+        peaks = stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
+        of = said.stages if stages else dict.fromkeys(said.looked_at, said.allocated)
         allocated = {
             stage: float(np.log(size / of[stage].median)) for stage, size in peaks.items() if stage in said.looked_at
         }
@@ -225,21 +244,30 @@ class Calibration:
     def answer(self, curve: Curve, target: Cell) -> Calibrated:
         """The corrected peaks of this curve's request, with intervals."""
         said = self.correct(curve, target)
+        stage = said.peak_stage
+        allocated = self._off(target, "allocated", stage)
+        reserved = self._off(target, "reserved", stage)
+        shift = _shift(*reserved)
+        said = replace(said, reserved=Estimate(*(float(np.exp(shift)) * end for end in said.reserved)))
+        width = half_width(*allocated)
+        # Where what is reserved was not measured, it is as uncertain as what is allocated.
+        reserved_width = half_width(reserved[0] - shift, reserved[1])
+        if reserved_width is None:
+            reserved_width = width
+        ends = _interval(said.allocated, curve.stages[stage], width, allocated[0], MAX_UNSPLIT_BYTES)
+        reserved_ends = _interval(said.reserved, curve.reserved, reserved_width, reserved[0], LARGE_SEGMENT)
         alike = [(cell, runs) for cell, runs in self._by_cell.items() if target.weight(cell)]
-        allocated, is_physical = self._interval("allocated", said, curve.stages[said.peak_stage], target)
-        reserved, _ = self._interval("reserved", said, curve.reserved, target)
         return Calibrated(
             corrected=said,
-            allocated=allocated,
-            reserved=(max(reserved[0], allocated[0]), max(reserved[1], allocated[1])),
-            is_physical=is_physical,
+            allocated=ends,
+            reserved=(max(reserved_ends[0], ends[0]), max(reserved_ends[1], ends[1])),
+            is_physical=width is None,
             runs=tuple(run.run_id for _, runs in alike for run in runs),
             stale=tuple(run.run_id for cell, runs in alike if target.is_stale(cell) for run in runs),
         )
 
-    def _interval(self, peak: str, said: Corrected, curve: np.ndarray, target: Cell) -> tuple[tuple[int, int], bool]:
-        estimate: Estimate = getattr(said, peak)
-        stage = said.peak_stage
+    def _off(self, target: Cell, peak: str, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        """The residuals that tell of this peak, and how much each counts."""
         told = [
             (residual[0], residual[1] * weight)
             for weight, residuals in self.residuals(target)
@@ -247,42 +275,36 @@ class Calibration:
             if (residual := one.of(peak, stage))
         ]
         residuals, weights = np.array(told).reshape(-1, 2).T
-        width = half_width(residuals, weights)
-        # A block may count beyond its request, and what is reserved moves in segments: no residual shows less.
-        grain = MAX_UNSPLIT_BYTES if peak == "allocated" else LARGE_SEGMENT
-        if width is None:
-            seen = estimate.median * np.exp([0.0, *residuals])
-            low, high = min(curve.min(), seen.min()), max(curve.max(), seen.max())
-        else:
-            # What is not known of the kernels weighs more on another size than on those that were measured.
-            below, above = (abs(np.log(end / estimate.median)) for end in (estimate.low, estimate.high))
-            low = estimate.median * np.exp(-np.hypot(width, below))
-            high = estimate.median * np.exp(np.hypot(width, above))
-        ends = min(low, estimate.median - grain), max(high, estimate.median + grain)
-        return (max(0, round(float(ends[0]))), round(float(ends[1]))), width is None
+        return residuals, weights
 
 
-class InCell(Protocol):
-    """Anything that has a cell."""
-
-    @property
-    def cell(self) -> Cell:
-        """What it is alike to."""
-        ...
-
-
-T = TypeVar("T", bound=InCell)
+def _shift(residuals: np.ndarray, weights: np.ndarray) -> float:
+    """By how much what runs reserve is off in the median, where it is off by more than segments come to."""
+    if weights.sum() < MIN_WEIGHT:
+        return 0.0
+    order = np.argsort(residuals)
+    reached = np.cumsum(weights[order])
+    middle = float(residuals[order][np.searchsorted(reached, reached[-1] / 2)])
+    return float(np.clip(middle, -_RESERVED_MOST, _RESERVED_MOST)) if abs(middle) > _RESERVED_MOVED else 0.0
 
 
-def newest(runs: Iterable[T]) -> list[T]:
-    """Of runs, newest first, the first `NEWEST` of each cell."""
-    kept: list[T] = []
-    counts: dict[Cell, int] = {}
-    for run in runs:
-        counts[run.cell] = counts.get(run.cell, 0) + 1
-        if counts[run.cell] <= NEWEST:
-            kept.append(run)
-    return kept
+def _interval(
+    estimate: Estimate, curve: np.ndarray, width: float | None, residuals: np.ndarray, grain: int
+) -> tuple[int, int]:
+    """The ends between which the peak is to be expected.
+
+    A block may count beyond its request, and what is reserved moves in segments: no residual shows less than `grain`.
+    """
+    if width is None:
+        seen = estimate.median * np.exp([0.0, *residuals[np.abs(residuals) <= ALWAYS_ABSURD]])
+        low, high = min(curve.min(), seen.min()), max(curve.max(), seen.max())
+    else:
+        # What is not known of the kernels weighs more on another size than on those that were measured.
+        below, above = (abs(np.log(end / estimate.median)) for end in (estimate.low, estimate.high))
+        low = estimate.median * np.exp(-np.hypot(width, below))
+        high = estimate.median * np.exp(np.hypot(width, above))
+    low, high = min(low, estimate.median - grain), max(high, estimate.median + grain)
+    return max(0, round(float(low))), round(float(high))
 
 
 def held_out(runs: Sequence[Run], report: Callable[[float], None] | None = None) -> dict[str, Calibrated]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from planner.calibrate import Calibration, Run, newest
+from planner.calibrate import Calibration
 from planner.cells import Cell, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
@@ -14,6 +14,7 @@ from planner.gpus import Card, card_named, family_of
 from planner.posterior import Kind
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
+from planner.runs import Run, newest
 
 # So many runs of a card tell its context better than the catalogue does.
 _ENOUGH_CONTEXTS = 3
@@ -73,6 +74,7 @@ class Observation:
         """The run for calibration, with its curve."""
         return Run(
             run_id=self.run_id,
+            request=memory_form(self.request),
             cell=self.cell,
             curve=curve,
             kind=self.kind,
@@ -135,6 +137,15 @@ class Evidence:
         fresh = [one for one in found if one.versions == self.versions]
         return fresh, [one for one in found if one.versions != self.versions]
 
+    def target(self, request: GenerationRequest, card: Card) -> Cell:
+        """What runs must be alike to, to speak of this request on this card today.
+
+        The cuDNN is that of the newest run with today's versions on such cards: it comes with torch.
+        """
+        family = self.of_family(family_of(card.compute_capability))
+        cudnn = next((one.cudnn for one in family if one.cudnn and one.versions == self.versions), None)
+        return cell_of(request, card.compute_capability, cudnn=cudnn, versions=self.versions)
+
     def contexts(self, card: Card) -> Contexts:
         """The card's CUDA context: as measured on such cards where there are enough runs, else the catalogue's range.
 
@@ -145,5 +156,5 @@ class Evidence:
         )
         if len(found) < _ENOUGH_CONTEXTS:
             return Contexts(card.context_low_bytes, card.context_bytes, card.context_bytes)
-        outer = len(found) // 10 + (len(found) > _ENOUGH_CONTEXTS)
+        outer = max(1, len(found) // 10)
         return Contexts(found[outer], round(median(found)), found[len(found) - 1 - outer])

@@ -15,7 +15,9 @@ _OVER_MEDIAN = 1.4826
 # Beyond so many standard deviations a residual is absurd, if it is more than this, and if few are: one of ten or, of
 # few runs, two and no more than a third. Where more are as far off, that is how far off predictions are.
 _ABSURD_AT = 4.0
-_NEVER_ABSURD = 0.01
+_NEVER_ABSURD = 0.03
+# Half as much again, or that much less, is no error of a kernel's.
+ALWAYS_ABSURD = float(np.log(1.5))
 
 
 def half_width(residuals: np.ndarray, weights: np.ndarray) -> float | None:
@@ -30,6 +32,10 @@ def half_width(residuals: np.ndarray, weights: np.ndarray) -> float | None:
     order = np.argsort(np.abs(residuals))
     sizes, weights = np.abs(residuals)[order], weights[order]
     middle = float(sizes[np.searchsorted(np.cumsum(weights), total / 2)])
+    sane = sizes <= ALWAYS_ABSURD
+    sizes, weights = sizes[sane], weights[sane]
+    if not len(sizes):
+        return None
     limit = max(_ABSURD_AT * _OVER_MEDIAN * middle, _NEVER_ABSURD)
     if weights[sizes > limit].sum() <= max((1 - NOMINAL) * total, min(2.0, total / 3)):
         sizes, weights = sizes[sizes <= limit], weights[sizes <= limit]

@@ -33,9 +33,11 @@ ABSURD_SHARE = 0.05
 _ABSURD_DENSITY = 1 / (2 * np.log(4))
 
 SHAPE = (len(FRACTIONS), len(CONSTANTS), len(NOISE))
+# Where on the grid the raw dry run is.
+RAW = (PREFERRED, _NO_CONSTANT)
 
 
-def _log_prior() -> np.ndarray:
+def _log_priors() -> tuple[np.ndarray, np.ndarray]:
     below = np.arange(len(FRACTIONS)) <= PREFERRED
     fractions = np.where(below, (1 - _ABOVE_PREFERRED) / below.sum(), _ABOVE_PREFERRED / (~below).sum())
     spacing = np.gradient(CONSTANTS)
@@ -45,10 +47,17 @@ def _log_prior() -> np.ndarray:
     prior[:, _NO_CONSTANT] += _FRACTION_SHARE * fractions
     prior[PREFERRED] += _CONSTANT_SHARE * constants
     prior[PREFERRED, _NO_CONSTANT] += RAW_SHARE
+    spread = np.outer(np.gradient(FRACTIONS), constants)
+    return _with_noise(prior), _with_noise(spread / spread.sum())
+
+
+def _with_noise(prior: np.ndarray) -> np.ndarray:
     return np.log(np.repeat(prior[:, :, None], len(NOISE), axis=2) / len(NOISE))
 
 
-LOG_PRIOR = _log_prior()
+# What is believed before any run; and, for how wide an interval must be, with no preference for any fraction: where
+# runs tell nothing of the workspace, as small images do, all that it could be stays possible.
+LOG_PRIOR, LOG_EVEN = _log_priors()
 
 
 def _peaks(curve: np.ndarray) -> np.ndarray:

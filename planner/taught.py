@@ -7,7 +7,6 @@ from statistics import median
 
 from planner.answer import Answer, verdict_within
 from planner.calibrate import Calibrated
-from planner.cells import cell_of
 from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
@@ -49,7 +48,7 @@ def calibrated(
         NoProgram: no program was compiled for what the request asks for.
     """
     calibration = evidence.calibration(card.compute_capability)
-    target = cell_of(request, card.compute_capability, versions=evidence.versions)
+    target = evidence.target(request, card)
     if calibration is None or not any(target.weight(run.cell) for run in calibration.runs):
         reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
