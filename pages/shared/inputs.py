@@ -7,19 +7,13 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.plan_state import (
-    BASES,
-    BASIS_KEY,
-    CARDS_KEY,
-    DEFAULT,
-    DEFAULT_BASIS,
-    DEFAULT_CARD_NAMES,
-    PUBLISHED_KEY,
-    plan,
-)
+from pages.shared.card_inputs import card_controls as card_controls
+from pages.shared.image_input import image_control
+from pages.shared.plan_state import BASES, BASIS_KEY, DEFAULT, DEFAULT_BASIS, PUBLISHED_KEY, plan, stays_open
+from pages.shared.presets import preset_controls
+from pages.shared.prompt_input import prompt_control
 from pages.shared.words import plain, sentence
 from planner.errors import InvalidArgument
-from planner.gpus import CATALOGUE, Card
 from planner.request import (
     MAX_BATCH,
     MAX_GUIDANCE_SCALE,
@@ -71,6 +65,9 @@ _NUMBERS: tuple[tuple[str, str, Any, Any, Any, str], ...] = (
         "The pipeline pads every prompt to 77 tokens, so this changes the formula and nothing else.",
     ),
 )
+
+
+_OPTIONS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last", "offload")
 
 
 def _number_controls() -> dict[str, Any]:
@@ -141,9 +138,13 @@ def request_controls() -> GenerationRequest | None:
             help="img2img starts from an image, txt2img from noise alone.",
         )
     }
+    preset_controls()
     values |= _number_controls()
-    with st.expander("Options"):
+    with st.expander("Options", expanded=stays_open("options", _OPTIONS)):
         values |= _option_controls()
+    with st.expander("From a prompt or an image"):
+        prompt_control()
+        image_control()
     plan().update(values)
     try:
         request = GenerationRequest.from_dict(values)
@@ -155,21 +156,6 @@ def request_controls() -> GenerationRequest | None:
             f"img2img works on {request.effective_width}×{request.effective_height}: it rounds down to multiples of 8."
         )
     return request
-
-
-def card_controls() -> list[Card]:
-    """Draw the choice of cards; those chosen, in catalogue order."""
-    names = st.multiselect(
-        "Cards",
-        [card.name for card in CATALOGUE],
-        default=DEFAULT_CARD_NAMES,
-        key=CARDS_KEY,
-        bind="query-params",
-        placeholder="Choose cards",
-        help="Memory, context and compute capability of each are in the catalogue, with sources.",
-    )
-    plan()[CARDS_KEY] = names
-    return [card for card in CATALOGUE if card.name in names]
 
 
 def basis_control() -> str:

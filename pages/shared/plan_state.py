@@ -1,13 +1,13 @@
 """The plan of a session: what its controls stand at, what its address says, and how it moves between pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 from planner.errors import InvalidArgument, UnknownCard
-from planner.gpus import DEFAULT_CARDS, card_named
+from planner.gpus import DEFAULT_CARDS, card_named, shared_card
 from planner.request import GenerationRequest, parse_finite, parse_whole
 
 DEFAULT = GenerationRequest()
@@ -63,6 +63,33 @@ BASES = ("best", "measured", "calibrated", "dry-run", "formula")
 DEFAULT_BASIS = BASES[0]
 # Whether published runs that ship count as evidence.
 PUBLISHED_KEY = "published"
+# A card that is not in the catalogue: its memory and compute capability, as they were typed.
+MEMORY_KEY, CAPABILITY_KEY = "gpu_memory", "compute_capability"
+# Whether the cards in this machine are planned on as well.
+ATTACHED_KEY = "attached"
+# Processes that share each card.
+WORKERS_KEY = "workers"
+# Images that run one after another, as pages.shared.image_list writes them.
+IMAGES_KEY = "images"
+
+
+def _workers(argument: str, text: str) -> int:
+    workers = parse_whole(argument, text)
+    # Its rule is that of a share, whatever the card.
+    shared_card(card_named(DEFAULT_CARDS[0]), workers)
+    return workers
+
+
+# Beside the request and the choices of cards and basis: how each is read from an address, and its default. What a
+# person typed is taken as it is, and its control says what is wrong with it.
+_MORE: dict[str, tuple[Callable[[str, str], Any], Any]] = {
+    PUBLISHED_KEY: (truth, True),
+    MEMORY_KEY: (_same, ""),
+    CAPABILITY_KEY: (_same, ""),
+    ATTACHED_KEY: (truth, False),
+    WORKERS_KEY: (_workers, 1),
+    IMAGES_KEY: (_same, ""),
+}
 
 
 def plan() -> dict[str, Any]:
@@ -73,9 +100,20 @@ def plan() -> dict[str, Any]:
 def _default_of(key: str) -> Any:
     if key == BASIS_KEY:
         return DEFAULT_BASIS
-    if key == PUBLISHED_KEY:
-        return True
+    if key in _MORE:
+        return _MORE[key][1]
     return DEFAULT_CARD_NAMES if key == CARDS_KEY else getattr(DEFAULT, key)
+
+
+def stays_open(name: str, keys: Iterable[str]) -> bool:
+    """Whether an expander is drawn open: once a control inside it stands at something else than its default.
+
+    What a link sets is seen that way. It is not closed again under the hand that puts the last one back.
+    """
+    opened: set[str] = st.session_state.setdefault("opened", set())
+    if any(st.session_state.get(key, _default_of(key)) != _default_of(key) for key in keys):
+        opened.add(name)
+    return name in opened
 
 
 def _from_address() -> tuple[dict[str, Any], list[str]]:
@@ -96,18 +134,21 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         except InvalidArgument as error:
             refused.append(f"{error}; {field.default} is shown instead")
     names = []
-    for name in st.query_params.get_all(CARDS_KEY):
+    # Without a name: none was left chosen.
+    for name in filter(None, st.query_params.get_all(CARDS_KEY)):
         try:
             names.append(card_named(name).name)
         except UnknownCard as error:
             refused.append(str(error).partition("; ")[0])
     if names:
         values[CARDS_KEY] = list(dict.fromkeys(names))
-    if PUBLISHED_KEY in st.query_params:
+    for key, (parse, default) in _MORE.items():
+        if key not in st.query_params:
+            continue
         try:
-            values[PUBLISHED_KEY] = truth(PUBLISHED_KEY, st.query_params[PUBLISHED_KEY])
+            values[key] = parse(key, st.query_params[key])
         except InvalidArgument as error:
-            refused.append(f"{error}; True is shown instead")
+            refused.append(f"{error}; {default} is shown instead")
     basis = st.query_params.get(BASIS_KEY)
     if basis in BASES:
         values[BASIS_KEY] = basis
