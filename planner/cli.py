@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from planner.answer import BASES, EXIT_CODES, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
-from planner.formula import estimate, not_in_the_formula
+from planner.formula import estimate
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, Card, card_named, card_row, described_card, shared_card
-from planner.report import SCHEMA, cards_text, fit_object, fit_text, threshold_notes
+from planner.markdown import FORMATS, fit_command, fit_markdown, fit_notes
+from planner.report import SCHEMA, cards_text, fit_object, fit_text
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a card of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; repeatable "
         "(T4, A10, A100)",
     )
+    fits.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown, for a ticket; json: as --json (table)")
     fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
     fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
     fits.add_argument("--workers", default="1", metavar="N", help="processes that share each card, evenly (1)")
@@ -245,10 +247,21 @@ def _evidence_for(
     return gather(library, with_reference=with_reference)
 
 
+def _format_from(arguments: argparse.Namespace) -> str:
+    """How ``fit`` is to print: one of `FORMATS`; ``--json`` is the short way to say json."""
+    chosen = arguments.format or ("json" if arguments.json else FORMATS[0])
+    if chosen not in FORMATS:
+        raise InvalidArgument("--format", f"must be one of {', '.join(FORMATS)}", chosen)
+    if arguments.json and chosen != "json":
+        raise InvalidArgument("--format", "must be json where --json is given", chosen, "leave one of them out")
+    return chosen
+
+
 def run_fit(arguments: argparse.Namespace) -> int:
     """``fit``: answers for each card; the worst verdict is the exit code."""
     from cache.programs import find, repair_in_background
 
+    as_format = _format_from(arguments)
     request, cards = request_from(arguments), _cards_from(arguments)
     library, evidence = None, None
     if arguments.basis != "formula":
@@ -261,22 +274,19 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if notice:
             say(f"{notice}; the answer stands without it")
     answers = [fit(request, card, arguments.basis, library=library, evidence=evidence) for card in cards]
-    if arguments.json:
+    if as_format == "json":
         print_json(fit_object(request, answers, estimate(request)))
+    elif as_format == "md":
+        from cache.versions import installed
+
+        command = fit_command(request, cards, arguments.basis, with_reference=not arguments.no_reference)
+        print(fit_markdown(request, answers, installed(), command))
     else:
         print(fit_text(request, answers))
-    for reason in dict.fromkeys(answer.reason for answer in answers if answer.reason):
-        say(reason)
-    for answer in answers:
-        if answer.evidence and answer.evidence not in (answer.reason or ""):
-            say(answer.evidence)
-    for note in threshold_notes(answers):
-        say(note)
-    for assumption in dict.fromkeys(note for answer in answers for note in answer.assumptions):
-        say(f"assumed - {assumption}")
-    if any(answer.basis == "formula" for answer in answers):
-        for note in not_in_the_formula(request):
-            say(f"not in the formula - {note}")
+    if as_format != "md":
+        # Markdown has them in itself.
+        for note in fit_notes(request, answers):
+            say(note)
     return EXIT_CODES[worst(answer.verdict for answer in answers)]
 
 

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 from planner.dryrun import KernelPolicy, assumptions, dry_run, live_peaks
 from planner.flatten import events_of
-from planner.gpus import CATALOGUE, Card
+from planner.gpus import CATALOGUE, Card, shared_card
 from planner.program import Library
 from planner.request import MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
+from planner.shares import share_of
 
 
 @lru_cache(maxsize=512)
@@ -76,6 +77,8 @@ def nearest_size(request: GenerationRequest, card: Card, library: Library) -> tu
 
 
 def next_card(request: GenerationRequest, card: Card, library: Library) -> Card | None:
-    """The smallest card of the catalogue with more memory than this one on which the request fits, or None."""
-    larger = sorted((c for c in CATALOGUE if c.usable_bytes > card.usable_bytes), key=lambda c: c.usable_bytes)
-    return next((other for other in larger if fits(request, other, library)), None)
+    """The smallest larger card of the catalogue on which the request fits, shared by as many as this one, or None."""
+    workers = share_of(card)[1]
+    shares = (shared_card(whole, workers) for whole in sorted(CATALOGUE, key=lambda whole: whole.usable_bytes))
+    larger = (share for share in shares if share.usable_bytes > card.usable_bytes)
+    return next((share for share in larger if fits(request, share, library)), None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planner.answer import Answer
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.gpus import CATALOGUE, card_named
+from planner.gpus import CATALOGUE, card_named, shared_card
 from planner.program import shipped
 from planner.remedies import Remedies, remedies
 from planner.remedy_kinds import settings_for, why_inert
@@ -118,6 +118,13 @@ def test_the_next_card_is_the_smallest_that_is_enough():
     assert fit(BIG, other, "dry-run").verdict == "fits"
     between = [c for c in CATALOGUE if card.usable_bytes < c.usable_bytes < other.usable_bytes]
     assert between and all(fit(BIG, c, "dry-run").verdict != "fits" for c in between)
+
+
+def test_a_share_of_a_card_is_followed_by_a_share_of_a_larger_one():
+    share = shared_card(card_named("A100"), 4)
+    other = by_key(remedies(BIG, share))[("card",)].answer.card
+    assert other.name == "A100-80GB, 1 of 4 workers"
+    assert fit(BIG, other, "dry-run").verdict == "fits"
 
 
 def test_what_does_not_help_says_so():

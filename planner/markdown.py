@@ -1,0 +1,111 @@
+"""The plan as Markdown for a ticket: the request, the verdicts, what they rest on, and how to have them again."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from planner.answer import Answer
+from planner.formula import not_in_the_formula
+from planner.gpus import Card, card_named
+from planner.report import SIGNS, threshold_notes, verify_command
+from planner.request import GenerationRequest
+from planner.shares import share_of
+from planner.units import gib, signed_gib
+
+FORMATS = ("table", "json", "md")
+
+_ATTACHED = " (attached)"
+
+
+def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str]:
+    """What must be known beside the table, a line each: reasons, measured runs, thresholds, assumptions, omissions."""
+    notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
+    notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
+    notes += threshold_notes(answers)
+    assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
+    notes += [f"assumed - {assumption}" for assumption in assumed]
+    if any(answer.basis == "formula" for answer in answers):
+        notes += [f"not in the formula - {note}" for note in not_in_the_formula(request)]
+    return notes
+
+
+def _card_flags(cards: Sequence[Card]) -> list[str]:
+    """The flags that name these cards; a described one by its memory, for it is in no list."""
+    flags: list[str] = []
+    workers = 1
+    for card in cards:
+        name, workers = share_of(card)
+        if name.endswith(_ATTACHED):
+            flags.append("--gpu attached")
+        elif name.endswith(f" card, compute capability {card.capability}"):
+            flags.append(f"--gpu-memory {card.usable_bytes * workers}B --compute-capability {card.capability}")
+        else:
+            name = card_named(name).name
+            flags.append(f'--gpu "{name}"' if " " in name else f"--gpu {name}")
+    return [*dict.fromkeys(flags), *([f"--workers {workers}"] if workers > 1 else [])]
+
+
+def fit_command(
+    request: GenerationRequest, cards: Sequence[Card], basis: str = "best", *, with_reference: bool = True
+) -> str:
+    """The command that answers for this request on these cards; defaults are left out.
+
+    Raises:
+        UnknownCard: a card is neither in the catalogue, attached, nor described by its memory.
+    """
+    asked = verify_command(request).replace(" verify", " fit", 1)
+    chosen = [] if basis == "best" else [f"--basis {basis}"]
+    published = [] if with_reference else ["--no-reference"]
+    return " ".join([asked, *_card_flags(cards), *chosen, *published])
+
+
+def _escaped(text: str) -> str:
+    """The text as text: names and reasons have no Markdown in them that is meant."""
+    return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else gib(size_bytes)
+
+
+def _row(answer: Answer) -> str:
+    headroom = answer.headroom_bytes
+    cells = (
+        _escaped(answer.card.name),
+        f"{SIGNS[answer.verdict]} {answer.verdict}",
+        _size(answer.need_bytes),
+        gib(answer.card.usable_bytes),
+        "-" if headroom is None else signed_gib(headroom),
+        answer.basis,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def fit_markdown(
+    request: GenerationRequest, answers: Sequence[Answer], versions: Mapping[str, str], command: str
+) -> str:
+    """The answers as a Markdown section: request, table, notes, the versions planned with, and the command."""
+    lines = [
+        "## Will it fit?",
+        "",
+        f"**{_escaped(request.describe())}**",
+        "",
+        "| GPU | verdict | need | usable | headroom | basis |",
+        "|---|---|---:|---:|---:|---|",
+        *map(_row, answers),
+    ]
+    notes = fit_notes(request, answers)
+    if notes:
+        lines += ["", *(f"- {_escaped(note)}" for note in notes)]
+    lines += [
+        "",
+        "Need is the card memory at which the request runs comfortably, the CUDA context included. Headroom is usable "
+        "minus need: negative is by how much it misses.",
+        "",
+        f"Stable Diffusion v1.5 with {', '.join(f'{name} {version}' for name, version in versions.items())}. "
+        "To have it again:",
+        "",
+        "```console",
+        f"$ {command}",
+        "```",
+    ]
+    return "\n".join(lines)
