@@ -71,7 +71,7 @@ class CurveStore:
         for key, numbers in rows:
             try:
                 self._known[key] = Curve.from_dict(json.loads(numbers))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 # Not what we wrote: it is made again.
                 continue
 
@@ -80,7 +80,8 @@ class CurveStore:
             return
         rows = [(key, json.dumps(curve.to_dict(), separators=(",", ":"))) for key, curve in made.items()]
         try:
-            with closing(sqlite3.connect(address(self.path, "rw"), uri=True, timeout=BUSY_TIMEOUT_S)) as db, db:
+            # Not worth waiting for: it is made again.
+            with closing(sqlite3.connect(address(self.path, "rw"), uri=True, timeout=1)) as db, db:
                 db.executemany("insert or replace into curves (id, numbers) values (?, ?)", rows)
         except sqlite3.Error:
             return

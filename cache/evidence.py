@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cache.curve_store import CurveStore
 from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
-from cache.records import VERSIONS, Measurement
+from cache.records import METHOD, VERSIONS, Measurement
 from cache.versions import installed
 from planner.errors import InvalidArgument
 from planner.evidence import Evidence, Observation
@@ -34,7 +34,8 @@ _SELECT = f"""
         e.cudnn, e.attention, {", ".join(f"e.{name}" for name in VERSIONS)}, {_REQUEST},
         (select json_group_object(s.stage, s.peak_allocated_bytes) from stages s where s.measurement_id = m.id) stages
     from measurements m join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
-    where e.device_kind = 'cuda' and e.dtype = 'float16' and coalesce(e.allocator_settings, '') = ''
+    where e.device_kind = 'cuda' and e.method = {METHOD} and e.dtype = 'float16'
+        and coalesce(e.allocator_settings, '') = ''
         and m.outcome in ('ok', 'out-of-memory') and m.peak_allocated_bytes > 0
     order by m.created_at desc
 """
@@ -47,9 +48,9 @@ class Gathered(NamedTuple):
     notice: str | None
 
 
-def versions_text(versions: Mapping[str, str]) -> str:
+def versions_text(versions: Mapping[str, str | None]) -> str:
     """The releases that decide memory, in words: what a run must share to hold today."""
-    return ", ".join(f"{name} {versions[name].partition('+')[0]}" for name in VERSIONS)
+    return ", ".join(f"{name} {(versions[name] or 'unknown').partition('+')[0]}" for name in VERSIONS)
 
 
 def _major(cudnn: str | None) -> int | None:
@@ -82,7 +83,7 @@ def observation_of(measurement: Measurement) -> Observation | None:
     """The run as the planner sees it, or None where it says nothing of a GPU's memory."""
     measured, environment = measurement.measured, measurement.environment
     capability = _capability(environment.compute_capability)
-    is_usual = environment.dtype == "float16" and not environment.allocator_settings
+    is_usual = environment.dtype == "float16" and not environment.allocator_settings and environment.method == METHOD
     if environment.device_kind != "cuda" or capability is None or not is_usual:
         return None
     if measured.outcome not in ("ok", "out-of-memory") or not measured.peak_allocated_bytes:
@@ -151,6 +152,10 @@ def _request_of(row: sqlite3.Row) -> GenerationRequest | None:
 def _history(path: Path) -> list[Observation]:
     with closing(sqlite3.connect(address(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
         db.row_factory = sqlite3.Row
+        # A byte that is no text must not cost the whole history.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        # An older schema has none: it is brought up before it is read.
+        db.execute("select 1 from curves limit 1")
         return list(_observations_in(db.execute(_SELECT)))
 
 
@@ -207,6 +212,9 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
     if with_reference:
         from cache.reference import reference_runs
 
-        observations += [one for run in reference_runs() if (one := observation_of(run))]
+        # One that was also imported counts once.
+        known = {one.run_id for one in observations}
+        shipped = (one for run in reference_runs() if (one := observation_of(run)))
+        observations += [one for one in shipped if one.run_id not in known]
     curves = CurveStore(library, where)
     return Gathered(Evidence(observations, curves.curves_of, versions_text(installed())), notice)

@@ -6,6 +6,8 @@ from planner.curves import Scope
 from planner.gpus import family_of
 from planner.request import GenerationRequest
 
+# What the pipelines use, unless somebody set another processor.
+ATTENTION = "sdpa"
 # How much a run counts that differs from what is asked in one of these.
 OTHER_CUDNN = 0.5
 OTHER_CAPABILITY = 0.5
@@ -49,7 +51,7 @@ class Cell(NamedTuple):
 def cell_of(
     request: GenerationRequest,
     capability: tuple[int, int],
-    attention: str = "sdpa",
+    attention: str = ATTENTION,
     cudnn: int | None = None,
     versions: str | None = None,
     scope: Scope = "pipeline",

@@ -52,13 +52,17 @@ class Curve:
         """The curve that `to_dict` gave.
 
         Raises:
-            ValueError: a row has another number of fractions.
+            ValueError: a row has another number of fractions, a peak is not above zero, or there are no stages.
             KeyError: there is no ``reserved``.
         """
         arrays = {name: np.array(values, dtype=np.float64) for name, values in rows.items()}
         if any(array.shape != FRACTIONS.shape for array in arrays.values()):
             raise ValueError(f"a curve has {len(FRACTIONS)} fractions")
+        if not all(np.isfinite(array).all() and (array > 0).all() for array in arrays.values()):
+            raise ValueError("a curve's peaks are above zero")
         reserved = arrays.pop("reserved")
+        if not arrays or not set(arrays) <= set(STAGES):
+            raise ValueError(f"a curve has stages of {', '.join(STAGES)}")
         return cls({stage: arrays[stage] for stage in STAGES if stage in arrays}, reserved)
 
 

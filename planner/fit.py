@@ -118,30 +118,31 @@ def fit(
         raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
     if basis == "formula":
         return _from_formula(request, card, facts)
-    if basis == "measured":
-        return _from_runs(request, card, evidence)
-    if basis == "best" and evidence is not None and evidence.observations:
-        told = _from_runs(request, card, evidence)
-        if told.verdict != "unknown":
-            return told
-    try:
-        return _from_programs(request, card, basis, library, evidence)
-    except NoProgram as error:
-        if basis == "best":
-            return replace(_from_formula(request, card, facts), reason=f"{error}; the formula answers instead")
-        return Answer(card=card, basis=basis, verdict="unknown", reason=str(error))  # ty: ignore[invalid-argument-type]
-
-
-def _from_programs(
-    request: GenerationRequest, card: Card, basis: str, library: Library | None, evidence: Evidence | None
-) -> Answer:
-    """The dry run, or what calibration makes of it where that is asked for or has enough runs to be better."""
     from planner.program import shipped
 
-    library = library or shipped()
-    raw = _from_dry_run(request, card, library)
+    try:
+        raw = _from_dry_run(request, card, library or shipped())
+    except NoProgram as error:
+        raw, lacking = None, str(error)
+    else:
+        lacking = ""
+    if basis in ("best", "measured"):
+        told = _from_runs(request, card, evidence, raw)
+        if basis == "measured" or told.verdict != "unknown":
+            return told
+    if raw is None:
+        if basis == "best":
+            return replace(_from_formula(request, card, facts), reason=f"{lacking}; the formula answers instead")
+        return Answer(card=card, basis=basis, verdict="unknown", reason=lacking)  # ty: ignore[invalid-argument-type]
     if basis == "dry-run":
         return raw
+    return _calibrated(request, card, basis, library or shipped(), evidence, raw)
+
+
+def _calibrated(
+    request: GenerationRequest, card: Card, basis: str, library: Library, evidence: Evidence | None, raw: Answer
+) -> Answer:
+    """What calibration makes of the dry run, where that is asked for or has enough runs to be better."""
     if evidence is None or not evidence.observations:
         reason = "no run on a GPU was measured yet; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
@@ -152,10 +153,10 @@ def _from_programs(
     return answer if is_better or basis == "calibrated" else raw
 
 
-def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None) -> Answer:
+def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None, raw: Answer | None) -> Answer:
     if evidence is None or not evidence.observations:
         reason = "no run on a GPU was measured yet; 'python -m planner verify' measures one"
         return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
     from planner.taught import measured
 
-    return measured(request, card, evidence)
+    return measured(request, card, evidence, raw)

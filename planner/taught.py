@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import lru_cache
 from statistics import median
 
-from planner.answer import Answer, verdict_within
+from planner.answer import Answer, Verdict, verdict_within, worst
 from planner.calibrate import Calibrated
+from planner.cells import ATTENTION
 from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
@@ -15,6 +16,11 @@ from planner.gpus import Card, family_of
 from planner.intervals import MIN_WEIGHT, NOMINAL
 from planner.program import Library
 from planner.request import GenerationRequest
+
+# A run that says so much more or less than the dry run is not of this request.
+_BEYOND = 1.5
+# Of so many runs that came to their end, one may fail.
+_FEW_FAILED = 5
 
 
 @lru_cache(maxsize=256)
@@ -87,41 +93,66 @@ def calibrated(
     return answer, True
 
 
-def measured(request: GenerationRequest, card: Card, evidence: Evidence) -> Answer:
+def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: Answer | None = None) -> Answer:
     """What runs of this very request on this kind of card gave; ``unknown``, with the reason, where none speaks.
 
-    Runs that met the end of their card count only where nobody else held memory of it.
+    Runs that met the end of their card count only where nobody else held memory of it. Where the dry run `raw` is
+    known, runs that cannot be of this request are left out.
     """
     fresh, stale = evidence.of_request(request, card)
-    fresh = [one for one in fresh if one.kind == "full" or one.is_alone]
-    if not fresh:
-        return _unknown(card, stale)
-    full = [one for one in fresh if one.kind == "full" and one.peak_reserved_bytes]
-    ran = full or [one for one in fresh if one.kind == "limited" and one.peak_reserved_bytes]
-    failed = [one for one in fresh if one.kind == "out-of-memory"]
-    said = f"measured on {_runs(len(fresh))} of this request on such a card, the last {fresh[0].created_at[:10]}"
-    ids = tuple(one.run_id for one in fresh)
+    cudnn = evidence.target(request, card).cudnn
+    alike = [one for one in fresh if one.attention == ATTENTION and one.cudnn in (None, cudnn)]
+    able = [one for one in alike if one.kind == "full" or one.is_alone]
+    heard = [one for one in able if raw is None or _is_believable(one, raw)]
+    full = [one for one in heard if one.kind == "full" and one.peak_reserved_bytes]
+    limited = [one for one in heard if one.kind == "limited" and one.peak_reserved_bytes]
+    failed = [one for one in heard if one.kind == "out-of-memory"]
+    ran = full or limited
+    if not ran and not failed:
+        return _unknown(card, stale, len(able) - len(heard))
+    heard = [one for one in heard if one in (*ran, *failed)]
+    said = f"{card.name}: measured on {_runs(len(heard))} of this request on such a card"
+    said += f", the last {heard[0].created_at[:10]}"
+    ids = tuple(one.run_id for one in heard)
     if not ran:
-        return _out_of_memory(card, failed, said, ids) if failed else _unknown(card, stale)
-    answer = _as_measured(card, ran, evidence.contexts(card).middle, bool(full))
+        return _out_of_memory(card, failed, said, ids)
     if failed:
         said += f", {len(failed)} of them out of memory"
-    retries = max(one.num_alloc_retries for one in ran)
     if not full:
+        retries = max(one.num_alloc_retries for one in ran)
         said += f", with {retries} allocator {'retry' if retries == 1 else 'retries'}"
-    answer = replace(answer, evidence=f"{card.name}: {said}", runs=ids)
-    headroom = answer.headroom_bytes
-    if full and headroom is not None and headroom < 0:
-        reason = (
-            f"{card.name}: the runs had more memory than is there now; whether it also runs in less was not measured"
-        )
-        return replace(answer, verdict="unknown", reason=reason)
-    return replace(answer, verdict="fits" if full and not failed else "tight")
+    answer = replace(_as_measured(card, ran, evidence.contexts(card).middle), evidence=said, runs=ids)
+    if card.usable_bytes < (answer.need_bytes or 0):
+        # What it took is more than is there: it was not measured whether it also runs in less, so the dry run says.
+        beyond: Verdict = "tight" if raw is None else worst((raw.verdict, "tight"))
+        reason = f"{card.name}: the runs took more than is there; whether it also runs in less was not measured"
+        return replace(answer, verdict=beyond, reason=reason)
+    # One that failed among many that did not is no rule.
+    runs_well = bool(full) and len(failed) <= len(full) / _FEW_FAILED
+    return replace(answer, verdict="fits" if runs_well else "tight")
 
 
-def _unknown(card: Card, stale: Sequence[Observation]) -> Answer:
+def _is_believable(one: Observation, raw: Answer) -> bool:
+    """Whether a run can be of this request at all, by the dry run: a mistyped row must not answer for it."""
+    least, most = raw.minimum_allocated_bytes, max(raw.peak_allocated_bytes or 0, *(raw.interval_bytes or (0, 0)))
+    if least is None or not most:
+        return True
+    if one.kind == "out-of-memory":
+        # It must have needed more than such a card has; the replay says about how much it needs.
+        return _BEYOND * (raw.worst_need_bytes or raw.need_bytes or 0) >= raw.card.usable_bytes
+    reserved = one.peak_reserved_bytes
+    is_whole = reserved is None or reserved >= one.peak_allocated_bytes
+    return is_whole and least / _BEYOND <= one.peak_allocated_bytes <= _BEYOND * most
+
+
+def _unknown(card: Card, stale: Sequence[Observation], unbelievable: int) -> Answer:
     reason = f"this request was not measured on such a card ({card.name}) yet"
-    if stale:
+    if unbelievable:
+        reason = (
+            f"what was measured of this request on such a card ({card.name}) cannot be of it: it is more than half as "
+            "much again, or that much less, than the dry run says"
+        )
+    elif stale:
         reason = (
             f"this request was measured on such a card ({card.name}) only with other versions, the last with "
             f"{stale[0].versions}; 'python -m planner verify' measures it anew"
@@ -132,16 +163,19 @@ def _unknown(card: Card, stale: Sequence[Observation]) -> Answer:
 def _out_of_memory(card: Card, failed: Sequence[Observation], said: str, ids: tuple[str, ...]) -> Answer:
     where = STAGE_NAMES.get(failed[0].ended_in or "", failed[0].ended_in or "")
     reason = f"{said}: out of memory" + (f" in: {where}" if where else "")
-    return Answer(card=card, basis="measured", verdict="no", reason=reason, evidence=f"{card.name}: {said}", runs=ids)
+    return Answer(card=card, basis="measured", verdict="no", reason=reason, evidence=said, runs=ids)
 
 
-def _as_measured(card: Card, ran: Sequence[Observation], context: int, is_full: bool) -> Answer:
-    allocated = [one.peak_allocated_bytes for one in ran]
-    peak, reserved = (round(median(values)) for values in (allocated, [one.peak_reserved_bytes or 0 for one in ran]))
+def _as_measured(card: Card, ran: Sequence[Observation], context: int) -> Answer:
+    allocated = sorted(one.peak_allocated_bytes for one in ran)
+    peak = round(median(allocated))
+    reserved = max(peak, round(median(one.peak_reserved_bytes or 0 for one in ran)))
     by_stage = {stage: round(median(o.stages[stage] for o in ran if stage in o.stages)) for stage in _common(ran)}
     # Where no stage was told apart, or the medians of several runs do not meet, the peak is the last one's.
     peak_stage = max(reversed(list(by_stage)), key=lambda stage: by_stage[stage]) if by_stage else "vae_decoder"
     stages = {stage: min(by_stage.get(stage, peak), peak) for stage in STAGES} | {peak_stage: peak}
+    # The outermost of many are left out: one of them may be of something else.
+    outer = min(len(allocated) // 4, 1 + len(allocated) // 10)
     return Answer(
         card=card,
         basis="measured",
@@ -149,10 +183,10 @@ def _as_measured(card: Card, ran: Sequence[Observation], context: int, is_full: 
         need_bytes=reserved + context,
         minimum_bytes=reserved + context,
         peak_allocated_bytes=peak,
-        minimum_allocated_bytes=min(allocated),
+        minimum_allocated_bytes=allocated[outer],
         peak_reserved_bytes=reserved,
         context_bytes=context,
-        interval_bytes=(min(allocated), max(allocated)),
+        interval_bytes=(allocated[outer], allocated[len(allocated) - 1 - outer]),
         peak_stage=peak_stage,
         stages=stages,
     )

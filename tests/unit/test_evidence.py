@@ -11,11 +11,11 @@ from cache.evidence import gather, observation_of
 from cache.history_file import HistoryFile
 from cache.location import anything_measured
 from cache.migrations import migrations
-from cache.records import Measured
+from cache.records import METHOD, Measured
 from cache.reference import reference_runs
 from cache.store import Store
 from cache.versions import installed
-from planner.curves import PREFERRED
+from planner.curves import FRACTIONS, PREFERRED
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.program import shipped
@@ -153,7 +153,23 @@ def test_repeated_runs_share_a_curve(store):
     assert one is other
 
 
-@pytest.mark.parametrize("damage", ["nonsense", "[]", "{}", '{"unet": [1], "reserved": [1]}'])
+WHOLE = len(FRACTIONS)
+DAMAGES = [
+    "nonsense",
+    "[]",
+    "{}",
+    '{"unet": [1], "reserved": [1]}',
+    json.dumps({"reserved": [1] * WHOLE}),
+    json.dumps({"unet": [0] * WHOLE, "reserved": [0] * WHOLE}),
+    json.dumps({"unet": [float("nan")] * WHOLE, "reserved": [1] * WHOLE}),
+    json.dumps({"unet": [None] * WHOLE, "reserved": [1] * WHOLE}),
+    json.dumps({"unet": [10**400] * WHOLE, "reserved": [1] * WHOLE}),
+    json.dumps({"decoder": [1] * WHOLE, "reserved": [1] * WHOLE}),
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
 def test_a_damaged_curve_is_made_again(store, damage):
     asked = observations(store, 1)
     curves = CurveStore(shipped(), store.path).curves_of(asked)
@@ -171,3 +187,27 @@ def test_without_a_file_curves_are_made_all_the_same(store, tmp_path):
     for path in (None, tmp_path / "nowhere.db"):
         assert set(CurveStore(shipped(), path).curves_of(asked)) == {asked[0].run_id}
     assert CurveStore(None, None).curves_of(asked) == {}
+
+
+def test_bytes_that_are_no_text_do_not_cost_the_history(store):
+    store.save_measurement(REQUEST, current(), make_measured())
+    store.save_measurement(replace(REQUEST, width=512), current(driver="1"), make_measured())
+    db = sqlite3.connect(store.path)
+    with db:
+        db.execute("update environments set transformers = null, driver = cast(x'ff' as text) where driver = '1'")
+    db.close()
+    found = gathered().evidence.observations
+    assert len(found) == 2
+    assert "transformers unknown" in found[0].versions
+
+
+def test_a_run_measured_by_another_method_is_left_out(store):
+    store.save_measurement(REQUEST, current(method=METHOD + 1), make_measured())
+    assert gathered().evidence.observations == ()
+    assert observation_of(store.measurements()[0]) is None
+
+
+def test_a_published_run_that_was_imported_counts_once(store):
+    whole = [run for run in reference_runs() if run.scope == "pipeline"]
+    store.import_measurements([replace(run, origin="imported") for run in whole])
+    assert len(gather(shipped()).evidence.observations) == len(reference_runs())
