@@ -142,7 +142,8 @@ class Calibration:
         looked_at = frozenset(stage for stage in most if without is None or most[stage] > _NEAR * highest)
         told = {stage: self._likelihood(stage, target, without) for stage in curve.stages if stage in looked_at}
         points = {stage: self._point(curve.stages[stage], stage, target, of, without) for stage, of in told.items()}
-        spreads = {stage: weights_of(LOG_EVEN + of.likelihood) for stage, of in told.items()}
+        # How wide it is matters to what is asked for, and not to the residual of a run that is left out.
+        spreads = points if without else {stage: weights_of(LOG_EVEN + of.likelihood) for stage, of in told.items()}
 
         def estimate(values: np.ndarray, stage: str) -> Estimate:
             if stage not in looked_at:
