@@ -13,6 +13,7 @@ from planner.gpus import CATALOGUE, Card, shared_card
 from planner.program import Library
 from planner.request import MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 from planner.shares import share_of
+from planner.units import GIB
 
 
 @lru_cache(maxsize=512)
@@ -77,8 +78,12 @@ def nearest_size(request: GenerationRequest, card: Card, library: Library) -> tu
 
 
 def next_card(request: GenerationRequest, card: Card, library: Library) -> Card | None:
-    """The smallest larger card of the catalogue on which the request fits, shared by as many as this one, or None."""
+    """The smallest larger card of the catalogue on which the request fits, shared by as many as this one, or None.
+
+    Of cards of the same size, to a GiB, it is the slowest: there is no price list, and the faster one is dearer.
+    """
     workers = share_of(card)[1]
-    shares = (shared_card(whole, workers) for whole in sorted(CATALOGUE, key=lambda whole: whole.usable_bytes))
+    by_size = sorted(CATALOGUE, key=lambda whole: (whole.usable_bytes // GIB, whole.float16_tflops or 0))
+    shares = (shared_card(whole, workers) for whole in by_size)
     larger = (share for share in shares if share.usable_bytes > card.usable_bytes)
     return next((share for share in larger if fits(request, share, library)), None)

@@ -157,7 +157,7 @@ def test_what_takes_the_memory_is_taken_back():
 def test_the_first_to_try_costs_least():
     found = remedies(GenerationRequest(width=1024, height=1024, batch=4), card_named("T4"))
     fitting = [remedy.title for remedy in found.found if remedy.effect == "fits"]
-    assert fitting == ["VAE slicing", "VAE tiling", "Batch 3", "A10", fitting[-1]]
+    assert fitting == ["VAE slicing", "VAE tiling", "Batch 3", "L4", fitting[-1]]
     assert fitting[-1].endswith("×920")
 
 
