@@ -46,8 +46,13 @@ def _jpeg(data: bytes) -> tuple[int, int]:
 
     with JpegImagePlugin.JpegImageFile(BytesIO(data)) as picture:
         width, height = picture.size
+        try:
+            turned = picture.getexif().get(_ORIENTATION) in _TURNED
+        except Exception:
+            # A note of the camera that cannot be read makes no worse picture.
+            turned = False
         # Phones keep the sensor's rows and note how they were held; diffusers' load_image turns it upright.
-        return (height, width) if picture.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+        return (height, width) if turned else (width, height)
 
 
 def _webp(data: bytes) -> tuple[int, int]:
