@@ -75,8 +75,8 @@ _SETTINGS = (
         fields=(("offload", "model"),),
         rank=5,
         cost=f"The same pictures. Every call copies {gib(_MOVED_BYTES)} of weights over PCIe to the card, and host "
-        "memory must hold them in between.",
-        code=('pipe.enable_model_cpu_offload()  # in place of pipe.to("cuda")',),
+        "memory must hold them in between. It stands in place of pipe.to.",
+        code=("pipe.enable_model_cpu_offload()",),
     ),
     Change(
         key="attention_slicing",
@@ -132,8 +132,8 @@ _UNDONE = (
         title="Offload off",
         fields=(("offload", "none"),),
         rank=0.5,
-        cost="None: the same pictures, and no weights are copied at each call.",
-        code=('pipe.to("cuda")  # in place of pipe.enable_model_cpu_offload()',),
+        cost="None: the same pictures, and no weights are copied at each call. It stands in place of offloading.",
+        code=('pipe.to("cuda")',),
         raises="all weights are on the card at once",
     ),
 )

@@ -100,23 +100,27 @@ def _list(shown: Sequence[Remedy]) -> None:
     st.markdown("\n".join(f"- **{plain(remedy.title)}**: {plain(remedy.remark)}" for remedy in shown))
 
 
-def _headline(found: Remedies, enough: Sequence[Remedy]) -> str:
+def _headline(found: Remedies, best: str | None) -> str:
     name, base = plain(found.base.card.name), found.base
     state = "is tight" if base.verdict == "tight" else "does not run"
     needs = f"{name} {state}: it needs {gib(base.need_bytes or 0)} of {gib(base.card.usable_bytes)}."
-    if not enough:
-        return f"{needs} Nothing that was tried is enough; this comes nearest."
-    return f"{needs} Each of these was replayed on it; what costs least comes first."
+    if best is None:
+        return f"{needs} Nothing that was tried helps."
+    if best == "saves":
+        return f"{needs} Nothing that was tried is enough; these help."
+    makes = "make it fit" if best == "fits" else "make it run, more slowly"
+    return f"{needs} These {makes}, each replayed on it; what costs least comes first."
 
 
 def _all(found: Remedies) -> None:
-    enough = [remedy for remedy in found.useful if remedy.effect in ("fits", "tight")]
-    helping = [remedy for remedy in found.useful if remedy.effect == "saves"]
-    st.markdown(_headline(found, enough))
-    _grid(enough or helping)
-    if enough and helping:
-        with st.expander(f"Helps, but is not enough alone ({len(helping)})"):
-            _grid(helping)
+    best = next((remedy.effect for remedy in found.useful), None)
+    first = [remedy for remedy in found.useful if remedy.effect == best]
+    others = found.useful[len(first) :]
+    st.markdown(_headline(found, best))
+    _grid(first)
+    if others:
+        with st.expander(f"Helps, but less ({len(others)})"):
+            _grid(others)
     if found.useless:
         with st.expander(f"Tried, and of no use here ({len(found.useless)})"):
             _list(found.useless)

@@ -1,10 +1,12 @@
 """Remedies on a page: those that are enough, what is of no use, and taking one into the plan."""
 
+from dataclasses import replace
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import calls, remedies_view
-from planner.gpus import card_named
+from planner.gpus import card_named, described_card
 from planner.remedies import remedies
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
@@ -57,7 +59,9 @@ def test_what_is_enough_is_shown_with_its_price_and_code(opened):
         assert remedy.cost in texts(at.caption)
         assert at.button(key=f"remedy-{'-'.join(remedy.keys)}")
     assert next(code.value for code in at.code) == "pipe.vae.enable_tiling()"
-    assert "T4 is tight: it needs 15.87 GiB of 14.56 GiB." in shown
+    assert "T4 is tight: it needs 15.87 GiB of 14.56 GiB. These make it fit" in shown
+    less = next(box for box in at.expander if box.label == "Helps, but less (1)")
+    assert "**No safety checker**" in texts(less.markdown)
     of_no_use = next(box for box in at.expander if box.label.startswith("Tried, and of no use"))
     assert of_no_use.label.endswith(f"({len(found.useless)})")
     assert "VAE slicing**: Does nothing at batch 1" in texts(of_no_use.markdown)
@@ -117,6 +121,15 @@ def test_a_picked_card_stays_picked_while_it_is_there(opened):
     assert at.segmented_control(key="remedies-card").value == "RTX 4060"
     at.multiselect(key="gpu").set_value(["T4"]).run()
     assert not at.exception and "T4" in texts(at.markdown)
+
+
+def test_where_nothing_is_enough_that_is_said():
+    # So small that nothing fits, and a request that fits no larger card.
+    request = GenerationRequest(width=8192, height=8192, batch=2)
+    found = remedies(request, described_card("2GiB", "7.5"))
+    assert {remedy.effect for remedy in found.found} == {"saves", "nothing"}
+    assert remedies_view._headline(found, "saves").endswith("Nothing that was tried is enough; these help.")
+    assert remedies_view._headline(replace(found, found=()), None).endswith("Nothing that was tried helps.")
 
 
 def test_without_programs_there_is_no_section(opened):
