@@ -109,7 +109,7 @@ def _headline(found: Remedies, best: str | None) -> str:
     if best == "saves":
         return f"{needs} Nothing that was tried is enough; these help."
     makes = "make it fit" if best == "fits" else "make it run, more slowly"
-    return f"{needs} These {makes}, each replayed on it; what costs least comes first."
+    return f"{needs} These {makes}, each tried by a dry run; what costs least comes first."
 
 
 def _all(found: Remedies) -> None:
