@@ -74,6 +74,19 @@ def _json_argument() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_card_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        metavar="NAME",
+        help="a card of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; repeatable "
+        "(T4, A10, A100)",
+    )
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
+    parser.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
+    parser.add_argument("--workers", default="1", metavar="N", help="processes that share each card, evenly (1)")
+
+
 def _parser() -> argparse.ArgumentParser:
     # No abbreviations: a script must not change its meaning when an option is added.
     parser = argparse.ArgumentParser(
@@ -92,19 +105,15 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     fits = command("fit", run_fit, "which cards run this request, and by how much", request, as_json)
-    fits.add_argument(
-        "--gpu",
-        action="append",
-        metavar="NAME",
-        help="a card of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; repeatable "
-        "(T4, A10, A100)",
-    )
+    _add_card_arguments(fits)
     fits.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown, for a ticket; json: as --json (table)")
-    fits.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
-    fits.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
-    fits.add_argument("--workers", default="1", metavar="N", help="processes that share each card, evenly (1)")
     fits.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
     fits.add_argument("--basis", default="best", metavar="|".join(BASES), help="what to base the answer on (best)")
+
+    sizes = command(
+        "sizes", _later("cli_sizes.run_sizes"), "the largest sizes and batch that fit, by the dry run", request, as_json
+    )
+    _add_card_arguments(sizes)
 
     verify = command(
         "verify", _later("cli_verify.verify"), "run the request for real and keep what it took", request, as_json
@@ -205,6 +214,13 @@ def request_from(arguments: argparse.Namespace) -> GenerationRequest:
 
 
 def _cards_from(arguments: argparse.Namespace) -> list[Card]:
+    """The cards of the command line, each once, or the default ones.
+
+    Raises:
+        InvalidArgument: a value breaks its rule.
+        UnknownCard: a name is not in the catalogue.
+        NoGpu: the attached card is asked for, and there is none.
+    """
     chosen = []
     for name in arguments.gpu or ():
         if name == "attached":
