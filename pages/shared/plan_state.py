@@ -133,14 +133,15 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
             values[field.name] = value
         except InvalidArgument as error:
             refused.append(f"{error}; {field.default} is shown instead")
+    given = st.query_params.get_all(CARDS_KEY)
     names = []
-    # Without a name: none was left chosen.
-    for name in filter(None, st.query_params.get_all(CARDS_KEY)):
+    for name in filter(None, given):
         try:
             names.append(card_named(name).name)
         except UnknownCard as error:
             refused.append(str(error).partition("; ")[0])
-    if names:
+    # A single one without a name is how an address says that none is chosen.
+    if names or given == [""]:
         values[CARDS_KEY] = list(dict.fromkeys(names))
     for key, (parse, default) in _MORE.items():
         if key not in st.query_params:
@@ -174,11 +175,17 @@ def enter_page(page: str) -> None:
     for key, value in known.items():
         st.session_state[key] = value
     brought = {
-        key: value if key == CARDS_KEY else str(value) for key, value in known.items() if value != _default_of(key)
+        key: (value or "") if key == CARDS_KEY else str(value)
+        for key, value in known.items()
+        if value != _default_of(key)
     }
+    renamed = CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
+    if renamed:
+        brought[CARDS_KEY] = values[CARDS_KEY]
     # At once: each write of its own would be a step of the browser's back button.
     st.query_params.update(brought)
-    if brought and not values:
+    if renamed or (brought and not values):
         # Reached by the back button, an address without the plan puts bound controls to their defaults in this run,
-        # over anything that was set; the next run starts from the address as it is now.
+        # over anything that was set, and the choice of cards knows none by its other names; the next run starts from
+        # the address as it is now.
         st.rerun()
