@@ -1,0 +1,119 @@
+"""Input and cards as people have them, in a real browser: what is picked, typed and uploaded reaches the address."""
+
+import re
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from planner.fit import fit
+from planner.gpus import card_named, described_card, shared_card
+from planner.request import GenerationRequest
+from planner.units import signed_gib
+from tests.browser import settle
+
+
+def png(width: int, height: int) -> bytes:
+    out = BytesIO()
+    Image.new("L", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def number(page, name: str):
+    return page.get_by_role("spinbutton", name=name)
+
+
+def section(page, name: str):
+    return page.locator("details", has=page.locator("summary", has_text=name))
+
+
+def test_a_common_size_and_the_swap_reach_the_address_and_a_reload_keeps_them(open_page):
+    page = open_page("/?gpu=T4")
+    page.get_by_role("combobox", name="Size").click()
+    page.get_by_role("option", name="1920×1080, 1080p").click()
+    expect(number(page, "Width, px")).to_have_value("1920")
+    expect(page).to_have_url(re.compile("width=1920.*height=1080|height=1080.*width=1920"))
+    page.get_by_role("button", name="Swap").click()
+    expect(page).to_have_url(re.compile("width=1080.*height=1920|height=1920.*width=1080"))
+    headroom = signed_gib(fit(GenerationRequest(width=1080, height=1920), card_named("T4")).headroom_bytes)
+    expect(page.get_by_text(headroom)).to_be_visible()
+    page.reload()
+    expect(number(page, "Height, px")).to_have_value("1920")
+    expect(page.get_by_text(headroom)).to_be_visible()
+
+
+def test_an_image_and_a_prompt_set_what_they_stand_for(open_page):
+    page = open_page()
+    settle(page)
+    fold = section(page, "From a prompt or an image")
+    fold.locator("summary").click()
+    fold.locator("input[type=file]").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": png(770, 512)}
+    )
+    expect(page.get_by_text("a.png is 770×512, planned as 768×512")).to_be_visible()
+    expect(page).to_have_url(re.compile("width=768"))
+    fold.get_by_role("textbox", name="Prompt").fill("a photo of a cat")
+    fold.get_by_role("textbox", name="Prompt").press("Control+Enter")
+    expect(page.get_by_text("7 tokens. The pipeline pads every prompt to 77")).to_be_visible()
+    expect(number(page, "Prompt tokens")).to_have_value("7")
+    expect(page).to_have_url(re.compile("prompt_tokens=7"))
+    assert "cat" not in page.url
+
+
+def test_options_of_a_link_are_in_sight_and_stay_so_under_the_hand(open_page):
+    page = open_page("/?vae_tiling=true")
+    options = section(page, "Options")
+    tiling = options.get_by_text("VAE tiling")
+    expect(tiling).to_be_visible()
+    tiling.click()
+    expect(page).not_to_have_url(re.compile("vae_tiling"))
+    settle(page)
+    expect(tiling).to_be_visible()
+
+
+def test_a_described_card_and_workers_are_shared_by_a_link(open_page):
+    page = open_page("/?gpu=T4")
+    settle(page)
+    fold = section(page, "Other cards, and sharing")
+    fold.locator("summary").click()
+    for name, text in (("Own card's memory", "12GiB"), ("Compute capability", "8.6")):
+        fold.get_by_role("textbox", name=name).fill(text)
+        fold.get_by_role("textbox", name=name).press("Enter")
+        settle(page)
+    number(page, "Workers per card").fill("2")
+    number(page, "Workers per card").press("Enter")
+    expect(page).to_have_url(re.compile("workers=2"))
+    address = page.url.partition("://")[2].partition("/")[2]
+    cold = open_page(f"/{address}")
+    for card in (card_named("T4"), described_card("12GiB", "8.6")):
+        share = shared_card(card, 2)
+        headroom = signed_gib(fit(GenerationRequest(), share).headroom_bytes)
+        expect(cold.get_by_text(share.name, exact=True).first).to_be_visible()
+        expect(cold.get_by_text(headroom).first).to_be_visible()
+
+
+def test_cards_of_a_link_stand_in_its_order(open_page):
+    page = open_page("/?gpu=RTX+4060&gpu=A100&gpu=T4")
+    expect(page.get_by_test_id("stMetric")).to_have_count(3)
+    shown = page.get_by_test_id("stMain").inner_text()
+    places = [shown.index(f"\n{name}\n") for name in ("RTX 4060", "A100-40GB", "T4")]
+    assert places == sorted(places)
+    expect(page).to_have_url(re.compile("gpu=RTX.4060&gpu=A100-40GB&gpu=T4"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
+    page = open_page("/?workers=2&gpu_memory=16GiB&compute_capability=7.5&vae_tiling=true", width=390, scheme=scheme)
+    settle(page)
+    section(page, "From a prompt or an image").locator("summary").click()
+    expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
+    page.wait_for_timeout(800)
+    outside = page.evaluate(
+        """[...document.querySelector('[data-testid=stColumn]')
+           .querySelectorAll(':is(p, label, button, input, textarea, summary)')]
+           .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
+           .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert outside == []
+    assert page.locator("[data-testid=stColumn]").first.get_by_text("Workers per card").is_visible()
