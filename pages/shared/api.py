@@ -14,14 +14,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pages.shared.plan_state import BASIS_KEY, CARDS_KEY, FIELDS, PUBLISHED_KEY, truth
+from pages.shared.plan_state import (
+    ATTACHED_KEY,
+    BASIS_KEY,
+    CAPABILITY_KEY,
+    CARDS_KEY,
+    FIELDS,
+    MEMORY_KEY,
+    PUBLISHED_KEY,
+    WORKERS_KEY,
+    truth,
+)
 from planner.answer import EXIT_CODES, Verdict, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate
-from planner.gpus import DEFAULT_CARDS, Card, card_named, described_card
+from planner.gpus import DEFAULT_CARDS, Card, card_named, described_card, shared_card
 from planner.report import SCHEMA, fit_object
-from planner.request import GenerationRequest
+from planner.request import GenerationRequest, parse_whole
 
 if TYPE_CHECKING:
     from planner.evidence import Evidence
@@ -31,7 +41,7 @@ PATH = "/api/fit"
 
 # Everything that a plan's address may hold, by name.
 _FIELDS = {field.name: field.parse for field in FIELDS}
-_OTHERS = (CARDS_KEY, "gpu_memory", "compute_capability", BASIS_KEY, PUBLISHED_KEY)
+_OTHERS = (CARDS_KEY, MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY, WORKERS_KEY, BASIS_KEY, PUBLISHED_KEY)
 
 
 def request_of(query: Mapping[str, str]) -> GenerationRequest:
@@ -52,18 +62,20 @@ def request_of(query: Mapping[str, str]) -> GenerationRequest:
 def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
     """The cards that a query asks about: those named, those attached, the one described, else the default ones.
 
+    Where `workers` share them, each card is the share of one.
+
     Raises:
         PlannerError: a name is unknown, no card is attached, or a description breaks its rule.
     """
     chosen: list[Card] = []
     for name in names:
-        if name == "attached":
-            from cache.attached import cards
-
-            chosen += [card.as_card() for card in cards()]
-        else:
+        if name != ATTACHED_KEY:
             chosen.append(card_named(name))
-    described = [query.get(name) for name in ("gpu_memory", "compute_capability")]
+    if ATTACHED_KEY in names or truth(ATTACHED_KEY, query.get(ATTACHED_KEY, "false")):
+        from cache.attached import cards
+
+        chosen += [card.as_card() for card in cards()]
+    described = [query.get(name) for name in (MEMORY_KEY, CAPABILITY_KEY)]
     if any(described):
         memory, capability = described
         if memory is None or capability is None:
@@ -72,7 +84,9 @@ def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
                 missing, "must be given with the other", None, "gpu_memory=16GiB&compute_capability=7.5"
             )
         chosen.append(described_card(memory, capability))
-    return list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
+    workers = parse_whole(WORKERS_KEY, query.get(WORKERS_KEY, "1"))
+    whole = list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
+    return [shared_card(card, workers) for card in whole]
 
 
 def _evidence(basis: str, *, with_published: bool) -> Evidence | None:
