@@ -40,11 +40,11 @@ def _described() -> list[Card]:
     memory, capability = st.columns(2)
     with memory:
         size = st.text_input(
-            "Own card's memory",
+            "Card memory",
             key=MEMORY_KEY,
             bind="query-params",
             placeholder="16GiB",
-            help="What the card has usable, as torch reports it: with KiB, MiB or GiB.",
+            help="Of a card that is not in the list: what it has usable, as torch reports it, in KiB, MiB or GiB.",
         )
     with capability:
         version = st.text_input(
@@ -63,7 +63,10 @@ def _described() -> list[Card]:
     try:
         return [described_card(size, version)]
     except InvalidArgument as error:
-        st.error(sentence(str(error)), icon=":material/error:")
+        # Under the name that its control has here.
+        name = {MEMORY_KEY: "card memory", CAPABILITY_KEY: "compute capability"}[error.argument]
+        named = InvalidArgument(name, error.rule, error.value, error.nearest)
+        st.error(sentence(str(named)), icon=":material/error:")
         return []
 
 

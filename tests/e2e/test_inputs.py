@@ -77,7 +77,7 @@ def test_a_described_card_and_workers_are_shared_by_a_link(open_page):
     settle(page)
     fold = section(page, "Other cards, and sharing")
     fold.locator("summary").click()
-    for name, text in (("Own card's memory", "12GiB"), ("Compute capability", "8.6")):
+    for name, text in (("Card memory", "12GiB"), ("Compute capability", "8.6")):
         fold.get_by_role("textbox", name=name).fill(text)
         fold.get_by_role("textbox", name=name).press("Enter")
         settle(page)

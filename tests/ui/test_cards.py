@@ -60,9 +60,9 @@ def test_half_a_description_is_no_card_and_no_error(open_page):
 @pytest.mark.parametrize(
     ("memory", "capability", "message"),
     [
-        ("16GB", "7.5", "Gpu_memory must be a number with B, KiB, MiB or GiB, got '16GB' (for example 16GiB)."),
-        ("16GiB", "seven", "Compute_capability must be a version from 5.0 up, got 'seven' (for example 7.5 for a T4)."),
-        ("x" * 3000, "7.5", "Gpu_memory must be a number with B, KiB, MiB or GiB, got 'xxx"),
+        ("16GB", "7.5", "Card memory must be a number with B, KiB, MiB or GiB, got '16GB' (for example 16GiB)."),
+        ("16GiB", "seven", "Compute capability must be a version from 5.0 up, got 'seven' (for example 7.5 for a T4)."),
+        ("x" * 3000, "7.5", "Card memory must be a number with B, KiB, MiB or GiB, got 'xxx"),
     ],
 )
 def test_a_wrong_description_is_said_in_place_and_the_others_stand(open_page, memory, capability, message):
