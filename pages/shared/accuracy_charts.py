@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, VIOLET, altair
+from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, VIOLET, altair, draw
 from planner.components import STAGE_NAMES, STAGES
 from planner.units import gib, gib_value
 
@@ -66,9 +66,8 @@ def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mappi
         )
     )
     chart = alt.layer(identity, held, dots).properties(height=360)
-    st.altair_chart(
+    draw(
         chart,
-        width="stretch",
         alt=f"Predicted against measured peaks of {len(intervals)} runs; on the dashed line they are equal. "
         f"{_told(points)}",
     )
@@ -103,7 +102,7 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
         )
     )
     chart = alt.layer(zero, dots).properties(height=220)
-    st.altair_chart(chart, width="stretch", alt=f"How far each prediction is off, in per cent. {_told(points)}")
+    draw(chart, alt=f"How far each prediction is off, in per cent. {_told(points)}")
     st.caption("How far each was off. Below the line is too low; the scale is fine near zero and coarse far from it.")
 
 
@@ -144,4 +143,4 @@ def stages_chart(one: Graded) -> None:
         .properties(height=alt.Step(12))
     )
     told = "; ".join(f"{STAGE_NAMES[stage]}: {', '.join(gib(size) for size in one.stages[stage])}" for stage in shown)
-    st.altair_chart(chart, width="stretch", alt=f"Measured, dry run and calibrated peak of each stage. {told}")
+    draw(chart, alt=f"Measured, dry run and calibrated peak of each stage. {told}")

@@ -41,11 +41,25 @@ PART_COLORS = {
 BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "measured": GREEN}
 
 
+# Altair checks each part of a chart against the whole of Vega-Lite's schema, which takes longer than all else that a
+# change of a control does. Our charts do not change while the app runs: the tests check them.
+VALIDATE = False
+
+
 def altair() -> Any:
     """Altair, imported late. Any: its fluent methods come from decorators that the type checker cannot see through."""
     import altair
 
+    # Its own look has sizes and colours that a page's theme has better.
+    altair.theme.enable("none")
+    if not VALIDATE:
+        altair.utils.schemapi.disable_debug_mode()
     return altair
+
+
+def draw(chart: Any, alt: str) -> None:
+    """Put an Altair chart on the page, as wide as there is room, with `alt` for those who cannot see it."""
+    st.vega_lite_chart(spec=chart.to_dict(validate=VALIDATE), width="stretch", alt=alt)
 
 
 def part_color(names: Sequence[str]) -> Any:
@@ -144,7 +158,7 @@ def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) ->
     )
     layers = [room, need, *([reach] if upper else []), capacity, *([minimum] if least else [])]
     chart = alt.layer(*layers).properties(height=alt.Step(52))
-    st.altair_chart(chart, width="stretch", alt=f"Bars of the memory needed against each card's capacity. {told}")
+    draw(chart, alt=f"Bars of the memory needed against each card's capacity. {told}")
     triangle = " ▲ is the least in which it still runs." if least else ""
     line = " The line beyond a bar reaches to the upper end of what it may need." if upper else ""
     st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}{line}")
@@ -183,4 +197,4 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
         .properties(height=alt.Step(32 / len(bases)))
     )
     words = " and ".join(bases)
-    st.altair_chart(chart, width="stretch", alt=f"Bars of {words} memory. {'; '.join(told)}")
+    draw(chart, alt=f"Bars of {words} memory. {'; '.join(told)}")

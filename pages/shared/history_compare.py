@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair
+from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, draw
 from pages.shared.history_differences import difference_lines
 from pages.shared.history_runs import task_of
 from pages.shared.run_view import when
@@ -95,7 +95,7 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
         f"{stage}: " + ", ".join(f"{value['run']} {value['size']}" for value in values if value["stage"] == stage)
         for stage in order
     )
-    st.altair_chart(chart, width="stretch", alt=f"Bars of the allocated peak by stage, for each run. {told}")
+    draw(chart, alt=f"Bars of the allocated peak by stage, for each run. {told}")
 
 
 def comparison(runs: Sequence[Measurement]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair
+from pages.shared.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, draw
 from pages.shared.history_runs import Runs
 from planner.units import gib, gib_value
 
@@ -84,7 +84,7 @@ def _chart(runs: list[Measurement]) -> None:
         ],
     )
     chart = alt.layer(lines, points).properties(height=300 + 30 * (len(cards) if cards[1:] else 0))
-    st.altair_chart(chart, width="stretch", alt=f"Allocated peaks over time, by card and torch version. {_told(runs)}")
+    draw(chart, alt=f"Allocated peaks over time, by card and torch version. {_told(runs)}")
 
 
 def repeats_view(runs: Runs, shown: DataFrame) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import streamlit as st
-
-from pages.shared.charts import BLUE, GREY, ORANGE, RED, VIOLET, altair, part_color
+from pages.shared.charts import BLUE, GREY, ORANGE, RED, VIOLET, altair, draw, part_color
 from pages.shared.parts import PartRow
 from planner.components import STAGE_NAMES
 from planner.units import gib, gib_value
@@ -116,7 +114,7 @@ def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> N
     chart = alt.layer(*layers).properties(height=330)
     peak = f"Peak {gib(run.peak_allocated_bytes)} allocated, {gib(run.peak_reserved_bytes)} reserved"
     told = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if failed else 'it runs to the end'}."
-    st.altair_chart(chart, width="stretch", alt=f"Memory over the dry run on {card_name}. {told}")
+    draw(chart, alt=f"Memory over the dry run on {card_name}. {told}")
 
 
 def _line(size_bytes: int, words: str, color: str, x: Any, y: Any, alt: Any) -> list[Any]:
@@ -170,4 +168,4 @@ def peak_bar(rows: Sequence[PartRow]) -> None:
         .properties(height=150)
     )
     told = ", ".join(f"{kind} {gib(size)}" for kind, size in sizes.items())
-    st.altair_chart(chart, width="stretch", alt=f"A bar of what the card holds at the peak: {told}")
+    draw(chart, alt=f"A bar of what the card holds at the peak: {told}")

@@ -12,6 +12,12 @@ PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "p
 
 
 @pytest.fixture(autouse=True)
+def checked_charts(monkeypatch):
+    """Every chart that a test draws is held against Vega-Lite's schema, which the app spares itself."""
+    monkeypatch.setattr("pages.shared.charts.VALIDATE", True)
+
+
+@pytest.fixture(autouse=True)
 def fresh_caches():
     """AppTest shares Streamlit's caches between tests: the queue of one would serve the next."""
     st.cache_data.clear()
