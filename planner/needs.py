@@ -38,7 +38,7 @@ def worst_need_bytes(request: GenerationRequest, card: Card, library: Library) -
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    request, policy = _same_work(request), KernelPolicy.of(card.compute_capability)
+    request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
     reserved = _reserved(library, request, policy)
     if assumptions(request, card.compute_capability) and _differ(library, request, policy, policy.cautious()):
         reserved = max(reserved, _reserved(library, request, policy.cautious()))
@@ -51,7 +51,7 @@ def need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    return _reserved(library, _same_work(request), KernelPolicy.of(card.compute_capability)) + card.context_bytes
+    return _reserved(library, same_work(request), KernelPolicy.of(card.compute_capability)) + card.context_bytes
 
 
 def least_need_bytes(request: GenerationRequest, card: Card, library: Library, *, workspace: bool = True) -> int:
@@ -62,7 +62,7 @@ def least_need_bytes(request: GenerationRequest, card: Card, library: Library, *
     """
     policy = KernelPolicy.of(card.compute_capability)
     policy = policy if workspace else policy.without_workspace()
-    return _bound(library, _same_work(request), policy) + card.context_bytes
+    return _bound(library, same_work(request), policy) + card.context_bytes
 
 
 def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
@@ -71,17 +71,18 @@ def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> i
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    return _minimum(library, _same_work(request), KernelPolicy.of(card.compute_capability)) + card.context_bytes
+    return _minimum(library, same_work(request), KernelPolicy.of(card.compute_capability)) + card.context_bytes
 
 
+@lru_cache(maxsize=16384)
 def _differ(library: Library, request: GenerationRequest, one: KernelPolicy, other: KernelPolicy) -> bool:
     """Whether the two take another workspace for any convolution of the request."""
     convolutions = events_of(library, request).convolutions
     return not np.array_equal(one.convolution_bytes(convolutions), other.convolution_bytes(convolutions))
 
 
-def _same_work(request: GenerationRequest) -> GenerationRequest:
-    """One request for all that allocate the same. Only tiles tell an upright image from a lying one."""
+def same_work(request: GenerationRequest) -> GenerationRequest:
+    """One request for all that allocate the same at every size and batch; upright and lying images are one but in tiles."""
     request = replace(
         request.canonical(),
         prompt_tokens=1,

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from planner.answer import Basis
 from planner.gpus import Card
-from planner.needs import least_need_bytes, worst_need_bytes
+from planner.needs import least_need_bytes, same_work, worst_need_bytes
 from planner.program import Library, shipped
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
@@ -174,14 +174,14 @@ def sizes(
         NoProgram: no program was compiled for what the request asks for.
     """
     library = library or shipped()
-    # One size for all requests that differ in nothing else, so that answers are kept once.
-    anywhere = replace(request, width=512, height=512)
+    # One for all requests that allocate the same at every size, so that answers are kept once.
+    anywhere = same_work(replace(request, width=512, height=512))
     found: dict[str, Size | None] = {}
     for done, (name, ratio) in enumerate(RATIOS.items()):
         found[name] = largest_size(anywhere, card, ratio, library)
         if report:
             report((done + 1) / (len(RATIOS) + 1))
-    batch = largest_batch(replace(request.canonical(), batch=1), card, library)
+    batch = largest_batch(replace(same_work(request), batch=1), card, library)
     if report:
         report(1.0)
     return CardSizes(card=card, sizes=found, batch=batch)

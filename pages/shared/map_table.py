@@ -1,0 +1,68 @@
+"""A map of verdicts as a table whose cells are coloured: it scrolls on a phone, and arrow keys go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.load_plan import pick_cell, table_key
+from planner.answer import Verdict
+from planner.report import SIGNS
+from planner.units import GIB
+
+if TYPE_CHECKING:
+    from planner.size_map import Cell
+
+# White on each has a contrast of 5:1 and more, on a light page and on a dark one.
+_FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b3261e"}
+
+
+def cell_text(cell: Cell) -> str:
+    """The sign of the verdict and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` where it is a bound."""
+    # To a digit of its own sign: a miss is never shown as nothing missing.
+    size = cell.headroom_bytes / GIB
+    shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
+    return f"{SIGNS[cell.verdict]} {'≤ ' if cell.is_bound else ''}{shown}"
+
+
+def map_table(
+    name: str,
+    first: str,
+    first_help: str,
+    labels: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    take: Callable[[Cell], None],
+    told: str,
+) -> None:
+    """Draw the rows under their labels, a column for each size; `take` is given the cell that is picked."""
+    import pandas
+
+    sizes = [f"{cell.request.effective_width}×{cell.request.effective_height}" for cell in rows[0]]
+    frame = pandas.DataFrame(
+        [[label, *map(cell_text, row)] for label, row in zip(labels, rows, strict=True)], columns=[first, *sizes]
+    )
+    fills = pandas.DataFrame(
+        [["", *(f"background-color: {_FILLS[cell.verdict]}; color: #ffffff" for cell in row)] for row in rows],
+        columns=frame.columns,
+    )
+
+    def picked(row: int, column: str) -> None:
+        if column in sizes:
+            take(rows[row][sizes.index(column)])
+
+    text = st.column_config.TextColumn
+    st.dataframe(
+        frame.style.apply(lambda _: fills, axis=None),
+        hide_index=True,
+        height="content",
+        key=table_key(name),
+        on_select=lambda: pick_cell(name, picked),
+        selection_mode="single-cell",
+        alt=told,
+        column_config={
+            first: text(first, width=104, pinned=True, help=first_help),
+            **{size: text(size, width=86, help=f"Headroom at {size}, GiB") for size in sizes},
+        },
+    )

@@ -1,0 +1,173 @@
+"""The map: which sizes run on which cards, or which sizes and batches run on one, each cell ready to be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.load_plan import load
+from pages.shared.map_table import map_table
+from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan
+from pages.shared.sizes_view import progress
+from pages.shared.words import sentence
+from planner.errors import NoProgram
+from planner.gpus import CATALOGUE, Card
+from planner.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from planner.program import Library
+    from planner.size_map import Cell
+
+_OPEN, _KIND, _ALL, _SHAPE, _CARD = "map-open", "map", "map_all", "map_shape", "map_card"
+BY_CARD, BY_BATCH = "size by card", "size by batch"
+SQUARE, AS_ASKED = "square", "as asked"
+
+
+def _kind() -> str:
+    kind = st.segmented_control(
+        "Map",
+        (BY_CARD, BY_BATCH),
+        default=BY_CARD,
+        required=True,
+        key=_KIND,
+        bind="query-params",
+        help="size by card: the plan's batch at many sizes, a row for each card. size by batch: many batches on one "
+        "card.",
+    )
+    return kind or BY_CARD
+
+
+def _is_square(request: GenerationRequest) -> bool:
+    """Draw the choice of shape, where the plan's own is another one than square."""
+    if request.effective_width == request.effective_height:
+        return True
+    shape = st.segmented_control(
+        "Shape",
+        (SQUARE, AS_ASKED),
+        default=SQUARE,
+        required=True,
+        key=_SHAPE,
+        bind="query-params",
+        help="as asked: the plan's own width to height, larger and smaller.",
+    )
+    return shape != AS_ASKED
+
+
+def _take_size(cell: Cell) -> None:
+    """The cell's size, and its card among the chosen ones if it is of the catalogue."""
+    request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
+    changes = {"width": request.width, "height": request.height}
+    if cell.card.name not in chosen and cell.card in CATALOGUE:
+        load(changes | {CARDS_KEY: [*chosen, cell.card.name]}, f"{request.width}×{request.height} on {cell.card.name}")
+    else:
+        load(changes, f"{request.width}×{request.height}")
+
+
+def _take_batch(cell: Cell) -> None:
+    request = cell.request
+    changes = {"width": request.width, "height": request.height, "batch": request.batch}
+    load(changes, f"{request.width}×{request.height}, batch {request.batch}")
+
+
+def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
+    """What the map shows, for those who cannot see it."""
+    told = []
+    for label, row in zip(labels, rows, strict=True):
+        fitting = [cell.request for cell in row if cell.verdict == "fits"]
+        most = f"fits up to {fitting[-1].width}×{fitting[-1].height}" if fitting else "fits none of these"
+        told.append(f"{label}: {most}")
+    return f"A table of verdicts and headroom, a column for each size. {'; '.join(told)}"
+
+
+def _legend(rows: Sequence[Sequence[Cell]]) -> str:
+    """What signs and numbers mean, as far as they occur."""
+    text = "✓ fits, ▲ is tight, ✕ does not run; then headroom in GiB, negative is by how much it misses."
+    if any(cell.verdict == "tight" and cell.headroom_bytes >= 0 for row in rows for cell in row):
+        text += " ▲ with + would fit, but not at the upper end of what the need may be."
+    return text
+
+
+def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
+    """What the columns that are left out would say."""
+    text = ""
+    if first:
+        text += f"Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out. "
+    if last:
+        text += f"Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none. "
+    return text
+
+
+def _size(cell: Cell) -> str:
+    return f"{cell.request.width}×{cell.request.height}"
+
+
+def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
+    from planner.size_map import by_card, columns, left_out
+
+    is_square = _is_square(request)
+    if st.toggle(
+        "Whole catalogue",
+        key=_ALL,
+        bind="query-params",
+        help="A row for each card that the planner knows, beside those of the plan.",
+    ):
+        cards = [*cards, *(card for card in CATALOGUE if card not in cards)]
+    report, end = progress("Replaying each size on each kind of card")
+    requests = columns(request, is_square=is_square)
+    rows = by_card(requests, cards, library, report)
+    end()
+    names = [card.name for card in cards]
+    first, last = left_out(rows)
+    shown = [row[first : len(row) - last] for row in rows]
+    help_text = "By what it has usable, less its CUDA context."
+    map_table("map-cards", "Card", help_text, names, shown, _take_size, _told(rows, names))
+    st.caption(
+        f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
+        f"{_legend(shown)} {_beyond(rows, first, last)}Pick a cell and its size goes into the plan."
+    )
+
+
+def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
+    from planner.size_map import BATCHES, FEW_SIDES, by_batch, columns
+
+    by_name = {card.name: card for card in cards}
+    if st.session_state.get(_CARD) not in by_name:
+        st.session_state.pop(_CARD, None)
+    name = st.selectbox("Card of the map", list(by_name), key=_CARD, help="One of the plan's cards.")
+    requests = columns(request, FEW_SIDES, is_square=_is_square(request))
+    batches = sorted({*BATCHES, request.batch})
+    report, end = progress("Replaying each batch at each size")
+    rows = by_batch(requests, batches, by_name[name], library, report)
+    end()
+    labels = [f"{batch}" for batch in batches]
+    map_table(
+        "map-batches",
+        "Batch",
+        "Requests served together.",
+        labels,
+        rows,
+        _take_batch,
+        _told(rows, [f"batch {label}" for label in labels]),
+    )
+    st.caption(
+        f"Dry run on {name}. {_legend(rows)} Where tensors alone are too much, nothing was played: the verdict is "
+        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end. Pick a cell "
+        "and its size and batch go into the plan."
+    )
+
+
+def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
+    """A map of verdicts and headroom around the plan; worked out once it is opened."""
+    if library is None or not cards:
+        return
+    box = st.expander("Map of sizes, cards and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
+    if not box.open:
+        return
+    with box:
+        kind = _kind()
+        try:
+            (_by_card if kind == BY_CARD else _by_batch)(request, cards, library)
+        except NoProgram as error:
+            st.info(f"There is no dry run to draw: {sentence(str(error))}", icon=":material/info:")

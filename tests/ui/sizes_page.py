@@ -1,0 +1,20 @@
+"""What fits and the map by themselves, as a page would draw them. Streamlit runs this file."""
+
+import streamlit as st
+
+from pages.shared import calls
+from pages.shared.inputs import card_controls, request_controls
+from pages.shared.map_view import map_view
+from pages.shared.plan_state import enter_page
+from pages.shared.sizes_view import sizes_view
+
+st.set_page_config(layout="wide")
+enter_page("Plan")
+controls, results = st.columns([1, 2.2], gap="large")
+with controls:
+    request, cards = request_controls(), card_controls()
+with results:
+    if request is not None:
+        library, _ = calls.library()
+        sizes_view(request, cards, library)
+        map_view(request, cards, library)

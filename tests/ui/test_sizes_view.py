@@ -1,0 +1,163 @@
+"""What fits on each card, and the map: what they show is what the dry run says, and a picked cell is planned."""
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from pages.shared.load_plan import pick_cell, table_key
+from pages.shared.map_table import cell_text
+from pages.shared.map_view import BY_BATCH, _take_batch, _take_size
+from pages.shared.plan_state import plan
+from pages.shared.sizes_view import _take
+from planner.errors import NoProgram
+from planner.fit import fit
+from planner.gpus import CATALOGUE, card_named
+from planner.program import shipped
+from planner.report import SIGNS
+from planner.request import GenerationRequest
+from planner.size_map import Cell, cell
+from planner.sizes import sizes
+from planner.units import GIB
+from tests.conftest import ROOT
+from tests.ui.conftest import texts
+
+T4 = card_named("T4")
+
+
+@pytest.fixture
+def opened():
+    """The views by a link, opened."""
+
+    def open_(*boxes: str, **params) -> AppTest:
+        at = AppTest.from_file(str(ROOT / "tests/ui/sizes_page.py"), default_timeout=60)
+        for name, value in params.items():
+            at.query_params[name] = value
+        for box in boxes:
+            at.session_state[box] = True
+        return at.run()
+
+    return open_
+
+
+def test_nothing_is_worked_out_until_it_is_opened(opened, monkeypatch):
+    monkeypatch.setattr("planner.sizes.sizes", None)
+    monkeypatch.setattr("planner.size_map.by_card", None)
+    at = opened()
+    assert not at.exception and not at.dataframe
+
+
+def test_a_row_for_each_card_says_what_fits(opened):
+    at = opened("sizes-open", gpu=["T4", "RTX 4060"], width="768")
+    assert not at.exception
+    table = at.dataframe[0].value
+    assert list(table.columns) == ["Card", "Square", "3:2", "16:9", "9:16", "Batch"]
+    for row, name in zip(table.to_dict("records"), ("T4", "RTX 4060"), strict=True):
+        found = sizes(GenerationRequest(width=768), card_named(name))
+        assert row["Card"] == name and row["Batch"] == str(found.batch.images)
+        assert [row[shape.capitalize()] for shape in found.sizes] == [str(size) for size in found.sizes.values()]
+    assert "The smallest of these for the plan, 768×512, batch 1: **RTX 4060**, 7.60 GiB." in texts(at.markdown)
+    assert "one step more does not" in texts(at.caption)
+
+
+def test_where_none_fits_the_catalogue_has_the_smallest(opened):
+    at = opened("sizes-open", gpu=["RTX 4060"], width="2048", height="2048", batch="2")
+    assert "No card of these fits the plan" in texts(at.markdown)
+    fitting = [c for c in CATALOGUE if fit(GenerationRequest(width=2048, height=2048, batch=2), c).verdict == "fits"]
+    least = min(fitting, key=lambda card: card.usable_bytes)
+    assert f"The smallest of the catalogue: **{least.name}**" in texts(at.markdown)
+    assert at.dataframe[0].value["Batch"].tolist() == ["none"]
+
+
+def test_a_map_says_what_each_card_says(opened):
+    at = opened("map-open", gpu=["T4", "RTX 4060"], width="1024", height="1024")
+    assert not at.exception
+    table = at.dataframe[0].value.set_index("Card")
+    signs = set()
+    for name in table.index:
+        for size in list(table.columns)[::4]:
+            width, height = map(int, size.split("×"))
+            answer = fit(GenerationRequest(width=width, height=height), card_named(name), "dry-run")
+            assert answer.headroom_bytes is not None
+            shown = f"{abs(answer.headroom_bytes) / GIB:.1f}"
+            sign = "−" if answer.headroom_bytes < 0 else "+"
+            assert table.loc[name, size] == f"{SIGNS[answer.verdict]} {sign}{shown}"
+            signs.add(SIGNS[answer.verdict])
+    assert signs == {"✓", "▲", "✕"}
+    assert "fit all of these and are left out" in texts(at.caption)
+
+
+def test_the_whole_catalogue_has_a_row_each(opened):
+    at = opened("map-open", gpu=["RTX 4060"], map_all="true")
+    assert sorted(at.dataframe[0].value["Card"]) == sorted(card.name for card in CATALOGUE)
+
+
+def test_a_map_of_batches_marks_what_is_a_bound(opened):
+    at = opened("map-open", gpu=["T4"], map=BY_BATCH, batch="5")
+    table = at.dataframe[0].value
+    assert "5" in table["Batch"].tolist()
+    bounds = [text for row in table.to_numpy().tolist() for text in row if "≤" in text]
+    assert bounds and all(text.startswith("✕ ≤ −") for text in bounds)
+    assert "this or less" in texts(at.caption)
+
+
+def test_the_asked_shape_is_scaled(opened):
+    at = opened("map-open", gpu=["T4"], width="1280", height="720", map_shape="as asked")
+    sizes_shown = [name for name in at.dataframe[0].value.columns if name != "Card"]
+    assert all(abs(int(w) / int(h) - 16 / 9) < 0.1 for w, h in (name.split("×") for name in sizes_shown))
+
+
+def test_without_programs_it_is_said(opened, monkeypatch):
+    def missing(*_, **__):
+        raise NoProgram("no program was compiled")
+
+    monkeypatch.setattr("planner.sizes.sizes", missing)
+    monkeypatch.setattr("planner.size_map.by_card", missing)
+    at = opened("sizes-open", "map-open")
+    assert not at.exception
+    assert texts(at.info).count("No program was compiled") == 2
+
+
+def test_every_table_has_words(opened):
+    at = opened("sizes-open", "map-open", gpu=["T4"])
+    first, second = (table.proto.alt for table in at.dataframe)
+    assert "largest batch" in first and "T4: fits up to" in second
+
+
+@pytest.fixture
+def state():
+    """The state of a session that has no page."""
+    yield st.session_state
+    st.session_state.clear()
+
+
+def test_a_picked_size_or_batch_goes_into_the_plan(state):
+    found = [sizes(GenerationRequest(), T4)]
+    square = found[0].sizes["square"]
+    assert square is not None
+    _take(found, 0, "Square")
+    assert (state["width"], state["height"]) == (square.width, square.height)
+    _take(found, 0, "Batch")
+    assert state["batch"] == found[0].batch.images
+    assert plan() == dict(width=square.width, height=square.height, batch=found[0].batch.images)
+    _take(found, 0, "Card")
+    assert plan()["width"] == square.width
+
+
+def test_a_picked_cell_goes_into_the_plan_and_leaves_nothing_picked(state):
+    request = GenerationRequest(width=1024, height=768, batch=4)
+    one = cell(request, card_named("L4"), shipped())
+    before = table_key("some-map")
+    state[before] = {"selection": {"rows": [], "columns": [], "cells": [(0, "1024×768")]}}
+    pick_cell("some-map", lambda row, column: _take_size(one))
+    assert table_key("some-map") != before
+    assert state["width"] == 1024 and "L4" in state["gpu"]
+    _take_batch(one)
+    assert state["batch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("headroom", "is_bound", "text"), [(3 * GIB, False, "✓ +3.0"), (-1, False, "✓ −0.0"), (-2 * GIB, True, "✓ ≤ −2.0")]
+)
+def test_a_cell_keeps_the_sign_of_its_headroom(headroom, is_bound, text):
+    one = Cell(request=GenerationRequest(), card=T4, verdict="fits", headroom_bytes=headroom, is_bound=is_bound)
+    assert cell_text(one) == text
