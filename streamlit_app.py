@@ -8,9 +8,11 @@ from pages.shared.charts import memory_chart
 from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.formula_view import formula_view, not_counted
 from pages.shared.inputs import basis_control, card_controls, published_control, request_controls
+from pages.shared.map_view import map_view
 from pages.shared.parts import need_parts
 from pages.shared.remedies_view import remedies_view
 from pages.shared.report_view import report_view
+from pages.shared.sizes_view import sizes_view
 from pages.shared.timeline_view import choose_card, timeline_view
 from pages.shared.verdicts import (
     Answered,
@@ -64,6 +66,8 @@ with results:
         st.caption(f"{request.describe()}.")
         memory_chart([(answer, need_parts(answer, request, library)) for answer in answers])
         remedies_view(request, shown, library)
+        sizes_view(request, cards, library)
+        map_view(request, cards, library)
         one = choose_card(shown)
         timeline_view(request, one, library)
         formula_view(request, one, library)

@@ -37,6 +37,7 @@ def choose_card(shown: Sequence[Answered]) -> Answered:
         "Card to look at",
         list(by_name),
         required=True,
+        wrap=True,
         key=_KEY,
         on_change=_picked,
         help="The dry run is drawn for this card: its kernels' workspace, within what it has usable less the context.",
