@@ -36,9 +36,9 @@ def test_there_are_sessions_to_check():
 
 
 @pytest.mark.parametrize(
-    ("argv", "output"), [s for s in sessions() if s[0][0] == "fit"], ids=lambda value: str(value)[:30]
+    ("argv", "output"), [s for s in sessions() if s[0][0] in ("fit", "sizes")], ids=lambda value: str(value)[:30]
 )
-def test_fit_prints_what_the_readme_shows(argv, output, capsys):
+def test_fit_and_sizes_print_what_the_readme_shows(argv, output, capsys):
     cli.main(argv)
     out, err = capsys.readouterr()
     assert out + err == output
@@ -53,6 +53,7 @@ def test_every_command_in_the_readme_exists(argv):
     "command",
     [
         "fit",
+        "sizes",
         "verify",
         "gpus",
         "compile",
