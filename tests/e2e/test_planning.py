@@ -1,0 +1,101 @@
+"""Planning in a real browser: what would make it fit, what fits, the map, and what is taken along."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from planner.fit import fit
+from planner.gpus import card_named
+from planner.program import shipped
+from planner.request import GenerationRequest
+from planner.sizes import sizes
+from planner.units import gib
+from tests.browser import settle
+
+BIG = GenerationRequest(width=2048, height=2048)
+T4 = card_named("T4")
+LINK = "/?width=2048&height=2048&gpu=T4"
+
+
+@pytest.fixture
+def big(open_page):
+    page = open_page(LINK)
+    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    settle(page)
+    return page
+
+
+def test_a_remedy_says_what_it_brings_and_is_taken_and_taken_back(big):
+    tiled = fit(GenerationRequest(width=2048, height=2048, vae_tiling=True), T4, "dry-run")
+    expect(big.get_by_text("T4 is tight: it needs 15.87 GiB of 14.56 GiB")).to_be_visible()
+    expect(big.get_by_text(f"Needs {gib(tiled.need_bytes)}").first).to_be_visible()
+    expect(big.get_by_text("pipe.vae.enable_tiling()").first).to_be_visible()
+    big.get_by_role("button", name="Use it").first.click()
+    expect(big).to_have_url(re.compile("vae_tiling=[Tt]rue"))
+    expect(big.get_by_text(f"needs {gib(tiled.need_bytes)} of 14.56 GiB usable")).to_be_visible()
+    big.go_back()
+    expect(big.get_by_text("T4 is tight: it needs 15.87 GiB of 14.56 GiB")).to_be_visible(timeout=20_000)
+
+
+def test_the_largest_sizes_and_the_map_are_a_click_away(big):
+    big.get_by_text("The largest size and batch on each card").click()
+    expect(big.get_by_text("one step more does not")).to_be_visible(timeout=60_000)
+    found = sizes(BIG, T4, shipped())
+    square = found.sizes["square"]
+    assert square is not None
+    at_most = GenerationRequest(width=square.width, height=square.height)
+    assert fit(at_most, T4, "dry-run").verdict == "fits"
+    # The table is drawn on a canvas, and said to those who cannot see it.
+    tables = big.get_by_test_id("stDataFrame")
+    before = tables.count()
+    big.get_by_text("Map of sizes, cards and batches").click()
+    expect(big.get_by_text("each played to its end")).to_be_visible(timeout=60_000)
+    expect(tables).to_have_count(before + 1)
+
+
+@pytest.mark.parametrize(("label", "ending"), [("JSON", ".json"), ("Markdown", ".md"), ("Picture", ".png")])
+def test_a_plan_is_taken_along(big, label, ending):
+    with big.expect_download(timeout=60_000) as waiting:
+        big.get_by_role("button", name=label, exact=True).click()
+    download = waiting.value
+    assert download.suggested_filename.endswith(ending)
+    content = Path(download.path()).read_bytes()
+    if ending == ".json":
+        [row] = json.loads(content)["gpus"]
+        assert (row["name"], row["verdict"]) == ("T4", "tight")
+    elif ending == ".md":
+        assert "15.87 GiB" in content.decode()
+    else:
+        assert content.startswith(b"\x89PNG") and len(content) > 20_000
+
+
+def test_the_planned_call_can_be_copied(big):
+    big.locator("summary").filter(has_text="The planned call in Python").click()
+    expect(big.locator("code").filter(has_text="StableDiffusionImg2ImgPipeline").first).to_be_visible()
+
+
+def test_every_run_can_be_looked_at_by_group(open_page):
+    page = open_page("/Accuracy")
+    expect(page.get_by_text("Inside interval")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
+    page.get_by_test_id("stButtonGroup").get_by_text("Stage", exact=True).click()
+    expect(page).to_have_url(re.compile("by=Stage"))
+    page.get_by_text("Count published runs").click()
+    expect(page.get_by_text("No run on a GPU is in the history yet")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/Accuracy", LINK])
+def test_nothing_is_cut_off_on_a_phone(open_page, path, scheme):
+    page = open_page(path, width=390, scheme=scheme)
+    page.get_by_text("Worst runs" if path == "/Accuracy" else "Take it along").wait_for(timeout=30_000)
+    page.wait_for_timeout(1000)
+    inside = page.evaluate(
+        """[...document.querySelectorAll('[data-testid=stMain] :is(h1, h2, h3, p, label, button, code, canvas, input)')]
+           .filter(e => e.getClientRects().length && !e.closest('[data-testid=stDataFrame]'))
+           .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert inside == []
