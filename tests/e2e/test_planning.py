@@ -74,7 +74,7 @@ def test_a_plan_is_taken_along(big, label, ending):
 
 def test_the_planned_call_can_be_copied(big):
     big.locator("summary").filter(has_text="The planned call in Python").click()
-    expect(big.locator("code").filter(has_text="StableDiffusionImg2ImgPipeline").first).to_be_visible()
+    expect(big.locator("code").filter(has_text="StableDiffusionImg2ImgPipeline").last).to_be_visible()
 
 
 def test_every_run_can_be_looked_at_by_group(open_page):
