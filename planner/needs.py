@@ -1,35 +1,26 @@
-"""What a request reserves with preferred kernels and no end of memory: one number of a dry run, many times over.
+"""What a request needs of a card by the dry run, number by number and kept: a boundary or a map asks for hundreds.
 
-A boundary or a map asks for hundreds of them. So the weights, which lie the same at every size, are loaded once, and a
-workspace that finds room is passed over: taken and given back, it leaves everything as it was. Nothing is estimated.
+Nothing is estimated: each is what `planner.fit` answers, or a bound and said to be one.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
-from planner.allocator import SMALL_SIZE, Block, CachingAllocator, Pool
 from planner.dryrun import (
-    ATTENTION,
-    BIRTH,
-    CONVOLUTION,
-    DEATH,
+    LEAST_STEP,
     KernelPolicy,
     allocated_peaks,
     assumptions,
-    least_capacity_bytes,
-    thrifty_run,
 )
-from planner.flatten import TILE, events_of
+from planner.flatten import TILE, Play, events_of
 from planner.gpus import Card
-from planner.program import MAX_TRACED_STEPS, Events, Library, Op
+from planner.lean import Loaded, Peaks, Script, loaded, peaks, script
+from planner.program import MAX_TRACED_STEPS, Library
 from planner.request import GenerationRequest
-
-_PRODUCT, _EMPTY_CACHE = int(Op.PRODUCT), int(Op.EMPTY_CACHE)
 
 
 def worst_need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
@@ -65,13 +56,14 @@ def least_need_bytes(request: GenerationRequest, card: Card, library: Library, *
     return _bound(library, same_work(request), policy) + card.context_bytes
 
 
-def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
-    """The least card memory at which the request still runs, as `planner.fit` finds it.
+def runs_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
+    """Whether the minimum that `planner.fit` finds is within so much card memory.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    return _minimum(library, same_work(request), KernelPolicy.of(card.compute_capability)) + card.context_bytes
+    request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
+    return _is_enough(library, request, policy, memory_bytes - card.context_bytes)
 
 
 @lru_cache(maxsize=16384)
@@ -82,7 +74,7 @@ def _differ(library: Library, request: GenerationRequest, one: KernelPolicy, oth
 
 
 def same_work(request: GenerationRequest) -> GenerationRequest:
-    """One request for all that allocate the same at every size and batch; upright and lying images are one but in tiles."""
+    """One request for all that allocate the same; an upright image is a lying one, unless it is cut into tiles."""
     request = replace(
         request.canonical(),
         prompt_tokens=1,
@@ -95,79 +87,25 @@ def same_work(request: GenerationRequest) -> GenerationRequest:
     return replace(request, width=high, height=low)
 
 
-class _Loaded(NamedTuple):
-    """The allocator once the weights are in place: how much was played, and what its segments have left."""
-
-    events: int
-    births: int
-    reserved_bytes: int
-    next_address: int
-    free: tuple[tuple[tuple[int, int], ...], ...]
-
-
-def _pools(allocator: CachingAllocator) -> tuple[Pool, Pool]:
-    return allocator.small, allocator.large
-
-
 @lru_cache(maxsize=8)
-def _loaded(library: Library, request: GenerationRequest) -> _Loaded:
-    events = events_of(library, request)
-    until = int(np.argmax(events.kinds == Op.LOADED)) + 1
-    sizes = events.values[:until][events.kinds[:until] == Op.BIRTH].tolist()
-    allocator = CachingAllocator()
-    for size in sizes:
-        allocator.malloc(size)
-    free = tuple(tuple((block.address, block.size) for _, _, block in pool.free) for pool in _pools(allocator))
-    return _Loaded(until, len(sizes), allocator.reserved_bytes, allocator._next_address, free)
+def _loaded(library: Library, request: GenerationRequest) -> Loaded:
+    return loaded(events_of(library, request))
 
 
-def _allocator(loaded: _Loaded) -> CachingAllocator:
-    """An allocator in this state; of the weights it knows only that they never leave."""
-    allocator = CachingAllocator()
-    allocator.reserved_bytes = allocator.peak_reserved_bytes = loaded.reserved_bytes
-    allocator._next_address = loaded.next_address
-    for pool, pieces in zip(_pools(allocator), loaded.free, strict=True):
-        for address, size in pieces:
-            piece = Block(pool, address, size)
-            # What lies beside it is in use for ever, so its segment is never free as a whole.
-            piece.previous = Block(pool, address, 0)
-            pool.add(piece)
-    return allocator
+def _start(library: Library, request: GenerationRequest) -> Loaded:
+    # What is loaded depends on these two alone.
+    return _loaded(library, GenerationRequest(safety_checker=request.safety_checker, offload=request.offload))
 
 
 @lru_cache(maxsize=16384)
 def _reserved(library: Library, request: GenerationRequest, policy: KernelPolicy) -> int:
-    # What is loaded depends on these two alone.
-    plain = GenerationRequest(safety_checker=request.safety_checker, offload=request.offload)
-    return _replayed(events_of(library, request), policy, _loaded(library, plain))
+    return _without_end(script(events_of(library, request), policy, _start(library, request))).reserved_bytes
 
 
-def _replayed(events: Events, policy: KernelPolicy, loaded: _Loaded) -> int:
-    """The reserved peak of these events, from where the weights are in place."""
-    allocator = _allocator(loaded)
-    malloc, free = allocator.malloc, allocator.free
-    small, large = allocator.small.free, allocator.large.free
-    convolutions = policy.convolution_bytes(events.convolutions).tolist()
-    attentions = policy.attention_bytes(events.attentions).tolist()
-    blocks: list[Block | None] = [None] * loaded.births
-    has_handle, kernels = False, (CONVOLUTION, ATTENTION)
-    kinds, values = (column[loaded.events :].tolist() for column in (events.kinds, events.values))
-    for kind, value in zip(kinds, values, strict=True):
-        if kind == BIRTH:
-            blocks.append(malloc(value))
-        elif kind == DEATH:
-            free(blocks[value])
-        elif kind in kernels:
-            size = convolutions[value] if kind == CONVOLUTION else attentions[value]
-            pieces = small if size <= SMALL_SIZE else large
-            if size and not (pieces and pieces[-1][0] >= size):
-                free(malloc(size))
-        elif kind == _PRODUCT and not has_handle:
-            malloc(policy.cublas_bytes)
-            has_handle = True
-        elif kind == _EMPTY_CACHE:
-            allocator.empty_cache()
-    return allocator.peak_reserved_bytes
+def _without_end(played: Script, *, is_thrifty: bool = False) -> Peaks:
+    found = peaks(played, is_thrifty=is_thrifty)
+    assert found is not None, "memory without end ran out"
+    return found
 
 
 @lru_cache(maxsize=16384)
@@ -177,7 +115,52 @@ def _bound(library: Library, request: GenerationRequest, policy: KernelPolicy) -
 
 
 @lru_cache(maxsize=4096)
-def _minimum(library: Library, request: GenerationRequest, policy: KernelPolicy) -> int:
-    events, sketch = (events_of(library, request, play) for play in ("ends", "first"))
-    enough = _reserved(library, request, policy)
-    return least_capacity_bytes(events, sketch, policy, enough, thrifty_run(events, policy))
+def _thrifty(library: Library, request: GenerationRequest, policy: KernelPolicy) -> Peaks:
+    bare = policy.without_workspace()
+    return _without_end(script(events_of(library, request), bare, _start(library, request)), is_thrifty=True)
+
+
+@lru_cache(maxsize=16384)
+def _ends(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play, steps: int) -> bool:
+    """Whether the history comes to its end within so many steps of 16 MiB."""
+    return peaks(_script(library, request, policy, play), steps * LEAST_STEP) is not None
+
+
+@lru_cache(maxsize=4)
+def _script(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play) -> Script:
+    return script(events_of(library, request, play), policy, _start(library, request), has_end=True)
+
+
+@lru_cache(maxsize=16384)
+def _is_enough(library: Library, request: GenerationRequest, policy: KernelPolicy, capacity_bytes: int) -> bool:
+    """Whether `planner.dryrun.least_capacity_bytes` is within this capacity: its search, ended once that is decided."""
+    enough_bytes = _reserved(library, request, policy)
+    if enough_bytes <= capacity_bytes:
+        return True
+
+    def ends(steps: int, play: Play = "first") -> bool:
+        return _ends(library, request, policy, play, steps)
+
+    thrifty = _thrifty(library, request, policy)
+    limit, enough = capacity_bytes // LEAST_STEP, -(-enough_bytes // LEAST_STEP)
+    low, likely = (thrifty.allocated_bytes - 1) // LEAST_STEP, -(-thrifty.reserved_bytes // LEAST_STEP)
+    high = likely + 16
+    while high < enough and low < limit and not ends(high):
+        low, high = high, likely + 2 * (high - likely)
+    high = min(high, enough)
+    for steps in (likely + 6, likely + 1, likely):
+        if low < steps < high:
+            if not ends(steps):
+                low = steps
+                break
+            high = steps
+    while high - low > 1 and low < limit:
+        middle = (low + high) // 2
+        low, high = (low, middle) if ends(middle) else (middle, high)
+    gap = 1
+    while low < limit and high < enough and not ends(high, "ends"):
+        low, high, gap = high, min(enough, high + gap), 2 * gap
+    while gap > 1 and high - low > 1 and low < limit:
+        middle = (low + high) // 2
+        low, high = (low, middle) if ends(middle, "ends") else (middle, high)
+    return low < limit and high <= limit

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.answer import Verdict, verdict_within
+from planner.answer import Verdict
 from planner.gpus import Card
-from planner.needs import least_need_bytes, minimum_bytes, need_bytes, worst_need_bytes
+from planner.needs import least_need_bytes, need_bytes, runs_within, worst_need_bytes
 from planner.program import Library
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
@@ -74,13 +74,12 @@ def cell(request: GenerationRequest, card: Card, library: Library, *, exact: boo
         bound = least_need_bytes(request, card, library)
         return Cell(request=request, card=card, verdict="no", headroom_bytes=usable - bound, is_bound=True)
     need = need_bytes(request, card, library)
-    worst = worst_need_bytes(request, card, library)
-    # Between the two ends, only what decides is worked out: the least is dear.
-    if worst <= usable or is_hopeless or need <= best:
-        least = need if need <= best else best + 1
+    if worst_need_bytes(request, card, library) <= usable:
+        verdict = "fits"
+    elif is_hopeless:
+        verdict = "no"
     else:
-        least = minimum_bytes(request, card, library)
-    verdict = verdict_within(worst_need_bytes=worst, minimum_bytes=least, card=card)
+        verdict = "tight" if need <= best or runs_within(request, card, library, best) else "no"
     return Cell(request=request, card=card, verdict=verdict, headroom_bytes=usable - need)
 
 

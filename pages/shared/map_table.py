@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.load_plan import pick_cell, table_key
+from pages.shared.load_plan import Offer, pickable_table
 from planner.answer import Verdict
 from planner.report import SIGNS
 from planner.units import GIB
@@ -33,13 +33,13 @@ def map_table(
     first_help: str,
     labels: Sequence[str],
     rows: Sequence[Sequence[Cell]],
-    take: Callable[[Cell], None],
+    offer: Callable[[Cell], Offer],
     told: str,
 ) -> None:
-    """Draw the rows under their labels, a column for each size; `take` is given the cell that is picked."""
+    """Draw the rows under their labels, a column for each size, and offer the cell that is picked to the plan."""
     import pandas
 
-    sizes = [f"{cell.request.effective_width}×{cell.request.effective_height}" for cell in rows[0]]
+    sizes = [f"{cell.request.width}×{cell.request.height}" for cell in rows[0]]
     frame = pandas.DataFrame(
         [[label, *map(cell_text, row)] for label, row in zip(labels, rows, strict=True)], columns=[first, *sizes]
     )
@@ -48,21 +48,12 @@ def map_table(
         columns=frame.columns,
     )
 
-    def picked(row: int, column: str) -> None:
-        if column in sizes:
-            take(rows[row][sizes.index(column)])
+    def offered(row: int, column: str) -> Offer | None:
+        return offer(rows[row][sizes.index(column)]) if column in sizes else None
 
     text = st.column_config.TextColumn
-    st.dataframe(
-        frame.style.apply(lambda _: fills, axis=None),
-        hide_index=True,
-        height="content",
-        key=table_key(name),
-        on_select=lambda: pick_cell(name, picked),
-        selection_mode="single-cell",
-        alt=told,
-        column_config={
-            first: text(first, width=104, pinned=True, help=first_help),
-            **{size: text(size, width=86, help=f"Headroom at {size}, GiB") for size in sizes},
-        },
-    )
+    config = {
+        first: text(first, width=104, pinned=True, help=first_help),
+        **{size: text(size, width=86, help=f"Headroom at {size}, GiB") for size in sizes},
+    }
+    pickable_table(name, frame.style.apply(lambda _: fills, axis=None), labels, sizes, offered, told, config)

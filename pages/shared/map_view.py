@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.load_plan import load
+from pages.shared.load_plan import Offer
 from pages.shared.map_table import map_table
 from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan
 from pages.shared.sizes_view import progress
@@ -55,20 +55,18 @@ def _is_square(request: GenerationRequest) -> bool:
     return shape != AS_ASKED
 
 
-def _take_size(cell: Cell) -> None:
-    """The cell's size, and its card among the chosen ones if it is of the catalogue."""
+def offer_of(cell: Cell, **more: int) -> Offer:
+    """The cell's size, what `more` there is to it, and its card among the chosen ones if it is of the catalogue."""
     request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
-    changes = {"width": request.width, "height": request.height}
-    if cell.card.name not in chosen and cell.card in CATALOGUE:
-        load(changes | {CARDS_KEY: [*chosen, cell.card.name]}, f"{request.width}×{request.height} on {cell.card.name}")
-    else:
-        load(changes, f"{request.width}×{request.height}")
+    changes = {"width": request.width, "height": request.height, **more}
+    words = ", ".join([_size(cell), *(f"{name} {value}" for name, value in more.items())])
+    if cell.card.name in chosen or cell.card not in CATALOGUE:
+        return Offer(changes, words)
+    return Offer(changes | {CARDS_KEY: [*chosen, cell.card.name]}, f"{words} on {cell.card.name}")
 
 
-def _take_batch(cell: Cell) -> None:
-    request = cell.request
-    changes = {"width": request.width, "height": request.height, "batch": request.batch}
-    load(changes, f"{request.width}×{request.height}, batch {request.batch}")
+def _offer_batch(cell: Cell) -> Offer:
+    return offer_of(cell, batch=cell.request.batch)
 
 
 def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
@@ -93,9 +91,9 @@ def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
     """What the columns that are left out would say."""
     text = ""
     if first:
-        text += f"Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out. "
+        text += f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out."
     if last:
-        text += f"Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none. "
+        text += f" Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none."
     return text
 
 
@@ -122,10 +120,10 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
     first, last = left_out(rows)
     shown = [row[first : len(row) - last] for row in rows]
     help_text = "By what it has usable, less its CUDA context."
-    map_table("map-cards", "Card", help_text, names, shown, _take_size, _told(rows, names))
+    map_table("map-cards", "Card", help_text, names, shown, offer_of, _told(rows, names))
     st.caption(
         f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
-        f"{_legend(shown)} {_beyond(rows, first, last)}Pick a cell and its size goes into the plan."
+        f"{_legend(shown)}{_beyond(rows, first, last)}"
     )
 
 
@@ -148,13 +146,12 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
         "Requests served together.",
         labels,
         rows,
-        _take_batch,
+        _offer_batch,
         _told(rows, [f"batch {label}" for label in labels]),
     )
     st.caption(
         f"Dry run on {name}. {_legend(rows)} Where tensors alone are too much, nothing was played: the verdict is "
-        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end. Pick a cell "
-        "and its size and batch go into the plan."
+        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end. "
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.load_plan import load, pick_cell, table_key
+from pages.shared.load_plan import Offer, pickable_table
 from pages.shared.words import plain, sentence
 from planner.errors import NoProgram
 from planner.gpus import CATALOGUE, Card
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from planner.program import Library
     from planner.sizes import Batch, CardSizes, Size
 
-_OPEN, _TABLE = "sizes-open", "sizes-table"
+_OPEN = "sizes-open"
 _BATCH = "Batch"
 # Work that takes less is over before anybody has read of it.
 SHOWN_AFTER_S = 0.5
@@ -78,13 +78,12 @@ def smallest_sentence(request: GenerationRequest, cards: Sequence[Card], library
     return text
 
 
-def _take(found: Sequence[CardSizes], row: int, column: str) -> None:
-    one = found[row]
-    if column == _BATCH and one.batch.images:
-        load({"batch": one.batch.images}, f"batch {one.batch.images}")
+def offer_of(one: CardSizes, column: str) -> Offer | None:
+    """The size or batch in this column of a card's row; None where it has none."""
+    if column == _BATCH:
+        return Offer({"batch": one.batch.images}, f"batch {one.batch.images}") if one.batch.images else None
     size = one.sizes.get(column.lower())
-    if size:
-        load({"width": size.width, "height": size.height}, str(size))
+    return Offer({"width": size.width, "height": size.height}, str(size)) if size else None
 
 
 def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
@@ -100,15 +99,14 @@ def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
     text = st.column_config.TextColumn
     config = {shown: text(shown, width=92, help=f"The largest {name} size that fits.") for name, shown in names.items()}
     size = f"{request.effective_width}×{request.effective_height}"
-    st.dataframe(
+    pickable_table(
+        "sizes-table",
         rows,
-        hide_index=True,
-        height="content",
-        key=table_key(_TABLE),
-        on_select=lambda: pick_cell(_TABLE, lambda row, column: _take(found, row, column)),
-        selection_mode="single-cell",
-        alt="The largest sizes and the largest batch that fit each card",
-        column_config={
+        [one.card.name for one in found],
+        list(rows[0]),
+        lambda row, column: offer_of(found[row], column),
+        "The largest sizes and the largest batch that fit each card",
+        {
             "Card": text("Card", width=104, pinned=True, help="By what it has usable, less its CUDA context."),
             **config,
             _BATCH: text(_BATCH, width=64, help=f"The largest batch that fits at the plan's own size, {size}."),
@@ -128,8 +126,8 @@ def _draw(request: GenerationRequest, cards: Sequence[Card], library: Library) -
     beyond = " + is the largest that the planner takes; nothing larger was tried." if limits else ""
     st.caption(
         "Dry run. Each of these fits, with every option of the plan, and one step more does not: 8 pixels of the "
-        "shorter side, or one image. Needs jump from size to size: a smaller one may not fit, and one far beyond may. "
-        f"Pick a cell and it goes into the plan.{beyond}"
+        "shorter side, or one image. Needs jump from size to size: a smaller one may not fit, and one far beyond may."
+        f"{beyond}"
     )
 
 
@@ -137,7 +135,8 @@ def sizes_view(request: GenerationRequest, cards: Sequence[Card], library: Libra
     """What fits on each card, and the smallest card; worked out once it is opened."""
     if library is None or not cards:
         return
-    box = st.expander("What fits on each card", key=_OPEN, on_change="rerun", icon=":material/aspect_ratio:")
+    title = "The largest size and batch on each card"
+    box = st.expander(title, key=_OPEN, on_change="rerun", icon=":material/aspect_ratio:")
     if box.open:
         with box:
             _draw(request, cards, library)

@@ -1,14 +1,12 @@
 """What fits on each card, and the map: what they show is what the dry run says, and a picked cell is planned."""
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.shared.load_plan import pick_cell, table_key
+from pages.shared.load_plan import table_key
 from pages.shared.map_table import cell_text
-from pages.shared.map_view import BY_BATCH, _take_batch, _take_size
-from pages.shared.plan_state import plan
-from pages.shared.sizes_view import _take
+from pages.shared.map_view import BY_BATCH, _offer_batch
+from pages.shared.sizes_view import offer_of as sizes_offer
 from planner.errors import NoProgram
 from planner.fit import fit
 from planner.gpus import CATALOGUE, card_named
@@ -123,36 +121,48 @@ def test_every_table_has_words(opened):
     assert "largest batch" in first and "T4: fits up to" in second
 
 
-@pytest.fixture
-def state():
-    """The state of a session that has no page."""
-    yield st.session_state
-    st.session_state.clear()
+def pick(at: AppTest, table: int, row: int, column: str) -> AppTest:
+    """The page after a cell was picked in one of its tables, as the browser would report it."""
+    [name] = [name for name in ("sizes-table", "map-cards", "map-batches") if f"{name}-take" in keys(at)][table:][:1]
+    frame = at.dataframe[table].value
+    key = table_key(name, frame[frame.columns[0]].tolist(), [str(c) for c in frame.columns[name != "sizes-table" :]])
+    at.session_state[key] = {"selection": {"rows": [], "columns": [], "cells": [(row, column)]}}
+    return at.run()
 
 
-def test_a_picked_size_or_batch_goes_into_the_plan(state):
-    found = [sizes(GenerationRequest(), T4)]
-    square = found[0].sizes["square"]
-    assert square is not None
-    _take(found, 0, "Square")
-    assert (state["width"], state["height"]) == (square.width, square.height)
-    _take(found, 0, "Batch")
-    assert state["batch"] == found[0].batch.images
-    assert plan() == dict(width=square.width, height=square.height, batch=found[0].batch.images)
-    _take(found, 0, "Card")
-    assert plan()["width"] == square.width
+def keys(at: AppTest) -> list[str | None]:
+    return [button.key for button in at.button]
 
 
-def test_a_picked_cell_goes_into_the_plan_and_leaves_nothing_picked(state):
-    request = GenerationRequest(width=1024, height=768, batch=4)
-    one = cell(request, card_named("L4"), shipped())
-    before = table_key("some-map")
-    state[before] = {"selection": {"rows": [], "columns": [], "cells": [(0, "1024×768")]}}
-    pick_cell("some-map", lambda row, column: _take_size(one))
-    assert table_key("some-map") != before
-    assert state["width"] == 1024 and "L4" in state["gpu"]
-    _take_batch(one)
-    assert state["batch"] == 4
+def test_a_picked_size_or_batch_goes_into_the_plan(opened):
+    at = opened("sizes-open", gpu=["T4"])
+    assert at.button(key="sizes-table-take").disabled
+    square = sizes(GenerationRequest(), T4).sizes["square"]
+    pick(at, 0, 0, "Square")
+    assert at.button(key="sizes-table-take").label == f"Plan {square}"
+    assert at.number_input(key="width").value == 512
+    at.button(key="sizes-table-take").click().run()
+    assert not at.exception
+    assert (at.number_input(key="width").value, at.number_input(key="height").value) == (square.width, square.height)
+    assert at.toast[0].value == f"In the plan now: {square}."
+
+
+def test_a_picked_cell_of_the_map_goes_into_the_plan_with_its_card(opened):
+    at = opened("map-open", gpu=["T4"], map_all="true")
+    names = at.dataframe[0].value["Card"].tolist()
+    pick(at, 0, names.index("L4"), "2048×2048")
+    at.button(key="map-cards-take").click().run()
+    assert not at.exception
+    assert at.number_input(key="width").value == at.number_input(key="height").value == 2048
+    assert at.multiselect(key="gpu").value == ["T4", "L4"]
+
+
+def test_what_a_cell_offers():
+    found = sizes(GenerationRequest(), T4)
+    assert sizes_offer(found, "Batch") == ({"batch": found.batch.images}, f"batch {found.batch.images}")
+    assert sizes_offer(found, "Card") is None
+    one = cell(GenerationRequest(width=1024, height=768, batch=4), T4, shipped())
+    assert _offer_batch(one) == ({"width": 1024, "height": 768, "batch": 4}, "1024×768, batch 4")
 
 
 @pytest.mark.parametrize(

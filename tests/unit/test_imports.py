@@ -26,7 +26,13 @@ RUNS_TORCH = {
     "planner/compiler.py",
 }
 # Shells: the CLI may reach the history inside its commands.
-SHELLS = {"planner/cli.py", "planner/cli_history.py", "planner/cli_verify.py", "planner/cli_exchange.py", "planner/cli_sizes.py"}
+SHELLS = {
+    "planner/cli.py",
+    "planner/cli_history.py",
+    "planner/cli_verify.py",
+    "planner/cli_exchange.py",
+    "planner/cli_sizes.py",
+}
 
 FOLDERS = ("planner", "cache", "pages")
 PATHS = [ROOT / "streamlit_app.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]

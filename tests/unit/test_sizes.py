@@ -11,7 +11,7 @@ from planner.dryrun import KernelPolicy, dry_run
 from planner.fit import fit
 from planner.flatten import events_of
 from planner.gpus import CATALOGUE, card_named, described_card
-from planner.needs import least_need_bytes, minimum_bytes, need_bytes, worst_need_bytes
+from planner.needs import least_need_bytes, need_bytes, worst_need_bytes
 from planner.program import shipped
 from planner.request import MAX_BATCH, MAX_SIDE, GenerationRequest
 from planner.sizes import RATIOS, boundary, largest_batch, largest_size, size_at, sizes, smallest_card, steps_of
@@ -42,17 +42,12 @@ def does_fit(request: GenerationRequest, card) -> bool:
     return fit(request, card, "dry-run").verdict == "fits"
 
 
-def test_the_replay_from_loaded_weights_is_the_dry_run():
+def test_a_bound_is_below_the_need():
     rng, library = random.Random(1), shipped()
-    for _ in range(60):
+    for _ in range(20):
         request, card = random_request(rng, 500), rng.choice(CARDS)
-        policy = KernelPolicy.of(card.compute_capability)
-        whole = dry_run(events_of(library, request), policy)
-        assert need_bytes(request, card, library) == whole.peak_reserved_bytes + card.context_bytes, request
         bound = least_need_bytes(request, card, library)
-        assert bound <= whole.peak_allocated_bytes + card.context_bytes
-        bare = least_need_bytes(request, card, library, workspace=False)
-        assert bare <= bound and bare <= minimum_bytes(request, card, library), request
+        assert least_need_bytes(request, card, library, workspace=False) <= bound <= need_bytes(request, card, library)
 
 
 def test_a_need_is_that_of_the_answer():
@@ -62,7 +57,8 @@ def test_a_need_is_that_of_the_answer():
         answer = fit(request, card, "dry-run")
         assert need_bytes(request, card, library) == answer.need_bytes
         assert worst_need_bytes(request, card, library) == (answer.worst_need_bytes or answer.need_bytes)
-        assert minimum_bytes(request, card, library) == answer.minimum_bytes
+        assert answer.minimum_bytes is not None
+        assert least_need_bytes(request, card, library, workspace=False) <= answer.minimum_bytes
 
 
 def test_an_upright_image_needs_what_a_lying_one_does():

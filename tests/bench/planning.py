@@ -1,0 +1,52 @@
+"""What the other way round costs: boundaries on cards, and a map of more than six hundred cells."""
+
+import time
+from collections.abc import Callable
+
+from planner import needs, sizes
+from planner.gpus import CATALOGUE, DEFAULT_CARDS, card_named
+from planner.needs import need_bytes
+from planner.program import shipped
+from planner.request import GenerationRequest
+from planner.size_map import BATCHES, FEW_SIDES, by_batch, by_card, columns
+
+Row = tuple[str, str, str]
+
+
+def forget() -> None:
+    """Forget every answer that was kept, so that the next is worked out."""
+    for module in (needs, sizes):
+        for kept in vars(module).values():
+            if getattr(kept, "__module__", None) == module.__name__ and hasattr(kept, "cache_clear"):
+                kept.cache_clear()
+
+
+def cold_ms(act: Callable[[], object], times: int = 3) -> float:
+    """Least milliseconds of so many, each with nothing kept from before."""
+    taken = []
+    for _ in range(times):
+        forget()
+        began = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - began)
+    return min(taken) * 1000
+
+
+def planning() -> list[Row]:
+    """Rows for ``make bench``."""
+    library, request = shipped(), GenerationRequest()
+    cards = [card_named(name) for name in DEFAULT_CARDS]
+    need_bytes(request, cards[0], library)
+    squares, few = columns(request, is_square=True), columns(request, FEW_SIDES, is_square=True)
+    one = cold_ms(lambda: need_bytes(GenerationRequest(width=904, height=712), cards[0], library), 21)
+    found = cold_ms(lambda: [sizes.sizes(request, card, library) for card in cards])
+    known = cold_ms(lambda: [sizes.sizes(request, card, library) for card in CATALOGUE], 1)
+    of_cards = cold_ms(lambda: by_card(squares, CATALOGUE, library))
+    of_batches = cold_ms(lambda: by_batch(few, BATCHES, cards[-1], library))
+    return [
+        ("One need of a size never seen", f"{one:.1f} ms", "a dry run of which one number is asked"),
+        ("What fits on 3 cards", f"{found:.0f} ms", "four shapes and a batch each"),
+        (f"What fits on all {len(CATALOGUE)} cards", f"{known:.0f} ms", ""),
+        ("Map of sizes and cards", f"{of_cards:.0f} ms", f"{len(squares) * len(CATALOGUE)} cells, all exact"),
+        ("Map of sizes and batches", f"{of_batches:.0f} ms", f"{len(few) * len(BATCHES)} cells on {cards[-1].name}"),
+    ]
