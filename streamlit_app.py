@@ -21,6 +21,7 @@ from pages.shared.verdicts import (
     evidence_view,
     reasons_view,
     verdict_card,
+    verdict_words,
 )
 from pages.shared.words import sentence
 
@@ -56,6 +57,7 @@ with results:
             shown = [answered(request, card, basis, library, evidence) for card in cards]
         answers = [one.answer for one in shown]
         verdicts(shown)
+        verdict_words({answer.verdict for answer in answers})
         if notice:
             st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
         reasons_view(answers)

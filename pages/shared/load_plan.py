@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from pages.shared.plan_state import plan
+from pages.shared.plan_state import take
 
 
 class Offer(NamedTuple):
@@ -20,8 +20,7 @@ class Offer(NamedTuple):
 
 def load(offer: Offer) -> None:
     """Put an offer into the plan's controls, as if it had been entered, and say so; called in a callback."""
-    for key, value in offer.changes.items():
-        st.session_state[key] = plan()[key] = value
+    take(offer.changes)
     st.toast(f"In the plan now: {offer.words}.", icon=":material/check:")
 
 

@@ -1,6 +1,6 @@
 """The plan of a session: what its controls stand at, what its address says, and how it moves between pages."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,15 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         error = InvalidArgument(BASIS_KEY, f"must be one of {', '.join(BASES)}", basis)
         refused.append(f"{error}; {DEFAULT_BASIS} is shown instead")
     return values, refused
+
+
+def take(changes: Mapping[str, Any]) -> None:
+    """Put these values into the plan's controls, as if they had been entered; for callbacks, before controls are drawn.
+
+    Being bound, the controls change the address, each by itself: Streamlit lets nobody else write their parts of it.
+    """
+    for key, value in changes.items():
+        st.session_state[key] = plan()[key] = value
 
 
 def enter_page(page: str) -> None:

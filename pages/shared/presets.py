@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared.plan_state import DEFAULT
+from pages.shared.plan_state import DEFAULT, take
 
 # Each is a multiple of 8 on both sides, so that both tasks take it.
 PRESETS: dict[tuple[int, int], str] = {
@@ -25,7 +25,7 @@ def _size() -> tuple[int, int]:
 
 def set_size(width: int, height: int) -> None:
     """Put the controls of width and height to this size, in pixels: in a callback, before they are drawn."""
-    st.session_state["width"], st.session_state["height"] = width, height
+    take({"width": width, "height": height})
 
 
 def _take() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan
+from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan, take
 from pages.shared.verdicts import Answered, verdict_badge
 from pages.shared.words import plain, sentence
 from planner.errors import NoProgram
@@ -54,12 +54,6 @@ def _choose_card(shown: Sequence[Answered]) -> Card:
     return by_name[name or first]
 
 
-def use(changes: dict[str, Any]) -> None:
-    """Put these values into the plan's controls, as if they had been entered; being bound, they change the address."""
-    for key, value in changes.items():
-        st.session_state[key] = plan()[key] = value
-
-
 def _changes_of(remedy: Remedy) -> dict[str, Any]:
     """What the plan's controls stand at with this remedy, by key."""
     if remedy.changes:
@@ -83,8 +77,8 @@ def _remedy(remedy: Remedy) -> None:
             "Add the card" if not remedy.changes else "Use it",
             key=f"remedy-{'-'.join(remedy.keys)}",
             icon=":material/check:",
-            help="Changes the controls of the plan; the browser's back button takes it back.",
-            on_click=use,
+            help="Changes the controls of the plan; the browser's back button takes back one control at a time.",
+            on_click=take,
             args=(_changes_of(remedy),),
         )
 

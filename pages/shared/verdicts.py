@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import streamlit as st
@@ -65,6 +65,20 @@ def verdict_badge(verdict: Verdict) -> None:
     st.badge(verdict, icon=look.icon, color=look.color)
 
 
+_MEANING: dict[Verdict, str] = {
+    "tight": "**tight**: it runs, but only with slower kernels, allocator retries, or at the better end of what is "
+    "uncertain",
+    "no": "**no**: out of memory, whatever the kernels",
+    "unknown": "**unknown**: nothing to base an answer on",
+}
+
+
+def verdict_words(verdicts: Collection[Verdict]) -> None:
+    """What each verdict here but ``fits`` means, in one line."""
+    if told := [text for verdict, text in _MEANING.items() if verdict in verdicts]:
+        st.caption(f"{'; '.join(told)}.")
+
+
 def least_line(answer: Answer) -> str | None:
     """What the least memory at which the request runs says of this card, where it says more than the headroom."""
     least, usable, headroom = answer.minimum_bytes, answer.card.usable_bytes, answer.headroom_bytes
@@ -92,7 +106,9 @@ def interval_line(answer: Answer) -> str | None:
 def other_line(other: Answer) -> str:
     """The other method's own verdict, in one line."""
     needs = "" if other.need_bytes is None else f", needs {gib(other.need_bytes)}"
-    return f"{other.basis}: {other.verdict}{needs}"
+    # A reader who meets it beside a verdict that says otherwise must not take it for a second opinion.
+    caution = ", without the activations" if other.basis == "formula" else ""
+    return f"{other.basis}: {other.verdict}{needs}{caution}"
 
 
 def verdict_card(shown: Answered) -> None:
@@ -120,12 +136,13 @@ def verdict_card(shown: Answered) -> None:
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
 
 
-def range_words(low_bytes: int, high_bytes: int) -> str:
-    """The allocated peak as a range, and what the verdict makes of it."""
+def range_words(low_bytes: int, high_bytes: int, worst_need_bytes: int | None = None) -> str:
+    """The allocated peak as a range, the need at its upper end, and what the verdict makes of it."""
     low, high = gib(low_bytes), gib(high_bytes)
     if low == high:
         return f"{high} allocated at both ends"
-    return f"between {low} and {high} allocated; it fits only where the upper end does"
+    need = "" if worst_need_bytes is None else f", a need of up to {gib(worst_need_bytes)}"
+    return f"between {low} and {high} allocated{need}; it fits only where the upper end does"
 
 
 def assumptions_view(answers: Sequence[Answer]) -> None:
@@ -143,10 +160,10 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
             f"- {sentence(note)}" + ("" if len(names) == len(answers) else f" :gray[({', '.join(names)})]")
             for note, names in cards.items()
         ]
-        ranges: dict[tuple[int, int], list[str]] = {}
+        ranges: dict[tuple[int, int, int | None], list[str]] = {}
         for answer in ranged:
             if answer.interval_bytes:
-                ranges.setdefault(answer.interval_bytes, []).append(answer.card.name)
+                ranges.setdefault((*answer.interval_bytes, answer.worst_need_bytes), []).append(answer.card.name)
         notes += [f"- {', '.join(names)}: {range_words(*ends)}." for ends, names in ranges.items()]
         st.markdown("\n".join(notes))
 

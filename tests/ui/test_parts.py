@@ -141,6 +141,7 @@ def test_the_sentence_of_the_peak_names_what_ran():
 
 def test_a_range_is_told_with_what_the_verdict_makes_of_it():
     assert range_words(2**30, 2**31) == "between 1.00 GiB and 2.00 GiB allocated; it fits only where the upper end does"
+    assert "allocated, a need of up to 3.00 GiB; it fits" in range_words(2**30, 2**31, 3 * 2**30)
     assert range_words(2**30, 2**30 + 512) == "1.00 GiB allocated at both ends"
 
 
