@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, Page
 from planner.report import text_table
 from tests.bench.dry_run import dry_runs
 from tests.bench.many_runs import many_runs
+from tests.bench.planning import planning
+from tests.bench.repaint import repaint
 from tests.browser import CHROMIUM, chromium, server
 from tests.conftest import ROOT
 
@@ -135,7 +137,7 @@ def main() -> int:
         folder = Path(temporary)
         # Nobody's history but this one's.
         os.environ["PLANNER_DB"] = str(folder / "empty.db")
-        rows = command_line() + dry_runs()
+        rows = command_line() + dry_runs() + planning() + repaint()
         os.environ["PLANNER_DB"] = str(folder / "many.db")
         rows += many_runs(folder)
         if CHROMIUM:
