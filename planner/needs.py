@@ -63,7 +63,18 @@ def runs_within(request: GenerationRequest, card: Card, library: Library, memory
         NoProgram: no program was compiled for what the request asks for.
     """
     request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
-    return _is_enough(library, request, policy, memory_bytes - card.context_bytes)
+    capacity_bytes = memory_bytes - card.context_bytes
+    # One minimum for all cards whose kernels are alike: what is known of one capacity is known of those beyond it.
+    known = _known(library, request, policy)
+    if known[0] < capacity_bytes < known[1]:
+        known[_is_enough(library, request, policy, capacity_bytes)] = capacity_bytes
+    return capacity_bytes >= known[1]
+
+
+@lru_cache(maxsize=4096)
+def _known(library: Library, request: GenerationRequest, policy: KernelPolicy) -> list[int | float]:
+    """The most capacity that is known to be too little, and the least that is known to be enough."""
+    return [-1, float("inf")]
 
 
 @lru_cache(maxsize=16384)

@@ -13,7 +13,7 @@ from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan
 from pages.shared.sizes_view import progress
 from pages.shared.words import sentence
 from planner.errors import NoProgram
-from planner.gpus import CATALOGUE, Card
+from planner.gpus import CATALOGUE, SLICES, Card
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _OPEN, _KIND, _ALL, _SHAPE, _CARD = "map-open", "map", "map_all", "map_shape", "map_card"
 BY_CARD, BY_BATCH = "size by card", "size by batch"
 SQUARE, AS_ASKED = "square", "as asked"
+ALL_CARDS = (*CATALOGUE, *SLICES)
 
 
 def _kind() -> str:
@@ -60,7 +61,7 @@ def offer_of(cell: Cell, **more: int) -> Offer:
     request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
     changes = {"width": request.width, "height": request.height, **more}
     words = ", ".join([_size(cell), *(f"{name} {value}" for name, value in more.items())])
-    if cell.card.name in chosen or cell.card not in CATALOGUE:
+    if cell.card.name in chosen or cell.card not in ALL_CARDS:
         return Offer(changes, words)
     return Offer(changes | {CARDS_KEY: [*chosen, cell.card.name]}, f"{words} on {cell.card.name}")
 
@@ -109,9 +110,9 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
         "Whole catalogue",
         key=_ALL,
         bind="query-params",
-        help="A row for each card that the planner knows, beside those of the plan.",
+        help="A row for each card and MIG slice that the planner knows, beside those of the plan.",
     ):
-        cards = [*cards, *(card for card in CATALOGUE if card not in cards)]
+        cards = [*cards, *(card for card in ALL_CARDS if card not in cards)]
     report, end = progress("Replaying each size on each kind of card")
     requests = columns(request, is_square=is_square)
     rows = by_card(requests, cards, library, report)
