@@ -25,6 +25,13 @@ def own_history(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_compile_on_the_side(monkeypatch, request) -> None:
+    """Where other versions are installed than the shipped programs are for, each page would begin to compile."""
+    if request.path.parent.name != "worker":
+        monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
+
+
 @pytest.fixture
 def store(own_history) -> Store:
     return Store(own_history)
