@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from planner import needs, sizes
-from planner.gpus import CATALOGUE, DEFAULT_CARDS, card_named
+from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
 from planner.needs import need_bytes
 from planner.program import shipped
 from planner.request import GenerationRequest
@@ -40,13 +40,14 @@ def planning() -> list[Row]:
     squares, few = columns(request, is_square=True), columns(request, FEW_SIDES, is_square=True)
     one = cold_ms(lambda: need_bytes(GenerationRequest(width=904, height=712), cards[0], library), 21)
     found = cold_ms(lambda: [sizes.sizes(request, card, library) for card in cards])
+    all_cards = [*CATALOGUE, *SLICES]
     known = cold_ms(lambda: [sizes.sizes(request, card, library) for card in CATALOGUE], 1)
-    of_cards = cold_ms(lambda: by_card(squares, CATALOGUE, library))
+    of_cards = cold_ms(lambda: by_card(squares, all_cards, library))
     of_batches = cold_ms(lambda: by_batch(few, BATCHES, cards[-1], library))
     return [
         ("One need of a size never seen", f"{one:.1f} ms", "a dry run of which one number is asked"),
         ("What fits on 3 cards", f"{found:.0f} ms", "four shapes and a batch each"),
         (f"What fits on all {len(CATALOGUE)} cards", f"{known:.0f} ms", ""),
-        ("Map of sizes and cards", f"{of_cards:.0f} ms", f"{len(squares) * len(CATALOGUE)} cells, all exact"),
+        ("Map of sizes and cards", f"{of_cards:.0f} ms", f"{len(squares) * len(all_cards)} cells, all exact"),
         ("Map of sizes and batches", f"{of_batches:.0f} ms", f"{len(few) * len(BATCHES)} cells on {cards[-1].name}"),
     ]

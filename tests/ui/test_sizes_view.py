@@ -9,7 +9,7 @@ from pages.shared.map_view import BY_BATCH, _offer_batch
 from pages.shared.sizes_view import offer_of as sizes_offer
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.gpus import CATALOGUE, card_named
+from planner.gpus import CATALOGUE, SLICES, card_named
 from planner.program import shipped
 from planner.report import SIGNS
 from planner.request import GenerationRequest
@@ -86,7 +86,7 @@ def test_a_map_says_what_each_card_says(opened):
 
 def test_the_whole_catalogue_has_a_row_each(opened):
     at = opened("map-open", gpu=["RTX 4060"], map_all="true")
-    assert sorted(at.dataframe[0].value["Card"]) == sorted(card.name for card in CATALOGUE)
+    assert sorted(at.dataframe[0].value["Card"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
 
 
 def test_a_map_of_batches_marks_what_is_a_bound(opened):

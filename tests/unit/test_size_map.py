@@ -5,7 +5,7 @@ import random
 import pytest
 
 from planner.fit import fit
-from planner.gpus import CATALOGUE, card_named, described_card
+from planner.gpus import CATALOGUE, SLICES, card_named, described_card
 from planner.program import shipped
 from planner.request import GenerationRequest
 from planner.size_map import BATCHES, FEW_SIDES, by_batch, by_card, cell, columns, left_out, scaled
@@ -46,7 +46,7 @@ def test_near_its_minimum_a_cell_says_what_the_answer_says():
 
 def test_a_map_by_card_has_600_cells_and_says_what_the_cards_say():
     requests = columns(GenerationRequest(), is_square=True)
-    rows = by_card(requests, CATALOGUE, shipped())
+    rows = by_card(requests, (*CATALOGUE, *SLICES), shipped())
     assert len(rows) * len(rows[0]) >= 600
     cells = [found for row in rows for found in row]
     assert {found.verdict for found in cells} == {"fits", "tight", "no"}
