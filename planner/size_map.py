@@ -17,11 +17,11 @@ from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, Gen
 
 # The shorter side of each column, in pixels: finer where sizes are usual.
 SHORTER_SIDES = (
-    *range(256, 896, 64),
-    *range(896, 1536, 128),
-    *range(1536, 2560, 256),
-    *range(2560, 4096, 512),
-    *range(4096, MAX_SIDE + 1, 2048),
+    *range(256, 1024, 64),
+    *range(1024, 1536, 128),
+    *range(1536, 2048, 256),
+    *range(2048, 4096, 1024),
+    *range(4096, MAX_SIDE + 1, 4096),
 )
 # Fewer where every cell is a run of its own.
 FEW_SIDES = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096)

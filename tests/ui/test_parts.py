@@ -97,7 +97,7 @@ def test_the_least_memory_is_told_where_it_says_more_than_the_headroom():
 
 
 def test_the_other_method_is_told_in_one_line():
-    assert other_line(fit(REQUESTS[0], T4, "formula")) == "formula: fits, needs 2.40 GiB"
+    assert other_line(fit(REQUESTS[0], T4, "formula")) == "formula: fits, needs 2.40 GiB, without the activations"
     assert other_line(replace(fit(REQUESTS[0], T4, "measured"), basis="dry-run")) == "dry-run: unknown"
 
 
