@@ -72,7 +72,7 @@ def test_a_map_says_what_each_card_says(opened):
     table = at.dataframe[0].value.set_index("Card")
     signs = set()
     for name in table.index:
-        for size in list(table.columns)[::4]:
+        for size in list(table.columns)[::2]:
             width, height = map(int, size.split("×"))
             answer = fit(GenerationRequest(width=width, height=height), card_named(name), "dry-run")
             assert answer.headroom_bytes is not None
