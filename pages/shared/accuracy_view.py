@@ -72,7 +72,10 @@ def headline(graded: Sequence[Graded]) -> None:
             help=f"{inside:,} of {len(graded):,} measured peaks lie in the interval that the other runs give; "
             f"{NOMINAL:.0%} should.",
         )
+    # A median of nothing must not hide the run that was missed.
+    worst = max(graded, key=lambda one: abs(one.error("calibrated")))
     st.caption(
+        f"At worst the calibrated peak was off by {worst.error('calibrated'):+.2%}: {plain(run_name(worst))}. "
         f"Calibrated values and intervals come from the other runs alone, and hold at {NOMINAL:.0%}. "
         f"Of these runs {published:,} {'was' if published == 1 else 'were'} published by others; their own page on "
         "History names each source."

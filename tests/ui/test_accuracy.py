@@ -47,6 +47,7 @@ def test_the_published_runs_are_there_from_the_start(open_page):
     assert shown["Runs"] == "17" and shown["Inside interval"] == "100%"
     assert shown["Dry run off by"] == "0.00%" and shown["Formula off by"] == "96%"
     assert "Of these runs 17 were published by others" in texts(at.caption)
+    assert "At worst the calibrated peak was off by -11.53%: txt2img 512×512, model offload" in texts(at.caption)
     assert "None of these runs has its stages" in texts(at.caption)
     assert table(at, "Runs")["Card"].iloc[0] == "RTX 4090"
 

@@ -1,7 +1,7 @@
 """Made-up runs on made-up cards, with a truth to recover: workspace fraction, constant and noise."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -94,8 +94,11 @@ def measured_of(run: Observation) -> Measured:
 
 def evidence_of(observations: list[Observation], versions: str = VERSIONS) -> Evidence:
     """The evidence of these runs, curves made as they are asked for."""
-    curves: Callable = lambda asked: {one.run_id: curve(one.request, one.capability) for one in asked}  # noqa: E731
-    return Evidence(observations, curves, versions)
+
+    def curves_of(asked: Sequence[Observation]) -> dict[str, Curve]:
+        return {one.run_id: curve(one.request, one.capability) for one in asked}
+
+    return Evidence(observations, curves_of, versions)
 
 
 def target(request: GenerationRequest, **changes):
