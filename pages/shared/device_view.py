@@ -15,8 +15,8 @@ def attached_cards_view() -> None:
         st.info(
             f"**No GPU to measure here:** {problem.reason}. Rehearse the path on the CPU below. To measure a GPU:\n"
             "1. run the command below on a machine that has one, in a checkout of this planner;\n"
-            "2. `python -m planner doctor` there names the history file: copy it;\n"
-            "3. start this planner with `PLANNER_DB` set to the copy.",
+            "2. `python -m planner history export runs.jsonl` there writes what it measured;\n"
+            "3. import that file on the History page here, or with `python -m planner history import runs.jsonl`.",
             icon=":material/developer_board_off:",
         )
     for card, problem in found:

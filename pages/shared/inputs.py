@@ -140,6 +140,8 @@ def request_controls() -> GenerationRequest | None:
     }
     preset_controls()
     values |= _number_controls()
+    # Beside the numbers it is about, and not below what is folded away.
+    said = st.container()
     with st.expander("Options", expanded=stays_open("options", _OPTIONS)):
         values |= _option_controls()
     with st.expander("From a prompt or an image"):
@@ -149,10 +151,10 @@ def request_controls() -> GenerationRequest | None:
     try:
         request = GenerationRequest.from_dict(values)
     except InvalidArgument as error:
-        st.error(sentence(str(error)), icon=":material/error:")
+        said.error(sentence(str(error)), icon=":material/error:")
         return None
     if request.is_rounded:
-        st.caption(
+        said.caption(
             f"img2img works on {request.effective_width}×{request.effective_height}: it rounds down to multiples of 8."
         )
     return request

@@ -180,7 +180,7 @@ def test_the_basis_comes_along_to_verify_and_back(open_page):
 def test_verify_without_a_gpu_says_why_and_what_to_do(open_page, no_driver):
     at = open_page(VERIFY, width="256")
     assert "No GPU to measure here" in texts(at.info)
-    assert "python -m planner doctor" in texts(at.info)
+    assert "python -m planner history export runs.jsonl" in texts(at.info)
     assert texts(at.code).splitlines() == [
         "python -m planner verify --width 256",
         "python -m planner verify --width 256 --device cpu",
