@@ -77,8 +77,9 @@ def chromium() -> Generator[Browser]:
 
 
 def settle(page: Page) -> None:
-    """Wait until the page's script has run to its end."""
+    """Wait until the page's script has run to its end and the browser has loaded the code of every control."""
     page.wait_for_selector(SETTLED)
+    page.wait_for_function("!document.querySelector('[data-testid=stMain] [data-testid=stSkeleton]')")
 
 
 def whole_page(page: Page, path: Path) -> None:

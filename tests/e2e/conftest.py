@@ -1,9 +1,13 @@
 import os
 
 import pytest
+from playwright.sync_api import expect
 
 from cache.store import Store
 from tests.browser import CHROMIUM, chromium, server
+
+# A loaded machine takes longer to show a thing; one that never comes is still missed.
+expect.set_options(timeout=20_000)
 
 
 def pytest_collection_modifyitems(items):

@@ -53,7 +53,7 @@ def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
         go(page, name)
         expect(page).to_have_url(re.compile("width=768"))
     expect(width_of(page)).to_have_value("768")
-    expect(page.get_by_text("txt2img 768×512, batch 2")).to_be_visible()
+    expect(page.locator("p", has_text="txt2img 768×512, batch 2")).to_be_visible()
 
 
 def test_the_back_button_leads_back_to_the_plan_as_it_was(open_page):
@@ -176,6 +176,7 @@ def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
 def test_the_controls_are_reached_by_keyboard(open_page):
     page = open_page()
     expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("spinbutton", name="Steps")).to_be_visible()
     settle(page)
     reached = set()
     for _ in range(40):
