@@ -28,9 +28,6 @@ WIDEST_HEAD_IN_REGISTERS = 128
 # Flash attention takes heads up to this width; the VAE's single head of 512 is beyond it.
 WIDEST_FLASH_HEAD = 256
 
-# Fine enough for a threshold that no card is known to better than ten times this.
-LEAST_STEP = 16 * MIB
-
 # An enum's attribute takes longer to look up than to compare.
 BIRTH, DEATH, CONVOLUTION, ATTENTION = map(int, (Op.BIRTH, Op.DEATH, Op.CONVOLUTION, Op.ATTENTION))
 
@@ -261,63 +258,6 @@ class _Replay:
             max(before.reserved_bytes, allocator.peak_reserved_bytes),
         )
         allocator.reset_peaks()
-
-
-class _Thrifty(CachingAllocator):
-    """Flushes before it asks for anything: reserves about as little as a run can."""
-
-    def _reserve(self, size: int) -> None:
-        self.empty_cache()
-        super()._reserve(size)
-
-
-def thrifty_run(events: Events, policy: KernelPolicy) -> DryRun:
-    """The replay without workspace and by an allocator that flushes before it asks: about the least there is."""
-    return dry_run(events, policy.without_workspace(), allocator=_Thrifty())
-
-
-def least_capacity_bytes(
-    events: Events, sketch: Events, policy: KernelPolicy, enough_bytes: int, thrifty: DryRun
-) -> int:
-    """The least capacity from which on the replay comes to its end, found in steps of 16 MiB.
-
-    Within `enough_bytes` it is known to end; `thrifty` is its `thrifty_run`, near which the answer lies; `sketch` is
-    the same history with every repeated call played once, on which it is searched before it is tried on the whole.
-
-    It is not so that more room always helps: less makes the allocator flush earlier, which can spare a bad split, so a
-    lucky capacity may lie below others that are out of memory. Those up to 256 MiB above the thrifty run's are looked
-    at from above, and luck below a failure does not count.
-    """
-    step = LEAST_STEP
-
-    def runs(steps: int, history: Events = sketch) -> bool:
-        return dry_run(history, policy, steps * step).outcome == "ok"
-
-    # Less than what lives at once can never do.
-    low, high = (thrifty.peak_allocated_bytes - 1) // step, -(-enough_bytes // step)
-    enough = high
-    likely = -(-thrifty.peak_reserved_bytes // step)
-    top = likely + 16
-    while top < high and not runs(top):
-        low, top = top, likely + 2 * (top - likely)
-    high = min(high, top)
-    for steps in (likely + 6, likely + 1, likely):
-        if low < steps < high:
-            if not runs(steps):
-                low = steps
-                break
-            high = steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if runs(middle) else (middle, high)
-    # The whole may need more than its sketch: results of many tiles and slices pile up.
-    gap = 1
-    while high < enough and not runs(high, events):
-        low, high, gap = high, min(enough, high + gap), 2 * gap
-    while gap > 1 and high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if runs(middle, events) else (middle, high)
-    return min(high * step, enough_bytes)
 
 
 def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:

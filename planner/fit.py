@@ -43,41 +43,35 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
 
 
 @lru_cache(maxsize=256)
-def _runs(library: Library, request: GenerationRequest, policy: KernelPolicy) -> tuple[DryRun, DryRun]:
-    """The dry runs that need no capacity: with preferred kernels, and as thrifty as can be."""
-    from planner.dryrun import dry_run, thrifty_run
+def _preferred(library: Library, request: GenerationRequest, policy: KernelPolicy) -> DryRun:
+    from planner.dryrun import dry_run
     from planner.flatten import events_of
 
-    events = events_of(library, request)
-    return dry_run(events, policy), thrifty_run(events, policy)
-
-
-@lru_cache(maxsize=256)
-def _least(library: Library, request: GenerationRequest, policy: KernelPolicy) -> int:
-    from planner.dryrun import least_capacity_bytes
-    from planner.flatten import events_of
-
-    preferred, thrifty = _runs(library, request, policy)
-    events, sketch = (events_of(library, request, play) for play in ("ends", "first"))
-    return least_capacity_bytes(events, sketch, policy, preferred.peak_reserved_bytes, thrifty)
+    return dry_run(events_of(library, request), policy)
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
     from planner.dryrun import KernelPolicy, assumptions
+    from planner.least import least_capacity_bytes
+    from planner.needs import peaks_of, same_work
 
     # What an answer depends on: the canonical size, and nothing that moves no allocation.
     request = replace(request.canonical(), prompt_tokens=1)
     policy = KernelPolicy.of(card.compute_capability)
-    preferred, thrifty = _runs(library, request, policy)
+    preferred = _preferred(library, request, policy)
     notes = tuple(assumptions(request, card.compute_capability))
-    # Where something is assumed, the worst that it could turn out to be must fit too.
-    worst_case = _runs(library, request, policy.cautious())[0] if notes else preferred
-    worst_need = max(preferred.peak_reserved_bytes, worst_case.peak_reserved_bytes) + card.context_bytes
-    minimum = _least(library, request, policy) + card.context_bytes
-    peak = preferred.peak_allocated_bytes
+    peak, worst_peak, worst_need = (preferred.peak_allocated_bytes,) * 2 + (preferred.peak_reserved_bytes,)
+    work = same_work(request)
+    if notes:
+        # Where something is assumed, the worst that it could turn out to be must fit too.
+        cautious = peaks_of(library, work, policy.cautious())
+        worst_peak, worst_need = max(peak, cautious.allocated_bytes), max(worst_need, cautious.reserved_bytes)
+    worst_need += card.context_bytes
+    minimum = least_capacity_bytes(request, policy, library) + card.context_bytes
     # Without workspace other blocks are cut, and a few may hold more beyond their requests.
-    least_peak = min(thrifty.peak_allocated_bytes, peak)
-    interval = (least_peak, max(peak, worst_case.peak_allocated_bytes)) if notes else (peak, peak)
+    thrifty = peaks_of(library, work, policy.without_workspace(), is_thrifty=True)
+    least_peak = min(thrifty.allocated_bytes, peak)
+    interval = (least_peak, worst_peak) if notes else (peak, peak)
     return Answer(
         card=card,
         basis="dry-run",

@@ -95,7 +95,7 @@ class Peaks(NamedTuple):
 def peaks(played: Script, capacity_bytes: int | None = None, *, is_thrifty: bool = False) -> Peaks | None:
     """What the replay reserves and allocates at most, None where it is out of memory within `capacity_bytes`.
 
-    `is_thrifty` flushes before it asks for anything, as `planner.dryrun.thrifty_run` does.
+    `is_thrifty` flushes before it asks for anything, and so reserves about as little as a run can.
     """
     start = played.start
     room = 1 << 62 if capacity_bytes is None else capacity_bytes

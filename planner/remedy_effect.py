@@ -4,7 +4,7 @@ from typing import Literal
 
 from planner.answer import Answer, Verdict
 from planner.components import STAGE_NAMES
-from planner.dryrun import LEAST_STEP
+from planner.least import LEAST_STEP
 from planner.units import gib
 
 # The better verdict, or less memory without one, or nothing.

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from planner.answer import Verdict
 from planner.gpus import Card
-from planner.needs import least_need_bytes, need_bytes, runs_within, worst_need_bytes
+from planner.least import runs_within
+from planner.needs import least_need_bytes, need_bytes, worst_need_bytes
 from planner.program import Library
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 
-from planner import needs, sizes
+from planner import sizes
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
 from planner.needs import need_bytes
 from planner.program import shipped
@@ -15,9 +16,9 @@ Row = tuple[str, str, str]
 
 def forget() -> None:
     """Forget every answer that was kept, so that the next is worked out."""
-    for module in (needs, sizes):
-        for kept in vars(module).values():
-            if getattr(kept, "__module__", None) == module.__name__ and hasattr(kept, "cache_clear"):
+    for name in ("planner.fit", "planner.least", "planner.needs", "planner.sizes"):
+        for kept in vars(import_module(name)).values():
+            if getattr(kept, "__module__", None) == name and hasattr(kept, "cache_clear"):
                 kept.cache_clear()
 
 

@@ -10,16 +10,14 @@ from planner.components import STAGES
 from planner.dryrun import (
     CUBLAS_BYTES,
     CUBLAS_BYTES_FROM_90,
-    LEAST_STEP,
     KernelPolicy,
     allocated_peaks,
     assumptions,
     dry_run,
-    least_capacity_bytes,
     live_peaks,
-    thrifty_run,
 )
 from planner.flatten import events_of
+from planner.least import LEAST_STEP, least_capacity_bytes
 from planner.program import Op, shipped
 from planner.request import GenerationRequest
 from planner.units import MIB
@@ -40,9 +38,7 @@ def run(request: GenerationRequest, policy: KernelPolicy = TENSOR_CORES, capacit
 
 
 def least(request: GenerationRequest, policy: KernelPolicy) -> int:
-    events, sketch = (events_of(shipped(), request, play) for play in ("ends", "first"))
-    enough = dry_run(events, policy).peak_reserved_bytes
-    return least_capacity_bytes(events, sketch, policy, enough, thrifty_run(events, policy))
+    return least_capacity_bytes(request, policy, shipped())
 
 
 @few

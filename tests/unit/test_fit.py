@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from planner.answer import BASES, EXIT_CODES, worst
 from planner.components import STAGES
 from planner.errors import InvalidArgument
-from planner.fit import _least, _runs, fit
+from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import CATALOGUE, Card, card_named
 from planner.program import Library, shipped
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
+from tests.bench.planning import forget
 from tests.unit.strategies import requests
 
 cards = st.sampled_from(CATALOGUE)
@@ -108,8 +109,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before():
     alone = fit(request, card_named("H100"))
     for name in ("T4", "A10", "RTX 4060"):
         fit(request, card_named(name))
-    for cached in (_runs, _least):
-        cached.cache_clear()
+    forget()
     fit(request, card_named("T4"))
     assert fit(request, card_named("H100")) == alone
 
