@@ -27,11 +27,12 @@ def predictions_for(
     """What each basis says of this request on this device now, the most trusted first, to be kept with the run.
 
     What our own worker (`own_pid`) holds of the card counts as free: the run takes it over. A calibrated prediction is
-    among them where `evidence` has enough runs for one.
+    among them where `evidence` has enough runs for one. At an emulated capacity they are for that much memory, with the
+    real card's kernels and context.
     """
-    if device.card is None:
+    card = device.as_card(own_pid)
+    if card is None:
         return _rehearsed(request, facts, library)
-    card = device.card.as_card(own_pid)
     answers = [fit(request, card, "dry-run", facts, library), fit(request, card, "formula", facts)]
     calibrated = fit(request, card, "calibrated", facts, library, evidence)
     if calibrated.reason is None:

@@ -31,7 +31,7 @@ _REQUEST = ", ".join(f"r.{field.name}" for field in fields(GenerationRequest))
 _SELECT = f"""
     select m.id, m.created_at, m.outcome, m.ended_in, m.peak_allocated_bytes, m.peak_reserved_bytes, m.context_bytes,
         m.num_alloc_retries, m.free_before_bytes, m.holders, m.request_id, e.card, e.compute_capability, e.total_bytes,
-        e.cudnn, e.attention, {", ".join(f"e.{name}" for name in VERSIONS)}, {_REQUEST},
+        e.emulated_bytes, e.cudnn, e.attention, {", ".join(f"e.{name}" for name in VERSIONS)}, {_REQUEST},
         (select json_group_object(s.stage, s.peak_allocated_bytes) from stages s where s.measurement_id = m.id) stages
     from measurements m join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
     where e.device_kind = 'cuda' and e.method = {METHOD} and e.dtype = 'float16'
@@ -73,8 +73,9 @@ def _kind(outcome: str, num_alloc_retries: int | None) -> Kind:
     return "limited" if num_alloc_retries else "full"
 
 
-def _is_alone(has_holders: bool, free_bytes: int | None, total_bytes: int | None) -> bool:
-    if has_holders:
+def _is_alone(has_holders: bool, free_bytes: int | None, total_bytes: int | None, emulated_bytes: int | None) -> bool:
+    # The end of an emulated capacity is not the card's, as if somebody else held the rest of it.
+    if has_holders or emulated_bytes is not None:
         return False
     return free_bytes is None or total_bytes is None or free_bytes > total_bytes - _NOT_FREE_BYTES
 
@@ -106,7 +107,13 @@ def observation_of(measurement: Measurement) -> Observation | None:
         num_alloc_retries=measured.num_alloc_retries or 0,
         stages=stages,
         ended_in=measured.ended_in,
-        is_alone=_is_alone(bool(measurement.holders), measured.free_before_bytes, environment.total_bytes),
+        is_alone=_is_alone(
+            bool(measurement.holders),
+            measured.free_before_bytes,
+            environment.total_bytes,
+            environment.emulated_bytes,
+        ),
+        emulated_bytes=environment.emulated_bytes,
         is_reference=measurement.origin == "reference",
     )
 
@@ -136,7 +143,10 @@ def _observations_in(rows: Iterable[sqlite3.Row]) -> Iterator[Observation]:
             num_alloc_retries=row["num_alloc_retries"] or 0,
             stages={stage: size for stage, size in json.loads(row["stages"]).items() if size},
             ended_in=row["ended_in"],
-            is_alone=_is_alone(row["holders"] != "[]", row["free_before_bytes"], row["total_bytes"]),
+            is_alone=_is_alone(
+                row["holders"] != "[]", row["free_before_bytes"], row["total_bytes"], row["emulated_bytes"]
+            ),
+            emulated_bytes=row["emulated_bytes"],
         )
 
 
@@ -154,8 +164,9 @@ def _history(path: Path) -> list[Observation]:
         db.row_factory = sqlite3.Row
         # A byte that is no text must not cost the whole history.
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        # An older schema has none: it is brought up before it is read.
+        # An older schema lacks them: it is brought up before it is read.
         db.execute("select 1 from curves limit 1")
+        db.execute("select emulated_bytes from environments limit 1")
         return list(_observations_in(db.execute(_SELECT)))
 
 

@@ -95,7 +95,7 @@ def line_of(measurement: Measurement) -> str:
         "scope": measurement.scope,
         "source": measurement.source,
         "request": measurement.request.to_dict(),
-        "environment": asdict(measurement.environment),
+        "environment": measurement.environment.to_dict(),
         "measured": asdict(measurement.measured),
         "holders": measurement.holders,
         "predictions": [asdict(prediction) for prediction in measurement.predictions],

@@ -108,6 +108,8 @@ class Job:
         task = request.task if request.offload != "none" else None
         return (
             self.device.key,
+            # A limit stays with the process that it was set in.
+            self.device.emulated_bytes,
             self.environment.weights,
             request.safety_checker,
             request.channels_last,

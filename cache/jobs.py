@@ -93,8 +93,7 @@ class Jobs:
             model_dir=model_dir,
             predictions=tuple(predictions),
         )
-        free_bytes = device.card.free_bytes if device.card else None
-        known = None if force else self.store.already_measured(request, job.environment, free_bytes)
+        known = None if force else self.store.already_measured(request, job.environment, device.free_bytes)
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started
@@ -115,7 +114,7 @@ class Jobs:
 
     def _open_job_like(self, job: Job) -> Job | None:
         def asks(one: Job) -> tuple[Any, ...]:
-            return one.request, one.device.key, one.weights, one.model_dir
+            return one.request, one.device.key, one.device.emulated_bytes, one.weights, one.model_dir
 
         still_open = (
             one for one in self._jobs.values() if one.state in ("queued", "running") and not one.cancelled.is_set()
@@ -237,7 +236,12 @@ class Jobs:
         return measured, holders
 
     def _outcome_of(self, job: Job, worker: WorkerProcess) -> Measured:
-        order = {"request": job.request.to_dict(), "weights": job.weights, "model_dir": job.model_dir}
+        order = {
+            "request": job.request.to_dict(),
+            "weights": job.weights,
+            "model_dir": job.model_dir,
+            "emulated_bytes": job.device.emulated_bytes,
+        }
 
         def on_message(message: dict[str, Any]) -> None:
             self._on_message(job, message)

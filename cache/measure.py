@@ -173,6 +173,8 @@ class PipelineBackend:
         request = GenerationRequest.from_dict(job["request"])
         source = Source(job["weights"], job.get("model_dir"))
         stages: _Stages | None = None
+        # Before anything is loaded: on a card of that capacity the weights would count as well.
+        self.probe.limit(job.get("emulated_bytes"))
         free_before = self.probe.free_bytes()
         phase = "loading"
         try:

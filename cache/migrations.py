@@ -184,3 +184,9 @@ def m006_origins(db: Database) -> None:
 def m007_curves(db: Database) -> None:
     """What calibration reads off a dry run, kept because a history of many requests takes long to replay."""
     db.table("curves").create({"id": str, "numbers": str}, pk="id", not_null={"numbers"}, strict=True)
+
+
+@migrations()
+def m008_emulated_capacities(db: Database) -> None:
+    """A run may be limited to less than its card has; null, as in every row before, is one that had it all."""
+    db.table("environments").add_column("emulated_bytes", int)

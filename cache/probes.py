@@ -14,6 +14,13 @@ from torch.utils._pytree import tree_iter
 class Probe(Protocol):
     """Sizes in bytes; None where the device does not tell."""
 
+    def limit(self, capacity_bytes: int | None) -> None:
+        """From now on refuse as a device of this capacity would, None for all that there is.
+
+        Raises:
+            RuntimeError: that cannot be done on this device; the message says why.
+        """
+
     def start(self) -> None:
         """Begin a run: nothing cached, peaks at zero."""
 
@@ -54,6 +61,8 @@ class CudaProbe:
         # Before this process has a context, so that what others hold can be told from it.
         self._others_bytes = self._used_before_us()
         self._context_bytes: int | None = None
+        self._capacity_bytes: int | None = None
+        self._allowed_bytes: int | None = None
         torch.cuda.init()
         torch.zeros(1, device=device)
 
@@ -71,11 +80,38 @@ class CudaProbe:
         except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
             return None
 
-    def free_bytes(self) -> int:
+    def _look_again(self) -> None:
+        # Others may have come or gone since the last job; our context has not changed.
         if self._context_bytes is not None:
-            # Others may have come or gone since the last job; our context has not changed.
             self._others_bytes = self.device_bytes() - self.now()[1] - self._context_bytes
-        return torch.cuda.mem_get_info(self.device)[0] + self.now()[1]
+
+    def free_bytes(self) -> int:
+        self._look_again()
+        free_bytes = torch.cuda.mem_get_info(self.device)[0] + self.now()[1]
+        return free_bytes if self._allowed_bytes is None else min(free_bytes, self._allowed_bytes)
+
+    def limit(self, capacity_bytes: int | None) -> None:
+        if capacity_bytes is None and self._capacity_bytes is not None:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            self._allowed_bytes = None
+        self._capacity_bytes = capacity_bytes
+        self._look_again()
+        self._keep_to_limit()
+
+    def _keep_to_limit(self) -> None:
+        """Leave torch's allocator what a card of the emulated capacity would: all but this process's context.
+
+        The context grows as kernels are loaded, so what is left is counted anew before each stage.
+        """
+        if self._capacity_bytes is None:
+            return
+        context = self.context_bytes()
+        if context is None:
+            raise RuntimeError("the driver does not say what the CUDA context takes, so no capacity can be emulated")
+        total = torch.cuda.mem_get_info(self.device)[1]
+        self._allowed_bytes = max(0, min(self._capacity_bytes - context, total))
+        # torch multiplies by the total and cuts the fraction off: half a byte more keeps the last one.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (self._allowed_bytes + 0.5) / total))
 
     def start(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -87,6 +123,7 @@ class CudaProbe:
         torch.cuda.empty_cache()
 
     def reset_peak(self) -> None:
+        self._keep_to_limit()
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> tuple[int, int]:
@@ -156,6 +193,10 @@ class CpuProbe:
         """Count a module's weights as live."""
         for tensor in (*module.parameters(), *module.buffers()):
             self.storages.see(tensor.data)
+
+    def limit(self, capacity_bytes: int | None) -> None:
+        if capacity_bytes is not None:
+            raise RuntimeError("the CPU has no CUDA allocator to limit")
 
     def start(self) -> None:
         self.reset_peak()

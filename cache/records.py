@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from planner.answer import Answer
+from planner.card import emulated_name
 from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]
@@ -31,7 +32,10 @@ def content_id(value: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The card and the versions a run depends on. `cuda` and `cudnn` are known only once torch was loaded."""
+    """The card and the versions a run depends on. `cuda` and `cudnn` are known only once torch was loaded.
+
+    `emulated_bytes` is the capacity at which torch was made to refuse on a larger card, None where it had the whole.
+    """
 
     device_kind: DeviceKind
     card: str
@@ -52,11 +56,24 @@ class Environment:
     allocator_settings: str
     weights: str
     method: int = METHOD
+    emulated_bytes: int | None = None
 
     @property
     def environment_id(self) -> str:
         """A hash of the content."""
-        return content_id(asdict(self))
+        return content_id(self.to_dict())
+
+    @property
+    def card_name(self) -> str:
+        """The card as a reader should see it: what was measured at an emulated capacity says so."""
+        return emulated_name(self.card, self.emulated_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name. That nothing was emulated is said by nothing, as it was before there was such a field."""
+        values = asdict(self)
+        if self.emulated_bytes is None:
+            del values["emulated_bytes"]
+        return values
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
@@ -81,6 +98,7 @@ SAME_KEY = (
     "allocator_settings",
     "weights",
     "method",
+    "emulated_bytes",
 )
 # Versions that make a row stale when they differ from those installed now.
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate")

@@ -76,6 +76,7 @@ _ENVIRONMENT = {field.name: nullable(_TEXT) if field.default is None else _TEXT 
     "mig": nullable(truth),
     "dtype": one_of("float16", "bfloat16", "float32"),
     "method": _COUNT,
+    "emulated_bytes": nullable(whole(1, 2**50)),
 }
 _STAGE_MEASURE = {
     "stage": _STAGE,
@@ -146,6 +147,16 @@ def _check_peaks(measured: Measured) -> None:
         raise Broken(rule, measured.weights_bytes).inside("measured.weights_bytes")
 
 
+def _check_capacity(environment: Environment) -> None:
+    emulated, total = environment.emulated_bytes, environment.total_bytes
+    if emulated is None:
+        return
+    if environment.device_kind != "cuda":
+        raise Broken("must be null where device_kind is not cuda", emulated).inside("environment.emulated_bytes")
+    if total is not None and emulated >= total:
+        raise Broken(f"must be below the card's {total}", emulated).inside("environment.emulated_bytes")
+
+
 def run_of(value: Any, origin: Origin) -> Measurement:
     """The run that a line's JSON value says.
 
@@ -165,6 +176,7 @@ def run_of(value: Any, origin: Origin) -> Measurement:
         if line["created_at"] > datetime.now(UTC) + _AHEAD:
             raise Broken("must not be in the future", value["created_at"]).inside("created_at")
     _check_peaks(line["measured"])
+    _check_capacity(line["environment"])
     return Measurement(
         measurement_id=line["id"],
         created_at=line["created_at"].isoformat(timespec="microseconds"),

@@ -241,6 +241,9 @@ class Store(HistoryFile):
         memory then, or when more is free now (`free_bytes`). A card is known by its own key, wherever it was measured;
         a rehearsal has none, so one of another machine is left out.
         """
+        if environment.emulated_bytes is not None and free_bytes is not None:
+            # What is free beyond the emulated capacity would help no run.
+            free_bytes = min(free_bytes, environment.emulated_bytes)
         same = " and ".join(f"e.{name} is :{name}" for name in SAME_KEY)
         same += " and (m.origin = 'own' or e.uuid_hash is not null)"
         outcomes = ", ".join(f"'{outcome}'" for outcome in ANSWERS)

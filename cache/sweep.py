@@ -1,16 +1,17 @@
-"""Many requests on one device in one go: which ones, in what order, and which of them can run there.
+"""Many requests on one device in one go: which ones, at what capacity, in what order, and which can run there.
 
 A history that covers sizes, batches and options tells more than one run of each; the grid is made to be such a one.
 """
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from cache.device import Device, check_runnable
-from cache.strict import Broken, load, scalar, table
+from cache.device import MIN_CAPACITY_BYTES, Device, check_runnable
+from cache.strict import Broken, load, nullable, scalar, table, whole
 from planner.errors import InvalidArgument
 from planner.request import TASKS, GenerationRequest, Task
+from planner.units import GIB
 
 MAX_ENTRIES = 10_000
 MAX_FILE_BYTES = 16 * 1024**2
@@ -19,14 +20,40 @@ _SQUARES = tuple((side, side) for side in (256, 512, 768, 1024, 1536, 2048))
 # Latents with odd sides, and sides unlike each other.
 _ODD = ((520, 776), (1000, 1304), (1096, 616))
 
+# Emulated in the grid: what many cards in use have, and where each outcome is at hand. By the dry run the first fits,
+# the next three are tight, or out of memory for txt2img, and the last is out of memory.
+GRID_CAPACITY_BYTES = 16 * GIB
+_AT_CAPACITY = (
+    {"width": 1536, "height": 1536},
+    {"width": 2048, "height": 2048},
+    {"width": 1024, "height": 1024, "batch": 4},
+    {"width": 1024, "height": 1024, "batch": 8},
+    {"width": 768, "height": 768, "batch": 16},
+)
+
+_CAPACITY = "capacity_bytes"
 _FIELDS = [field.name for field in fields(GenerationRequest)]
-_ENTRY = table(dict.fromkeys(_FIELDS, scalar), optional=frozenset(_FIELDS))
+_ENTRY = table(
+    dict.fromkeys(_FIELDS, scalar) | {_CAPACITY: nullable(whole(MIN_CAPACITY_BYTES, 4096 * GIB))},
+    optional=frozenset({*_FIELDS, _CAPACITY}),
+)
+
+
+class Entry(NamedTuple):
+    """A request of a sweep, and the capacity to emulate for it; None is the whole card."""
+
+    request: GenerationRequest
+    capacity_bytes: int | None = None
+
+    def device(self, device: Device) -> Device:
+        """The device as this entry wants it."""
+        return replace(device, emulated_bytes=self.capacity_bytes)
 
 
 class Skipped(NamedTuple):
-    """A request that cannot run on the device, and why."""
+    """An entry that cannot run on the device, and why."""
 
-    request: GenerationRequest
+    entry: Entry
     error: InvalidArgument
 
 
@@ -53,17 +80,26 @@ def _changes() -> Iterable[dict[str, Any]]:
         yield change(task, (1024, 1024), batch=2, vae_tiling=True)
 
 
-def grid(base: GenerationRequest) -> list[GenerationRequest]:
+def grid(base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
     """The built-in sweep: what is not varied, such as the steps, is the base's.
 
     Not every value beside every other, which would be hundreds of runs: each size and each batch with both tasks and
-    with and without guidance, tiling wherever it moves something, and channels_last at every size.
+    with and without guidance, tiling wherever it moves something, and channels_last at every size. A few more, around
+    what 16 GiB can hold, are at that emulated capacity, the others at `capacity_bytes`.
     """
-    return [GenerationRequest.from_dict(base.to_dict() | change) for change in _changes()]
+    plain = {"guidance_scale": 7.5, "batch": 1, "vae_tiling": False, "channels_last": False}
+    limited = [plain | {"task": task} | change for change in _AT_CAPACITY for task in TASKS]
+    found = [
+        Entry(GenerationRequest.from_dict(base.to_dict() | change), capacity)
+        for changes, capacity in ((_changes(), capacity_bytes), (limited, GRID_CAPACITY_BYTES))
+        for change in changes
+    ]
+    # The same capacity may be given for all.
+    return list(dict.fromkeys(found))
 
 
-def requests_in(text: bytes, base: GenerationRequest) -> list[GenerationRequest]:
-    """The requests of a JSON array of objects, each of which says what differs from the base.
+def entries_in(text: bytes, base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
+    """The entries of a JSON array of objects, each of which says what differs from the base and from the capacity.
 
     Raises:
         InvalidArgument: it is no such array, or an entry breaks a rule; the message has the entry's index, from 0.
@@ -79,12 +115,14 @@ def requests_in(text: bytes, base: GenerationRequest) -> list[GenerationRequest]
     if type(entries) is not list or not 0 < len(entries) <= MAX_ENTRIES:
         found = f"{len(entries)} of them" if type(entries) is list else "no array"
         raise InvalidArgument("sweep", f"must be a JSON array of 1 to {MAX_ENTRIES} objects", found)
-    return [_request(index, entry, base) for index, entry in enumerate(entries)]
+    return [_entry(index, entry, Entry(base, capacity_bytes)) for index, entry in enumerate(entries)]
 
 
-def _request(index: int, entry: Any, base: GenerationRequest) -> GenerationRequest:
+def _entry(index: int, entry: Any, base: Entry) -> Entry:
     try:
-        return GenerationRequest.from_dict(base.to_dict() | _ENTRY(entry))
+        values = base.request.to_dict() | {_CAPACITY: base.capacity_bytes} | _ENTRY(entry)
+        capacity_bytes = values.pop(_CAPACITY)
+        return Entry(GenerationRequest.from_dict(values), capacity_bytes)
     except Broken as broken:
         path = broken.inside(f"sweep[{index}]").path
         value = broken.shown if isinstance(broken.value, (list, dict)) else broken.value
@@ -93,37 +131,40 @@ def _request(index: int, entry: Any, base: GenerationRequest) -> GenerationReque
         raise InvalidArgument(f"sweep[{index}].{error.argument}", error.rule, error.value, error.nearest) from None
 
 
-def in_order(requests: Iterable[GenerationRequest]) -> list[GenerationRequest]:
-    """Requests that need the same model one after another, so that it is loaded once; within them small ones first.
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries that need the same model one after another, so that it is loaded once; within them small ones first.
 
-    An out-of-memory ends the worker, so what may be too much comes last.
+    An out-of-memory ends the worker, so what may be too much comes last, and each emulated capacity, which needs a
+    worker of its own, after the whole card.
     """
 
-    def key(request: GenerationRequest) -> tuple[Any, ...]:
+    def key(entry: Entry) -> tuple[Any, ...]:
+        request, capacity = entry.request, entry.capacity_bytes
         offloads = request.offload != "none"
         # As `Job.resident_key` tells models apart.
         model = (offloads, request.channels_last, not request.safety_checker, request.task if offloads else "")
         pixels = request.effective_width * request.effective_height
-        return (*model, pixels * request.batch, pixels * request.unet_batch, request.task)
+        limit = (capacity is not None, capacity or 0)
+        return (*limit, *model, pixels * request.batch, pixels * request.unet_batch, request.task)
 
-    return sorted(requests, key=key)
+    return sorted(entries, key=key)
 
 
-def runnable(requests: Iterable[GenerationRequest], device: Device) -> tuple[list[GenerationRequest], list[Skipped]]:
-    """The requests that can run on the device, and those that cannot.
+def runnable(entries: Iterable[Entry], device: Device) -> tuple[list[Entry], list[Skipped]]:
+    """The entries that can run on the device, and those that cannot.
 
     Raises:
         InvalidArgument: none can; it says why the first cannot.
     """
-    can: list[GenerationRequest] = []
+    can: list[Entry] = []
     cannot: list[Skipped] = []
-    for request in requests:
+    for entry in entries:
         try:
-            check_runnable(request, device)
+            check_runnable(entry.request, entry.device(device))
         except InvalidArgument as error:
-            cannot.append(Skipped(request, error))
+            cannot.append(Skipped(entry, error))
         else:
-            can.append(request)
+            can.append(entry)
     if not can:
         raise cannot[0].error
     return can, cannot

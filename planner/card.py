@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from planner.units import short_gib
+
 _ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
 
 
@@ -9,6 +11,11 @@ def family_of(capability: tuple[int, int]) -> str:
     """The card family of a compute capability: NVIDIA's name of the architecture."""
     exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
     return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
+
+
+def emulated_name(name: str, emulated_bytes: int | None) -> str:
+    """What a card, or a run, is called at an emulated capacity, such as ``H100, 16 GiB emulated``; the name at None."""
+    return name if emulated_bytes is None else f"{name}, {short_gib(emulated_bytes)} emulated"
 
 
 @dataclass(frozen=True, kw_only=True)

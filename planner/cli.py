@@ -125,12 +125,18 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--device", metavar="N|UUID|cpu", help="an attached card (the freest); cpu rehearses the path without a GPU"
     )
+    verify.add_argument(
+        "--capacity",
+        metavar="SIZE",
+        help="16GiB: run as if the card had no more, its CUDA context included. That emulates the capacity of a "
+        "smaller card, not its kernels (the whole card)",
+    )
     verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
     verify.add_argument(
         "--sweep",
         metavar="FILE|grid",
         help="many requests in one go: a JSON array of objects, each with what differs from this request (- reads "
-        "stdin), or the built-in grid of 90; the same command goes on where it was stopped. Suggested: --steps 5, "
+        "stdin), or the built-in grid of 100; the same command goes on where it was stopped. Suggested: --steps 5, "
         "more take time and move no peak",
     )
 

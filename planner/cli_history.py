@@ -16,7 +16,7 @@ from planner.cli import print_json, say
 from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report import SCHEMA, text_table
-from planner.units import gib
+from planner.units import gib, short_gib
 
 # What a run is of that is half of a VAE alone.
 _HALVES = {"vae.encode": "VAE encoder alone", "vae.decode": "VAE decoder alone"}
@@ -72,7 +72,7 @@ def _work_of(measurement: Measurement) -> str:
 def measurement_text(measurement: Measurement) -> str:
     """One run in full, as a person would paste it into a ticket."""
     measured, environment = measurement.measured, measurement.environment
-    card = environment.card + (f", driver {environment.driver}" if environment.driver else "")
+    card = environment.card_name + (f", driver {environment.driver}" if environment.driver else "")
     versions = [f"{name} {getattr(environment, name)}" for name in VERSIONS]
     versions += [environment.dtype, f"{environment.weights} weights"]
     facts = [
@@ -106,6 +106,11 @@ def measurement_text(measurement: Measurement) -> str:
     parts = ["\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)]
     if is_compared:
         parts.append(_comparison_table(measurement))
+    if environment.emulated_bytes is not None:
+        parts.append(
+            f"{short_gib(environment.emulated_bytes)} emulated: torch refused beyond, the CUDA context within it. "
+            f"Kernels and context are those of {environment.card}."
+        )
     if environment.device_kind == "cpu":
         parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.")
     return "\n\n".join(parts)
@@ -129,7 +134,7 @@ def _runs_table(found: Sequence[Measurement]) -> str:
                 measurement.created_at[:16].replace("T", " "),
                 *([measurement.origin] if is_mixed else []),
                 f"{what} {request.effective_width}x{request.effective_height} x{request.batch}",
-                measurement.environment.card,
+                measurement.environment.card_name,
                 measured.outcome,
                 size_text(measured.peak_allocated_bytes),
                 size_text(measured.peak_reserved_bytes),

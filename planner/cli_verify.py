@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 from cache.attached import usable_card
@@ -14,11 +15,12 @@ from cache.history_file import HistoryError
 from cache.job import JobView
 from cache.jobs import Jobs
 from cache.programs import find
-from cache.records import Measurement
+from cache.records import Environment, Measurement
 from cache.store import now
-from cache.sweep import MAX_FILE_BYTES, grid, in_order, requests_in, runnable
+from cache.sweep import MAX_FILE_BYTES, Entry, entries_in, grid, in_order, runnable
 from cache.versions import installed
 from planner.answer import EXIT_CODES, worst
+from planner.card import emulated_name
 from planner.cli import print_json, request_from, say
 from planner.cli_exchange import reading
 from planner.cli_history import measurement_text, open_store, percent_text, size_text
@@ -26,6 +28,7 @@ from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
 from planner.errors import InvalidArgument
 from planner.report import SCHEMA, text_table
 from planner.request import GenerationRequest
+from planner.units import parse_bytes
 
 WEIGHTS = ("synthetic", "hub")
 # As a shell reports a command that Ctrl-C ended.
@@ -78,8 +81,8 @@ class _Bench:
     """The queue, the device and what predictions are made of, for one run after another."""
 
     def __init__(self, arguments: argparse.Namespace, device: Device):
-        self.arguments, self.device = arguments, device
-        self.environment = environment_of(device, arguments.weights, arguments.model_dir)
+        self.arguments = arguments
+        self._environment = environment_of(device, arguments.weights, arguments.model_dir)
         self.store = open_store()
         self.library = find().library
         # As it stood before the first of these runs: none of them is predicted from another.
@@ -93,21 +96,24 @@ class _Bench:
         # Cancels what runs.
         self.jobs.close()
 
-    def submit(self, request: GenerationRequest) -> str:
+    def environment(self, device: Device) -> Environment:
+        """Where a run on this device is, which is the bench's at whatever capacity."""
+        return replace(self._environment, emulated_bytes=device.emulated_bytes)
+
+    def submit(self, request: GenerationRequest, device: Device) -> str:
         """Queue the request with what is predicted of it."""
-        free_bytes = self.device.card.free_bytes if self.device.card else None
-        force = self.arguments.force
+        force, environment = self.arguments.force, self.environment(device)
         # A prediction takes longer than an answer from the history, which needs none.
-        is_known = not force and self.store.already_measured(request, self.environment, free_bytes) is not None
+        is_known = not force and self.store.already_measured(request, environment, device.free_bytes) is not None
         facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
         return self.jobs.submit(
             request,
-            self.device,
+            device,
             weights=self.arguments.weights,
             model_dir=self.arguments.model_dir,
             predictions=()
             if is_known
-            else predictions_for(request, self.device, facts, library=self.library, evidence=self.evidence),
+            else predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
             force=force,
         )
 
@@ -133,7 +139,7 @@ class _Bench:
                 measurement_id="not kept",
                 created_at=now(),
                 request=view.request,
-                environment=self.environment,
+                environment=self.environment(view.device),
                 measured=view.measured,
             )
             say(measurement_text(lost))
@@ -145,12 +151,13 @@ def verify(arguments: argparse.Namespace) -> int:
     request = request_from(arguments)
     if arguments.weights not in WEIGHTS:
         raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", arguments.weights)
-    device = Device() if arguments.device == "cpu" else Device(usable_card(arguments.device))
+    capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
+    device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)
     if arguments.sweep is not None:
         return _sweep(arguments, request, device)
     check_runnable(request, device, arguments.model_dir)
     with _Bench(arguments, device) as bench:
-        job_id = bench.submit(request)
+        job_id = bench.submit(request, device)
         try:
             view = bench.wait(job_id)
         except KeyboardInterrupt:
@@ -166,17 +173,17 @@ def verify(arguments: argparse.Namespace) -> int:
     return exit_code_of(measurement)
 
 
-def _requests_to_sweep(arguments: argparse.Namespace, base: GenerationRequest) -> list[GenerationRequest]:
+def _entries_to_sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> list[Entry]:
     if arguments.sweep == "grid":
-        return grid(base)
+        return grid(base, device.emulated_bytes)
     with reading("sweep", arguments.sweep) as file:
-        return requests_in(file.read(MAX_FILE_BYTES + 1), base)
+        return entries_in(file.read(MAX_FILE_BYTES + 1), base, device.emulated_bytes)
 
 
 def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> int:
     # A folder that is no model is nothing to skip: it would be the same for each request.
     check_runnable(GenerationRequest(), device, arguments.model_dir)
-    planned, skipped = runnable(in_order(_requests_to_sweep(arguments, base)), device)
+    planned, skipped = runnable(in_order(_entries_to_sweep(arguments, base, device)), device)
     total = len(planned) + len(skipped)
     for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
         say(f"skipped {count} of {total}: {reason}")
@@ -184,15 +191,22 @@ def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Devic
     is_stopped = False
     try:
         with _Bench(arguments, device) as bench:
-            for number, request in enumerate(planned, 1):
-                say(f"[{number}/{len(planned)}] {request.describe()}")
-                ran.append(bench.kept(bench.wait(bench.submit(request))))
+            for number, entry in enumerate(planned, 1):
+                say(f"[{number}/{len(planned)}] {_described(entry)}")
+                ran.append(bench.kept(bench.wait(bench.submit(entry.request, entry.device(device)))))
                 say(_ending(ran[-1]))
     except KeyboardInterrupt:
         is_stopped = True
     if arguments.json:
         rows = [{"cached": one.cached, "measurement": one.measurement.to_dict()} for one in ran]
-        left_out = [{"request": one.request.to_dict(), "reason": str(one.error)} for one in skipped]
+        left_out = [
+            {
+                "request": one.entry.request.to_dict(),
+                "capacity_bytes": one.entry.capacity_bytes,
+                "reason": str(one.error),
+            }
+            for one in skipped
+        ]
         print_json({"schema": SCHEMA, "sweep": rows, "skipped": left_out})
     elif ran:
         print(_sweep_table(ran))
@@ -200,6 +214,10 @@ def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Devic
         say(f"stopped after {len(ran)} of {len(planned)}; the same command goes on from there")
         return INTERRUPTED
     return EXIT_CODES[worst(verdict_of(one.measurement) for one in ran)]
+
+
+def _described(entry: Entry) -> str:
+    return emulated_name(entry.request.describe(), entry.capacity_bytes)
 
 
 def _ending(one: _Ran) -> str:
@@ -216,7 +234,7 @@ def _sweep_table(ran: Sequence[_Ran]) -> str:
         errors = {one.basis: peak_error(measurement, one) for one in measurement.predictions}
         rows.append(
             (
-                measurement.request.describe(),
+                _described(Entry(measurement.request, measurement.environment.emulated_bytes)),
                 measured.outcome,
                 size_text(measured.peak_allocated_bytes),
                 size_text(measured.peak_reserved_bytes),

@@ -10,7 +10,7 @@ from planner.calibrate import Calibration
 from planner.cells import Cell, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
-from planner.gpus import Card, card_named, family_of
+from planner.gpus import Card, card_named, emulated_name, family_of
 from planner.posterior import Kind
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
@@ -42,8 +42,9 @@ def model_of(card: str) -> str:
 class Observation:
     """One measured run on a GPU. Bytes; `stages` are allocated peaks by stage, empty where only the whole is known.
 
-    `is_alone` says that nobody else held memory of the card, so that its end was the card's own. `ended_in` is the
-    stage or phase in which it was out of memory.
+    `is_alone` says that it had the whole card, so that its end was the card's own: nobody else held memory of it and,
+    as `emulated_bytes` says, no smaller capacity was emulated. `ended_in` is the stage or phase in which it was out of
+    memory.
     """
 
     run_id: str
@@ -63,7 +64,13 @@ class Observation:
     stages: Mapping[str, int]
     ended_in: str | None = None
     is_alone: bool = True
+    emulated_bytes: int | None = None
     is_reference: bool = False
+
+    @property
+    def card_name(self) -> str:
+        """The catalogue's name of its card, and the capacity that was emulated on it, if one was."""
+        return emulated_name(model_of(self.card), self.emulated_bytes)
 
     @cached_property
     def cell(self) -> Cell:

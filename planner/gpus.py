@@ -6,7 +6,7 @@ Names match exactly, or by a listed alias; never by substring, where "A10" would
 from dataclasses import replace
 from difflib import get_close_matches
 
-from planner.card import Card, family_of
+from planner.card import Card, emulated_name, family_of
 from planner.catalogue import CATALOGUE
 from planner.errors import InvalidArgument, UnknownCard
 from planner.slices import SLICES
@@ -21,6 +21,8 @@ __all__ = (
     "card_named",
     "card_row",
     "described_card",
+    "emulated_card",
+    "emulated_name",
     "family_of",
     "shared_card",
 )
@@ -104,6 +106,21 @@ def shared_card(card: Card, workers: int) -> Card:
         bandwidth_gb_s=None if card.bandwidth_gb_s is None else card.bandwidth_gb_s // workers,
         float16_tflops=None if card.float16_tflops is None else card.float16_tflops // workers,
         source=f"1 of {workers} equal shares of {card.name}; {card.source}",
+    )
+
+
+def emulated_card(card: Card, capacity_bytes: int) -> Card:
+    """The card as it is once torch is made to refuse beyond this capacity, its CUDA context within it.
+
+    Kernels, context and the model under which runs are found are the real card's.
+    """
+    return replace(
+        card,
+        name=emulated_name(card.name, capacity_bytes),
+        aliases=(),
+        usable_bytes=min(card.usable_bytes, capacity_bytes),
+        usable_high_bytes=min(card.usable_high_bytes, capacity_bytes),
+        source=f"a capacity emulated on {card.name}; {card.source}",
     )
 
 

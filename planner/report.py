@@ -8,7 +8,7 @@ from planner.components import STAGES
 from planner.formula import Breakdown
 from planner.gpus import Card
 from planner.request import GenerationRequest
-from planner.units import gib, signed_gib
+from planner.units import exact_size, gib, signed_gib
 
 SCHEMA = 1
 
@@ -112,8 +112,8 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
     return notes
 
 
-def verify_command(request: GenerationRequest) -> str:
-    """The command that measures this request; defaults are left out."""
+def verify_command(request: GenerationRequest, emulated_bytes: int | None = None) -> str:
+    """The command that measures this request, at an emulated capacity if one is given; defaults are left out."""
     default = GenerationRequest()
     parts = ["python -m planner verify"]
     for name, value in request.to_dict().items():
@@ -126,6 +126,8 @@ def verify_command(request: GenerationRequest) -> str:
             parts.append(flag)
         else:
             parts.append(f"{flag} {str(value).removesuffix('.0')}")
+    if emulated_bytes is not None:
+        parts.append(f"--capacity {exact_size(emulated_bytes)}")
     return " ".join(parts)
 
 

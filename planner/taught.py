@@ -96,7 +96,8 @@ def calibrated(
 def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: Answer | None = None) -> Answer:
     """What runs of this very request on this kind of card gave; ``unknown``, with the reason, where none speaks.
 
-    Runs that met the end of their card count only where nobody else held memory of it. Where the dry run `raw` is
+    Runs that met the end of their card count only where they had the whole of it: nobody else held memory of it, and no
+    smaller capacity was emulated. Where the dry run `raw` is
     known, runs that cannot be of this request are left out.
     """
     fresh, stale = evidence.of_request(request, card)
@@ -114,6 +115,8 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
     said = f"{card.name}: measured on {_runs(len(heard))} of this request on such a card"
     said += f", the last {heard[0].created_at[:10]}"
     ids = tuple(one.run_id for one in heard)
+    if emulated := sum(one.emulated_bytes is not None for one in heard):
+        said += f", {emulated} of them at an emulated capacity without meeting it"
     if not ran:
         return _out_of_memory(card, failed, said, ids)
     if failed:

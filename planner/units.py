@@ -20,6 +20,25 @@ def gib(size_bytes: int, digits: int = 2) -> str:
     return f"{size_bytes / GIB:.{digits}f} GiB"
 
 
+def short_gib(size_bytes: int) -> str:
+    """The size in GiB with no more digits than it takes, two at most: for a size that somebody chose.
+
+    >>> short_gib(17_179_869_184), short_gib(15_634_661_376)
+    ('16 GiB', '14.56 GiB')
+    """
+    return f"{size_bytes / GIB:.2f}".rstrip("0").rstrip(".") + " GiB"
+
+
+def exact_size(size_bytes: int) -> str:
+    """The size without rounding, as `parse_bytes` reads it, in the largest unit that allows it.
+
+    >>> exact_size(17_179_869_184), exact_size(1_610_612_736), exact_size(15_634_661_377)
+    ('16GiB', '1536MiB', '15634661377B')
+    """
+    unit = next(name for name, unit_bytes in reversed(_SIZES.items()) if size_bytes % unit_bytes == 0)
+    return f"{size_bytes // _SIZES[unit]}{unit}"
+
+
 def signed_gib(size_bytes: int, digits: int = 2) -> str:
     """The size with its sign always shown: a headroom of which the sign is the answer.
 

@@ -11,7 +11,7 @@ from cache.evidence import observation_of
 from cache.records import Measurement
 from cache.reference import reference_runs
 from planner.components import STAGE_NAMES
-from planner.evidence import Evidence, model_of
+from planner.evidence import Evidence
 from planner.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
 from planner.intervals import NOMINAL
 from planner.program import shipped
@@ -24,7 +24,7 @@ MIN_GROUP = 3
 NOISE = 1e-6
 
 KEYS = {
-    "card": lambda one: model_of(one.observation.card),
+    "card": lambda one: one.observation.card_name,
     "scope": lambda one: one.observation.scope,
     "stage": lambda one: STAGE_NAMES[one.peak_stage],
     "size": lambda one: size_class(one.observation.request),
@@ -71,7 +71,7 @@ def _row(one: Graded, peak: str, measured: int, raw: int, inside: tuple[int, int
     options = "" if one.observation.cell.options == "plain" else f", {one.observation.cell.options}"
     low, high = (f"{end / MIB:,.0f}" for end in inside)
     return (
-        f"| {model_of(one.observation.card)} | {what}{options} | {request.effective_width}×{request.effective_height} "
+        f"| {one.observation.card_name} | {what}{options} | {request.effective_width}×{request.effective_height} "
         f"| {peak} | {measured / MIB:,.1f} | {raw / MIB:,.1f} | {raw / measured - 1:+.2%} | {low} to {high} |"
     )
 

@@ -1,5 +1,6 @@
 """Measured runs for Hypothesis: all that the line format allows, and what hangs together hanging together."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import strategies as st
@@ -16,7 +17,17 @@ texts = st.text(st.characters(exclude_categories=["Cs"]).filter(lambda one: not 
 times = st.datetimes(datetime(2022, 1, 1), datetime(2026, 1, 1), timezones=st.just(UTC))
 
 
-def environments() -> st.SearchStrategy[Environment]:
+@st.composite
+def environments(draw) -> Environment:
+    environment = draw(_whole_cards())
+    total = environment.total_bytes
+    if environment.device_kind == "cpu" or (total is not None and total < 2):
+        return environment
+    capacities = st.integers(1, 2**50 if total is None else total - 1)
+    return replace(environment, emulated_bytes=draw(st.none() | capacities))
+
+
+def _whole_cards() -> st.SearchStrategy[Environment]:
     maybe = st.none() | texts
     return st.builds(
         Environment,

@@ -247,6 +247,12 @@ def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
         (("--device", "cpu", "--weights", "real"), "weights must be one of synthetic, hub, got 'real'"),
         (("--device", "cpu", "--model-dir", "/nowhere"), "model_dir must be a folder with model_index.json"),
         (("--device", "cpu", "--width", "10"), "width must be between 64 and 8192"),
+        (
+            ("--device", "cpu", "--capacity", "16GiB"),
+            "capacity needs a GPU: on the CPU there is no CUDA allocator to limit, got '16 GiB' (leave it out to",
+        ),
+        (("--device", "cpu", "--capacity", "16GB"), "capacity must be a number with B, KiB, MiB or GiB, got '16GB'"),
+        (("--device", "cpu", "--capacity", "16GiB", "--sweep", "grid"), "capacity needs a GPU"),
     ],
 )
 def test_verify_refuses_before_it_starts_anything(capsys, own_history, argv, message):

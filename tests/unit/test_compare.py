@@ -9,6 +9,7 @@ from cache.records import Measurement, Prediction
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
+from planner.units import GIB
 from tests.conftest import make_environment, make_measured
 
 PREDICTION = Prediction.of(fit(GenerationRequest(), card_named("T4"), "formula"))
@@ -83,3 +84,15 @@ def test_a_card_is_predicted_by_what_is_free_on_it(nvml):
     nvml.free[0] = 1_000_000_000
     predictions = predictions_for(GenerationRequest(), Device(cards()[0]))
     assert [(one.basis, one.verdict) for one in predictions] == [("dry-run", "no"), ("formula", "no")]
+
+
+def test_a_run_at_an_emulated_capacity_is_predicted_for_that_much_memory(nvml):
+    """The same sizes as on the whole card, with its kernels and context, and another verdict."""
+    request, card = GenerationRequest(width=1536, height=1536), cards()[0]
+    device = Device(card, 6 * GIB)
+    assert device.as_card().name == "Tesla T4 (attached), 6 GiB emulated"
+    assert device.as_card().usable_bytes == 6 * GIB
+    whole, limited = (predictions_for(request, one) for one in (Device(card), device))
+    assert [(one.basis, one.verdict) for one in whole] == [("dry-run", "fits"), ("formula", "fits")]
+    assert [(one.basis, one.verdict) for one in limited] == [("dry-run", "no"), ("formula", "fits")]
+    assert [replace(one, verdict="") for one in whole] == [replace(one, verdict="") for one in limited]

@@ -38,17 +38,21 @@ def test_the_light_reading_is_the_stores(store):
     """Two ways to the same rows: they must not part."""
     store.save_measurement(REQUEST, current(), make_measured())
     store.save_measurement(GenerationRequest(batch=4), current(cudnn="8907"), make_measured(num_alloc_retries=3))
+    store.save_measurement(REQUEST, current(emulated_bytes=8 * GIB), make_measured())
     oom = Measured(outcome="out-of-memory", peak_allocated_bytes=7 * GIB, ended_in="unet", free_before_bytes=GIB)
     store.save_measurement(
         REQUEST, make_environment(torch="2.1.0+cu121"), oom, holders=({"pid": 1, "name": "x", "used_bytes": None},)
     )
     found = gathered().evidence.observations
     assert list(found) == [observation_of(run) for run in store.measurements()]
-    assert [one.kind for one in found] == ["out-of-memory", "limited", "full"]
-    assert [one.cudnn for one in found] == [9, 8, 9]
-    assert [one.is_alone for one in found] == [False, True, True]
+    assert [one.kind for one in found] == ["out-of-memory", "full", "limited", "full"]
+    assert [one.cudnn for one in found] == [9, 9, 8, 9]
+    # At an emulated capacity a run has not the card to itself.
+    assert [one.is_alone for one in found] == [False, False, True, True]
+    assert [one.emulated_bytes for one in found] == [None, 8 * GIB, None, None]
+    assert [one.card_name for one in found] == ["T4", "T4, 8 GiB emulated", "T4", "T4"]
     assert found[0].versions.startswith("torch 2.1.0, ")
-    assert dict(found[2].stages) == {stage.stage: stage.peak_allocated_bytes for stage in make_measured().stages}
+    assert dict(found[3].stages) == {stage.stage: stage.peak_allocated_bytes for stage in make_measured().stages}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,18 @@ def test_an_older_history_is_brought_up(own_history):
     db.close()
     assert gathered().notice is None
     assert HistoryFile(own_history).moved_aside is None
+
+
+def test_a_history_of_the_schema_before_is_brought_up(own_history):
+    from sqlite_utils import Database
+
+    db = Database(own_history)
+    migrations.apply(db, stop_before="m008_emulated_capacities")
+    db.close()
+    assert gathered().notice is None
+    db = Database(own_history)
+    assert "emulated_bytes" in db["environments"].columns_dict
+    db.close()
 
 
 # Curves

@@ -166,6 +166,15 @@ REFUSED = [
     (changed(environment__compute_capability="seven"), "environment.compute_capability must be a version such as"),
     (changed(environment__dtype="int8"), "environment.dtype must be one of float16"),
     (changed(environment__method=True), "environment.method must be a whole number"),
+    (changed(environment__emulated_bytes=0), "environment.emulated_bytes must be a whole number between 1 and"),
+    (
+        changed(environment__emulated_bytes=15_634_661_376),
+        "environment.emulated_bytes must be below the card's 15634661376, got 15634661376",
+    ),
+    (
+        changed(environment__device_kind="cpu", environment__emulated_bytes=2**33),
+        "environment.emulated_bytes must be null where device_kind is not cuda, got 8589934592",
+    ),
     (changed(holders__0__pid=-1), "holders[0].pid must be a whole number"),
     (changed(holders={}), "holders must be a list, got an object"),
     (changed(predictions__0__basis="best"), "predictions[0].basis must be one of formula"),
@@ -194,6 +203,14 @@ def test_what_is_no_run_is_refused_by_line_field_rule_and_value(line, message):
 def test_what_may_be_unknown_may_be_missing():
     run = measurement_of(changed(source=..., environment__cudnn=..., measured__reason=...), 1)
     assert run == replace(RUN, environment=replace(RUN.environment, cudnn=None))
+
+
+def test_an_emulated_capacity_goes_along_and_its_absence_is_not_written():
+    assert "emulated_bytes" not in line_of(RUN)
+    emulated = replace(RUN, environment=replace(RUN.environment, emulated_bytes=2**33))
+    assert '"emulated_bytes":8589934592' in line_of(emulated)
+    assert measurement_of(line_of(emulated), 1) == emulated
+    assert measurement_of(changed(environment__emulated_bytes=None), 1) == RUN
 
 
 def test_a_run_that_did_not_end_well_may_hold_less_than_its_weights():

@@ -14,9 +14,12 @@ from planner.gpus import (
     card_named,
     card_row,
     described_card,
+    emulated_card,
+    emulated_name,
     shared_card,
 )
 from planner.request import GenerationRequest
+from planner.units import GIB
 
 
 def test_the_catalogue_has_the_cards_people_rent():
@@ -139,3 +142,23 @@ def test_a_share_is_named_and_one_worker_has_the_whole_card():
 def test_a_wrong_number_of_workers_is_refused(workers):
     with pytest.raises(InvalidArgument, match="workers must be"):
         shared_card(card_named("T4"), workers)
+
+
+def test_an_emulated_capacity_is_less_memory_and_the_same_card_otherwise():
+    card = card_named("H100-80GB")
+    at_16_gib = emulated_card(card, 16 * GIB)
+    assert at_16_gib.name == "H100-80GB, 16 GiB emulated" == emulated_name("H100-80GB", 16 * GIB)
+    assert (at_16_gib.usable_bytes, at_16_gib.usable_high_bytes) == (16 * GIB, 16 * GIB)
+    assert at_16_gib.model == card.model and at_16_gib.aliases == ()
+    assert at_16_gib.source.startswith("a capacity emulated on H100-80GB")
+    large = GenerationRequest(width=2048, height=2048)
+    whole, limited = (fit(large, one, "dry-run") for one in (card, at_16_gib))
+    assert (whole.verdict, limited.verdict) == ("fits", "tight")
+    for name in ("need_bytes", "peak_allocated_bytes", "context_bytes", "stages"):
+        assert getattr(whole, name) == getattr(limited, name)
+
+
+def test_what_others_hold_is_not_there_for_an_emulation_either():
+    full = replace(card_named("H100-80GB"), usable_bytes=10 * GIB, usable_high_bytes=10 * GIB)
+    assert emulated_card(full, 16 * GIB).usable_bytes == 10 * GIB
+    assert emulated_name("T4", None) == "T4"

@@ -40,6 +40,7 @@ def test_the_command_asks_for_the_same_request(request):
 
 def test_defaults_are_left_out_of_the_command():
     assert verify_command(GenerationRequest()) == "python -m planner verify"
+    assert verify_command(GenerationRequest(), 3 * 2**29) == "python -m planner verify --capacity 1536MiB"
     assert verify_command(GenerationRequest(safety_checker=False, steps=2)) == (
         "python -m planner verify --steps 2 --no-safety-checker"
     )

@@ -3,14 +3,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from sqlite_utils import Database
 
 from cache.history_file import HistoryError
 from cache.migrations import migrations
-from cache.records import Measured, Prediction
+from cache.records import Measured, Prediction, content_id
 from cache.store import Store
 from cache.versions import installed
 from planner.components import MODEL_ID, SD_V15
@@ -92,6 +92,47 @@ def test_a_card_that_others_filled_says_nothing_of_an_empty_one(store, environme
     holders = ({"pid": 1, "name": "python", "used_bytes": GIB},)
     store.save_measurement(REQUEST, environment, squeezed, holders=holders)
     assert store.already_measured(REQUEST, environment).measured == tight
+
+
+def test_an_emulated_capacity_is_another_key(store, environment):
+    emulated = [replace(environment, emulated_bytes=size * GIB) for size in (8, 12)]
+    store.save_measurement(REQUEST, environment, make_measured())
+    assert all(store.already_measured(REQUEST, one) is None for one in emulated)
+    run_id = store.save_measurement(REQUEST, emulated[0], make_measured())
+    assert store.already_measured(REQUEST, emulated[0]).measurement_id == run_id
+    assert store.already_measured(REQUEST, emulated[0]).environment == emulated[0]
+    assert store.already_measured(REQUEST, emulated[1]) is None
+    assert store.already_measured(REQUEST, environment).environment == environment
+
+
+def test_what_is_free_beyond_an_emulated_capacity_is_no_reason_to_measure_again(store, environment):
+    environment = replace(environment, emulated_bytes=8 * GIB)
+    store.save_measurement(REQUEST, environment, Measured(outcome="out-of-memory", free_before_bytes=7 * GIB))
+    assert store.already_measured(REQUEST, environment, free_bytes=14 * GIB)
+    store.save_measurement(REQUEST, environment, Measured(outcome="out-of-memory", free_before_bytes=5 * GIB))
+    # The newer of the two had less than the emulated capacity, since others held the rest.
+    found = store.already_measured(REQUEST, environment, free_bytes=14 * GIB)
+    assert found.measured.free_before_bytes == 7 * GIB
+
+
+def test_rows_from_before_there_were_emulated_capacities_keep_their_key(own_history, environment):
+    """As they stand in a file of the schema before: no column, and a hash without it."""
+    db = Database(own_history)
+    migrations.apply(db, stop_before="m008_emulated_capacities")
+    assert "emulated_bytes" not in db["environments"].columns_dict
+    values = {name: value for name, value in asdict(environment).items() if name != "emulated_bytes"}
+    db["environments"].insert({"id": content_id(values)} | values)
+    db["requests"].insert({"id": REQUEST.request_id} | REQUEST.to_dict())
+    row = {"id": "old", "request_id": REQUEST.request_id, "environment_id": content_id(values)}
+    db["measurements"].insert(row | {"created_at": "2026-01-01", "outcome": "ok", "holders": "[]"})
+    db.close()
+    store = Store(own_history)
+    assert store.already_measured(REQUEST, environment).measurement_id == "old"
+    assert store.already_measured(REQUEST, replace(environment, emulated_bytes=8 * GIB)) is None
+    store.save_measurement(REQUEST, environment, make_measured())
+    db = Database(own_history)
+    assert db["environments"].count == 1
+    db.close()
 
 
 def test_another_build_of_the_same_release_is_not_stale(store):

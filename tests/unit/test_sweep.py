@@ -1,24 +1,34 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import sweep
+from cache.attached import cards
 from cache.device import Device
-from cache.sweep import grid, in_order, requests_in, runnable
+from cache.sweep import GRID_CAPACITY_BYTES, Entry, entries_in, grid, in_order, runnable
 from planner.errors import InvalidArgument
+from planner.fit import fit
+from planner.gpus import card_named, emulated_card
 from planner.request import GenerationRequest
+from planner.units import GIB
 from tests.unit.strategies import requests
 from tests.unit.test_exchange import json_values
 
 BASE = GenerationRequest(steps=4, prompt_tokens=9)
 
 
+def on_the_whole_card(entries: list[Entry]) -> list[GenerationRequest]:
+    return [one.request for one in entries if one.capacity_bytes is None]
+
+
 def test_the_grid_covers_each_size_batch_and_option():
-    found = grid(BASE)
-    assert len(found) == len(set(found)) == 90
+    assert len(grid(BASE)) == len(set(grid(BASE))) == 100
+    found = on_the_whole_card(grid(BASE))
+    assert len(found) == 90
     assert {(one.steps, one.prompt_tokens) for one in found} == {(4, 9)}
     sizes = {(one.width, one.height) for one in found}
     assert sizes == {(side, side) for side in (256, 512, 768, 1024, 1536, 2048)} | {
@@ -38,38 +48,75 @@ def test_the_grid_covers_each_size_batch_and_option():
     assert tiled == {(task, width) for task in ("img2img", "txt2img") for width in (768, 1000, 1024, 1536, 2048)}
 
 
+@pytest.mark.parametrize("card", ["T4", "H100-80GB"])
+def test_the_grid_has_each_outcome_at_an_emulated_capacity(card):
+    limited = [one for one in grid(BASE) if one.capacity_bytes is not None]
+    assert {one.capacity_bytes for one in limited} == {GRID_CAPACITY_BYTES} == {16 * GIB}
+    assert {(one.request.steps, one.request.task) for one in limited} == {(4, "img2img"), (4, "txt2img")}
+    at_16_gib = emulated_card(replace(card_named(card), usable_bytes=80 * GIB, usable_high_bytes=80 * GIB), 16 * GIB)
+    verdicts = [fit(one.request, at_16_gib, "dry-run").verdict for one in limited]
+    assert set(verdicts) == {"fits", "tight", "no"}
+    assert verdicts.count("tight") >= 5
+
+
+def test_a_grid_at_the_capacity_that_it_emulates_anyway_asks_nothing_twice():
+    found = grid(BASE, 16 * GIB)
+    assert len(found) == len(set(found)) < 100
+    assert {one.capacity_bytes for one in found} == {16 * GIB}
+    assert {one.capacity_bytes for one in grid(BASE, 24 * GIB)} == {16 * GIB, 24 * GIB}
+
+
+def test_emulated_capacities_come_last_each_by_itself():
+    entries = [Entry(BASE, capacity) for capacity in (24 * GIB, None, 16 * GIB)]
+    entries += [Entry(replace(BASE, channels_last=True), capacity) for capacity in (16 * GIB, None, 24 * GIB)]
+    capacities = [one.capacity_bytes for one in in_order(entries)]
+    assert capacities == [None, None, 16 * GIB, 16 * GIB, 24 * GIB, 24 * GIB]
+
+
 def test_what_needs_the_same_model_stands_together_and_small_before_large():
-    models = [(one.channels_last, one.safety_checker, one.offload) for one in in_order(grid(BASE))]
+    ordered = on_the_whole_card(in_order(grid(BASE)))
+    models = [(one.channels_last, one.safety_checker, one.offload) for one in ordered]
     changes = sum(one != other for one, other in itertools.pairwise(models))
     assert changes == len(set(models)) - 1
-    pixels = [one.width * one.height * one.batch for one in in_order(grid(BASE)) if not one.channels_last]
+    pixels = [one.width * one.height * one.batch for one in ordered if not one.channels_last]
     assert pixels == sorted(pixels)
 
 
 @given(st.lists(requests(), max_size=20))
 def test_ordering_loses_nothing(found):
-    assert sorted(map(hash, in_order(found))) == sorted(map(hash, found))
+    entries = in_order(map(Entry, found))
+    assert sorted(map(hash, entries)) == sorted(map(hash, map(Entry, found)))
     # As the queue's worker is kept: one model for all tasks, unless it is offloaded.
     models = [
         (one.safety_checker, one.channels_last, one.offload, one.task if one.offload == "model" else None)
-        for one in in_order(found)
+        for one in on_the_whole_card(entries)
     ]
     changes = sum(one != other for one, other in itertools.pairwise(models))
     assert changes == max(0, len(set(models)) - 1)
 
 
 def test_an_entry_says_what_differs():
-    found = requests_in(b'[{}, {"width": 64, "guidance_scale": 1}, {"task": "txt2img"}]', BASE)
-    assert found == [
+    found = entries_in(b'[{}, {"width": 64, "guidance_scale": 1}, {"task": "txt2img"}]', BASE)
+    assert on_the_whole_card(found) == [
         BASE,
         GenerationRequest(width=64, guidance_scale=1, steps=4, prompt_tokens=9),
         GenerationRequest(task="txt2img", steps=4, prompt_tokens=9),
     ]
 
 
+def test_an_entry_may_have_a_capacity_of_its_own():
+    text = b'[{}, {"capacity_bytes": 17179869184, "width": 64}, {"capacity_bytes": null}]'
+    capacities = [[one.capacity_bytes for one in entries_in(text, BASE, base)] for base in (None, 24 * GIB)]
+    assert capacities == [[None, 16 * GIB, None], [24 * GIB, 16 * GIB, None]]
+    assert [one.request.width for one in entries_in(text, BASE)] == [512, 64, 512]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (b'[{"capacity_bytes": "16GiB"}]', "sweep[0].capacity_bytes must be a whole number between 1073741824 and"),
+        (b'[{"capacity_bytes": 16}]', "between 1073741824 and 4398046511104, got 16"),
+        (b'[{"capacity_bytes": true}]', "sweep[0].capacity_bytes must be a whole number"),
         (b"", "sweep must be JSON (Expecting value, column 1), got ''"),
         (b"[{},\n{]", "sweep must be JSON (Expecting property name enclosed in double quotes, line 2 column 2)"),
         (b"\xff", "sweep must be a JSON file in UTF-8"),
@@ -89,15 +136,15 @@ def test_an_entry_says_what_differs():
 )
 def test_a_bad_file_is_refused_with_the_entry(text, message):
     with pytest.raises(InvalidArgument) as caught:
-        requests_in(text, BASE)
+        entries_in(text, BASE)
     assert message in str(caught.value)
 
 
 def test_a_file_may_not_be_endless(monkeypatch):
     monkeypatch.setattr(sweep, "MAX_FILE_BYTES", 4)
-    assert requests_in(b"[{}]", BASE) == [BASE]
+    assert entries_in(b"[{}]", BASE) == [Entry(BASE)]
     with pytest.raises(InvalidArgument, match="sweep must be a file of at most 4 bytes"):
-        requests_in(b"[{}] ", BASE)
+        entries_in(b"[{}] ", BASE)
 
 
 @given(
@@ -105,7 +152,7 @@ def test_a_file_may_not_be_endless(monkeypatch):
 )
 def test_any_json_is_read_or_refused(value):
     try:
-        found = requests_in(json.dumps(value).encode(), BASE)
+        found = entries_in(json.dumps(value).encode(), BASE)
     except InvalidArgument as error:
         assert str(error).startswith("sweep")
     else:
@@ -114,11 +161,22 @@ def test_any_json_is_read_or_refused(value):
 
 def test_the_cpu_takes_what_it_can_rehearse():
     can, cannot = runnable(grid(BASE), Device())
-    assert {(one.width, one.batch) for one in can} == {(256, 1), (256, 2), (256, 4), (512, 1)}
-    assert len(can) + len(cannot) == 90
-    assert {one.error.argument for one in cannot} == {"device"}
+    assert {(one.request.width, one.request.batch) for one in can} == {(256, 1), (256, 2), (256, 4), (512, 1)}
+    assert len(can) + len(cannot) == 100
+    assert {(one.error.argument, one.entry.capacity_bytes) for one in cannot} == {
+        ("device", None),
+        ("capacity", 16 * GIB),
+    }
+
+
+def test_a_card_that_has_not_more_than_the_emulated_capacity_skips_it(nvml):
+    can, cannot = runnable(grid(BASE), Device(cards()[0]))
+    assert on_the_whole_card(can) == [one.request for one in can] and len(can) == 90
+    assert {str(one.error) for one in cannot} == {
+        "capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole card)"
+    }
 
 
 def test_a_sweep_of_which_nothing_can_run_says_why():
     with pytest.raises(InvalidArgument, match="offload must be none on the CPU"):
-        runnable([GenerationRequest(offload="model")], Device())
+        runnable([Entry(GenerationRequest(offload="model"))], Device())

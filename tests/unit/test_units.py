@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import InvalidArgument
-from planner.units import GIB, MIB, gib, gib_to_bytes, parse_bytes, signed_gib
+from planner.units import GIB, MIB, exact_size, gib, gib_to_bytes, parse_bytes, short_gib, signed_gib
 
 
 def test_a_gib_is_two_to_the_thirtieth():
@@ -38,3 +38,18 @@ def test_an_impossible_card_is_refused(text):
 @given(st.integers(64 * MIB, 4096 * GIB))
 def test_bytes_survive_being_written_and_read(size_bytes):
     assert parse_bytes("gpu_memory", f"{size_bytes}B") == size_bytes
+    assert parse_bytes("gpu_memory", exact_size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "short", "exact"),
+    [
+        (16 * GIB, "16 GiB", "16GiB"),
+        (100 * GIB, "100 GiB", "100GiB"),
+        (3 * GIB // 2, "1.5 GiB", "1536MiB"),
+        (15_634_661_376, "14.56 GiB", "15268224KiB"),
+        (GIB + 1, "1 GiB", "1073741825B"),
+    ],
+)
+def test_a_chosen_size_is_shown_short_and_written_exactly(size_bytes, short, exact):
+    assert (short_gib(size_bytes), exact_size(size_bytes)) == (short, exact)

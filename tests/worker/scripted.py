@@ -50,7 +50,9 @@ class Scripted:
                 getattr(self, script.replace("-", "_"))()
         if script == "out-of-memory":
             return Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="unet")
-        return replace(GOOD, num_alloc_retries=3) if script == "retries" else GOOD
+        # What it was told of a capacity, where the parent sees it.
+        good = replace(GOOD, free_before_bytes=job["emulated_bytes"])
+        return replace(good, num_alloc_retries=3) if script == "retries" else good
 
     def hang_in(self, wanted: str, report) -> Measured:
         for phase in PHASES:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from cache.attached import cards
 from cache.device import Device, device_lock, environment_of
 from cache.jobs import Jobs, close_orphans
 from cache.owner import Owner
@@ -18,6 +19,7 @@ from cache.records import Measured
 from cache.store import Store
 from planner.errors import InvalidArgument, PlannerError
 from planner.request import GenerationRequest
+from planner.units import GIB
 from tests.conftest import ROOT
 from tests.worker.scripted import GOOD, PHASES
 
@@ -63,6 +65,46 @@ def test_a_request_that_needs_another_model_gets_another_worker(jobs_with):
     jobs.wait(jobs.submit(replace(REQUEST, safety_checker=False), CPU))
     assert jobs.worker_pid != pid
     assert not psutil.pid_exists(pid)
+
+
+def test_a_worker_with_a_limit_serves_only_jobs_with_that_limit(jobs_with, store, nvml):
+    jobs, card = jobs_with("good"), cards()[0]
+    pids = []
+    for steps, capacity in enumerate((8 * GIB, 8 * GIB, None, 8 * GIB, 12 * GIB), 1):
+        view = jobs.wait(jobs.submit(replace(REQUEST, steps=steps), Device(card, capacity)))
+        assert store.measurement(view.measurement_id).environment.emulated_bytes == capacity
+        # As the worker was told.
+        assert store.measurement(view.measurement_id).measured.free_before_bytes == capacity
+        pids.append(jobs.worker_pid)
+    assert pids[0] == pids[1]
+    assert len(set(pids)) == 4
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == pids[-1:]
+
+
+def test_the_same_request_at_another_capacity_is_another_job(jobs_with, store, nvml):
+    jobs, card = jobs_with("hang-in:unet"), cards()[0]
+    first, second, again = (jobs.submit(REQUEST, Device(card, capacity)) for capacity in (8 * GIB, 12 * GIB, 8 * GIB))
+    assert first == again != second
+    [environment_id] = {store.job(first)["environment_id"]}
+    assert environment_id != store.job(second)["environment_id"]
+
+
+def test_a_run_at_a_capacity_answers_only_at_that_capacity(jobs_with, nvml):
+    jobs, card = jobs_with("good"), cards()[0]
+    states = [
+        jobs.wait(jobs.submit(REQUEST, Device(card, capacity))).state
+        for capacity in (None, 8 * GIB, 8 * GIB, 12 * GIB, None)
+    ]
+    assert states == ["ok", "ok", "cached", "ok", "cached"]
+
+
+def test_a_capacity_that_cannot_be_emulated_starts_nothing(jobs_with, store, nvml):
+    jobs = jobs_with("good")
+    with pytest.raises(InvalidArgument, match="capacity must be below the card's memory"):
+        jobs.submit(REQUEST, Device(cards()[0], 80 * GIB))
+    with pytest.raises(InvalidArgument, match="capacity needs a GPU"):
+        jobs.submit(REQUEST, Device(emulated_bytes=8 * GIB))
+    assert store.open_jobs() == [] and jobs.worker_pid is None
 
 
 def test_a_known_request_is_answered_at_once_unless_forced(jobs_with, store):

@@ -6,6 +6,7 @@ import pynvml
 import pytest
 import torch
 
+from cache import pipelines
 from cache.measure import PipelineBackend, is_out_of_memory
 from cache.probes import CudaProbe
 from planner.request import GenerationRequest
@@ -129,6 +130,7 @@ class FakeCuda:
     def __init__(self, monkeypatch):
         self.others, self.context = 2 * GIB, 0
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = 0
+        self.allowed: int | None = None
         fakes = {
             "init": self.init,
             "synchronize": lambda device: None,
@@ -140,6 +142,7 @@ class FakeCuda:
             "memory_allocated": lambda device: self.allocated,
             "memory_reserved": lambda device: self.reserved,
             "mem_get_info": lambda device: (16 * GIB - self.used, 16 * GIB),
+            "set_per_process_memory_fraction": self.limit,
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
@@ -158,6 +161,12 @@ class FakeCuda:
 
     def init(self):
         self.context = GIB // 2
+
+    def limit(self, fraction, device=None):
+        # As torch has it, which also refuses a device without an index.
+        assert type(fraction) is float and 0 <= fraction <= 1
+        assert device is None
+        self.allowed = int(fraction * 16 * GIB)
 
     def empty_cache(self):
         self.reserved = self.allocated
@@ -214,3 +223,90 @@ def test_what_is_only_cached_goes_back_after_a_job(cuda):
     cuda.take(1 * GIB, 6 * GIB)
     probe.finish()
     assert probe.now() == (1 * GIB, 1 * GIB)
+
+
+@pytest.mark.parametrize("capacity", [8 * GIB, 8 * GIB + 1, 15_634_661_376, 16 * GIB - 1])
+def test_at_a_capacity_torch_is_allowed_all_but_the_context_to_the_byte(cuda, capacity):
+    probe = CudaProbe(torch.device("cuda"))
+    assert cuda.allowed is None
+    probe.limit(capacity)
+    # What others hold of the real card is no part of it.
+    assert cuda.allowed == capacity - GIB // 2
+
+
+def test_what_is_free_at_a_capacity_is_no_more_than_torch_is_allowed(cuda):
+    probe = CudaProbe(torch.device("cuda"))
+    assert probe.free_bytes() == 16 * GIB - 2 * GIB - GIB // 2
+    probe.limit(8 * GIB)
+    cuda.take(3 * GIB, 4 * GIB)
+    assert probe.free_bytes() == 8 * GIB - GIB // 2
+    cuda.others = 12 * GIB
+    assert probe.free_bytes() == 16 * GIB - 12 * GIB - GIB // 2
+
+
+def test_a_context_that_grows_takes_from_what_torch_is_allowed(cuda):
+    """Kernels are loaded as they are first used, in the warm-up and in a stage."""
+    probe = CudaProbe(torch.device("cuda"))
+    probe.limit(8 * GIB)
+    cuda.take(3 * GIB, 4 * GIB)
+    cuda.context += 100 * 2**20
+    probe.start()
+    assert cuda.allowed == 8 * GIB - GIB // 2 - 100 * 2**20
+    cuda.context += 2**20
+    probe.reset_peak()
+    assert cuda.allowed == 8 * GIB - GIB // 2 - 101 * 2**20
+    assert probe.context_bytes() + cuda.allowed == 8 * GIB
+
+
+def test_others_that_come_between_two_jobs_are_no_context(cuda):
+    probe = CudaProbe(torch.device("cuda"))
+    probe.limit(8 * GIB)
+    cuda.others += 3 * GIB
+    probe.limit(8 * GIB)
+    assert cuda.allowed == 8 * GIB - GIB // 2
+
+
+def test_a_capacity_below_the_context_leaves_nothing(cuda):
+    probe = CudaProbe(torch.device("cuda"))
+    probe.limit(GIB // 4)
+    assert cuda.allowed == 0
+
+
+def test_a_limit_is_lifted_and_without_one_torch_is_not_touched(cuda):
+    probe = CudaProbe(torch.device("cuda"))
+    for step in (lambda: probe.limit(None), probe.start, probe.reset_peak):
+        step()
+        assert cuda.allowed is None
+    probe.limit(8 * GIB)
+    probe.limit(None)
+    assert cuda.allowed == 16 * GIB
+    assert probe.free_bytes() == 16 * GIB - 2 * GIB - GIB // 2
+    probe.start()
+    assert cuda.allowed == 16 * GIB
+
+
+def test_a_context_that_is_not_known_is_not_guessed(cuda, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    probe = CudaProbe(torch.device("cuda"))
+    probe.limit(None)
+    with pytest.raises(RuntimeError, match="the driver does not say what the CUDA context takes") as caught:
+        probe.limit(8 * GIB)
+    assert not is_out_of_memory(caught.value)
+    assert cuda.allowed is None
+
+
+def test_the_limit_is_there_before_the_weights_are(backend, monkeypatch):
+    seen, order = reports()[1], []
+    load = pipelines.load
+    monkeypatch.setattr("cache.pipelines.load", lambda *arguments: order.append("load") or load(*arguments))
+    monkeypatch.setattr(backend.probe, "limit", order.append)
+    backend.measure(JOB | {"emulated_bytes": 8 * GIB}, seen)
+    backend.measure(JOB | {"emulated_bytes": None}, seen)
+    backend.measure(JOB, seen)
+    assert order == [8 * GIB, "load", None, None]
+
+
+def test_the_cpu_refuses_a_limit(backend):
+    _, report = reports()
+    with pytest.raises(RuntimeError, match="the CPU has no CUDA allocator to limit"):
+        backend.measure(JOB | {"emulated_bytes": 8 * GIB}, report)

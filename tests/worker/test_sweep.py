@@ -9,6 +9,7 @@ from cache.jobs import Jobs
 from cache.store import Store
 from planner import cli_verify
 from planner.cli import main
+from planner.units import GIB
 
 SMALL = ("verify", "--device", "cpu", "--height", "64", "--steps", "2")
 WIDTHS = (64, 72, 80)
@@ -187,3 +188,62 @@ def test_a_card_takes_every_request_of_a_sweep(scripted, sweep, nvml, cuda_build
     for one in answer["sweep"]:
         assert one["measurement"]["environment"]["card"] == "Tesla T4"
         assert one["measurement"]["predictions"][0]["basis"] == "dry-run"
+
+
+def test_emulated_capacities_are_a_sweeps_last_in_a_worker_each(scripted, sweep, nvml, cuda_build, own_history):
+    started = scripted("good")
+    at_8_gib = {"capacity_bytes": 8 * GIB}
+    entries = [at_8_gib, {"width": 72}, {"width": 80, **at_8_gib}, {"width": 64}, {"capacity_bytes": 16 * GIB}]
+    code, out, err = sweep(entries, "--device", "0")
+    assert code == 0 and len(started) == 2
+    rows = [line for line in out.splitlines() if line.startswith("img2img")]
+    assert [", 8 GiB emulated" in row for row in rows] == [False, False, True, True]
+    assert "[3/4] img2img 80×64" in err and "steps, 8 GiB emulated\n" in err
+    assert "skipped 1 of 5: capacity must be below the card's memory of 14.56 GiB\n" in err
+    runs = Store(own_history).measurements()
+    assert [run.environment.emulated_bytes for run in runs] == [8 * GIB, 8 * GIB, None, None]
+    # What was predicted is for that capacity.
+    assert {one.basis for run in runs for one in run.predictions} == {"dry-run", "formula"}
+    code, out, _ = sweep(entries, "--device", "0", "--json")
+    answer = json.loads(out)
+    assert [one["cached"] for one in answer["sweep"]] == [True] * 4
+    assert [(one["capacity_bytes"], one["reason"][:21]) for one in answer["skipped"]] == [
+        (16 * GIB, "capacity must be belo")
+    ]
+
+
+def test_a_capacity_for_the_whole_sweep(scripted, sweep, nvml, cuda_build, own_history):
+    scripted("good")
+    code, out, _ = sweep([{}, {"width": 64, "capacity_bytes": None}], "--device", "0", "--capacity", "8GiB")
+    assert code == 0 and out.count(", 8 GiB emulated") == 1
+    assert [run.environment.emulated_bytes for run in Store(own_history).measurements()] == [8 * GIB, None]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("512MiB", "error: capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)\n"),
+        ("16GiB", "error: capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out"),
+        ("16", "error: capacity must be a number with B, KiB, MiB or GiB, got '16' (for example 16GiB)\n"),
+    ],
+)
+def test_a_capacity_that_cannot_be_is_a_usage_error(capsys, nvml, cuda_build, own_history, size, message):
+    code = main(["verify", "--device", "0", "--capacity", size])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and err.startswith(message)
+    assert not own_history.exists()
+
+
+def test_a_run_at_a_capacity_is_named_by_it_wherever_it_is_told(scripted, capsys, nvml, cuda_build):
+    scripted("retries")
+    assert main(["verify", "--device", "0", "--width", "64", "--height", "64", "--capacity", "8GiB"]) == 11
+    told = capsys.readouterr().out
+    assert "on       Tesla T4, 8 GiB emulated, driver 580.65.06" in told
+    assert "8 GiB emulated: torch refused beyond, the CUDA context within it. Kernels and context are those of" in told
+    main(["history", "list"])
+    assert "Tesla T4, 8 GiB emulated" in capsys.readouterr().out
+    main(["history", "list", "--json"])
+    [run] = json.loads(capsys.readouterr().out)["measurements"]
+    assert run["environment"]["emulated_bytes"] == 8 * GIB
+    main(["history", "show", run["id"][:8]])
+    assert capsys.readouterr().out == told
