@@ -5,7 +5,7 @@ import streamlit as st
 from pages.shared import calls
 from pages.shared.batch_list import batch_list_view
 from pages.shared.charts import memory_chart
-from pages.shared.chrome import history_notice, open_page, programs_notice
+from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.formula_view import formula_view, not_counted
 from pages.shared.inputs import basis_control, card_controls, published_control, request_controls
 from pages.shared.map_view import map_view
@@ -37,7 +37,7 @@ def verdicts(shown: list[Answered]) -> None:
                 verdict_card(one)
 
 
-controls, results = st.columns([1, 2.2], gap="large")
+controls, results = controls_and_results("Request, cards and basis")
 with controls:
     request = request_controls()
     cards = card_controls()
@@ -56,6 +56,7 @@ with results:
             evidence, notice = calls.evidence(with_published)
             shown = [answered(request, card, basis, library, evidence) for card in cards]
         answers = [one.answer for one in shown]
+        st.caption(f"{request.describe()}.")
         verdicts(shown)
         verdict_words({answer.verdict for answer in answers})
         if notice:
@@ -65,7 +66,6 @@ with results:
         assumptions_view(answers)
         if any(answer.basis == "formula" for answer in answers):
             not_counted(request)
-        st.caption(f"{request.describe()}.")
         memory_chart([(answer, need_parts(answer, request, library)) for answer in answers])
         remedies_view(request, shown, library)
         sizes_view(request, cards, library)

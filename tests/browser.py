@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -26,6 +27,10 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# The engine is the same; what a page asks of it is whether it is a phone's.
+PHONE = (
+    "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36"
+)
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
@@ -74,6 +79,12 @@ def chromium() -> Generator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def device(width: int) -> dict[str, Any]:
+    """Options of a browser context: a window of so many pixels, on a phone where it is narrow."""
+    viewport = {"width": width, "height": 900}
+    return {"viewport": viewport, "user_agent": PHONE, "has_touch": True} if width < 600 else {"viewport": viewport}
 
 
 def settle(page: Page) -> None:

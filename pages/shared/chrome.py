@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared import calls
 from pages.shared.plan_state import enter_page
@@ -33,6 +34,19 @@ def open_page(name: str, subtitle: str) -> None:
             st.page_link(path, label=label, icon=icon, disabled=label == name)
     st.title(name, anchor=False)
     st.caption(subtitle)
+
+
+def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Where a page's controls and its results go: side by side, or one above the other on a phone.
+
+    There the controls are folded away under the label, so that whoever opens a link sees what it answers.
+    """
+    # As browsers ask to be told apart; a narrow window of a large screen keeps its controls in sight.
+    if "Mobi" in st.context.headers.get("User-Agent", ""):
+        was_refused = bool(st.session_state.get("refused"))
+        return st.expander(label, expanded=was_refused, icon=":material/tune:"), st.container()
+    controls, results = st.columns([1, 2.2], gap="large")
+    return controls, results
 
 
 def history_notice() -> None:

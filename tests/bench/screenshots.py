@@ -18,7 +18,7 @@ from cache.versions import installed
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
-from tests.browser import chromium, server, whole_page
+from tests.browser import chromium, device, server, whole_page
 from tests.conftest import make_environment, make_measured
 from tests.unit.measured import history as made_up_runs
 from tests.unit.measured import measured_of
@@ -82,7 +82,7 @@ def main() -> int:
         with server(store.path) as address, chromium() as browser:
             for scheme in ("light", "dark"):
                 for width in (1280, 390):
-                    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                    context = browser.new_context(**device(width), color_scheme=scheme)
                     page = context.new_page()
                     for name, path in SHOTS.items():
                         page.goto(address + path.format(**ids))

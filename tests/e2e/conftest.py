@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from cache.store import Store
-from tests.browser import CHROMIUM, chromium, server
+from tests.browser import CHROMIUM, chromium, device, server
 
 # A loaded machine takes longer to show a thing; one that never comes is still missed.
 expect.set_options(timeout=20_000)
@@ -43,7 +43,7 @@ def open_page(browser, app):
     contexts = []
 
     def open_(path: str = "/", *, width: int = 1280, scheme: str = "light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context = browser.new_context(**device(width), color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)

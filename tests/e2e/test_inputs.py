@@ -106,14 +106,39 @@ def test_cards_of_a_link_stand_in_its_order(open_page):
 def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
     page = open_page("/?workers=2&gpu_memory=16GiB&compute_capability=7.5&vae_tiling=true", width=390, scheme=scheme)
     settle(page)
-    section(page, "From a prompt or an image").locator("summary").click()
+    controls = section(page, "Request, cards and basis")
+    controls.locator("summary").first.click()
+    section(page, "From a prompt or an image").last.locator("summary").click()
     expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
     page.wait_for_timeout(800)
     outside = page.evaluate(
-        """[...document.querySelector('[data-testid=stColumn]')
+        """[...document.querySelector('[data-testid=stExpander]')
            .querySelectorAll(':is(p, label, button, input, textarea, summary)')]
            .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
            .map(e => e.outerHTML.slice(0, 120))"""
     )
     assert outside == []
-    assert page.locator("[data-testid=stColumn]").first.get_by_text("Workers per card").is_visible()
+    assert controls.get_by_text("Workers per card").is_visible()
+
+
+def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_page):
+    page = open_page("/?width=2048&height=2048&gpu=T4", width=390)
+    headroom = page.get_by_test_id("stMetric")
+    expect(headroom).to_be_in_viewport()
+    expect(page.get_by_text("img2img 2048×2048, batch 1").first).to_be_in_viewport()
+    width = page.get_by_role("spinbutton", name="Width, px")
+    expect(width).not_to_be_visible()
+    page.get_by_text("Request, cards and basis").click()
+    width.fill("512")
+    width.press("Enter")
+    expect(page).not_to_have_url(re.compile("width=2048"))
+    # Still open: a change does not fold the controls away.
+    expect(width).to_be_visible()
+    page.get_by_text("Request, cards and basis").click()
+    expect(width).not_to_be_visible()
+    expect(headroom).to_be_in_viewport()
+
+
+def test_on_a_phone_a_refused_link_says_so_at_once(open_page):
+    page = open_page("/?width=99999", width=390)
+    expect(page.get_by_text("width must be between 64 and 8192, got 99999")).to_be_in_viewport()
