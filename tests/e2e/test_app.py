@@ -84,6 +84,13 @@ def test_the_app_asks_no_other_host_for_anything(browser, app):
     assert hosts - {None, ""} == {"127.0.0.1"}
 
 
+@pytest.mark.parametrize(("typed", "name"), [("/history", "History"), ("/verify", "Verify"), ("/plan", "Plan")])
+def test_a_page_is_found_in_small_letters_too(open_page, typed, name):
+    page = open_page(f"{typed}?width=768")
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    expect(page).to_have_url(re.compile("width=768"))
+
+
 def test_a_typed_plan_comes_along(open_page):
     page = open_page()
     width_of(page).fill("640")
