@@ -5,6 +5,7 @@ import streamlit as st
 from cache.device import Device, check_runnable
 from cache.jobs import Jobs
 from pages.shared import calls
+from pages.shared.capacity_input import capacity_input
 from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.device_view import attached_cards_view, choose_device
 from pages.shared.inputs import request_controls
@@ -48,6 +49,8 @@ with results:
     device = choose_device()
     if device is None:
         st.stop()
+    capacity = capacity_input(device)
+    device = Device(device.card, capacity.size_bytes)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         weights = st.segmented_control(
             "Weights",
@@ -60,25 +63,26 @@ with results:
         force = st.checkbox(
             "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
         )
-    jobs, problem = calls.jobs(), None
-    try:
-        check_runnable(request, device)
-    except PlannerError as error:
-        problem = error
-        st.info(sentence(str(error)), icon=":material/info:")
+    jobs, is_possible = calls.jobs(), capacity.is_possible
+    if is_possible:
+        try:
+            check_runnable(request, device)
+        except PlannerError as error:
+            is_possible = False
+            st.info(sentence(str(error)), icon=":material/info:")
     pressed = st.button(
         "Verify",
         type="primary",
         icon=":material/play_arrow:",
-        disabled=jobs is None or problem is not None,
+        disabled=jobs is None or not is_possible,
         key="verify",
     )
     if jobs is not None:
         if pressed:
             start(jobs, request, device, weights, force)
         job_view(jobs, request)
-    command = verify_command(request)
-    rehearsal = f"\n{command} --device cpu" if problem is None and not device.card else ""
+    command = verify_command(request, capacity.size_bytes)
+    rehearsal = f"\n{command} --device cpu" if is_possible and not device.card else ""
     where = "on a machine with a GPU and, as a rehearsal, here" if rehearsal else "on a machine with a GPU"
     st.caption(f"In a terminal, {where}:")
     st.code(f"{command}{rehearsal}", language="bash", wrap_lines=True)

@@ -9,7 +9,6 @@ import streamlit as st
 from pages.shared.accuracy_charts import residual_chart, scatter_chart, stages_chart
 from pages.shared.words import plain
 from planner.components import STAGE_NAMES
-from planner.evidence import model_of
 from planner.grading import GRADED_BASES, Graded, group_of, groups, size_class
 from planner.intervals import NOMINAL
 from planner.units import gib, gib_value
@@ -19,7 +18,7 @@ MOST_SHOWN = 600
 _WORST = 10
 
 GROUPINGS: dict[str, Callable[[Graded], str]] = {
-    "Card": lambda one: model_of(one.observation.card),
+    "Card": lambda one: one.observation.card_name,
     "Stage": lambda one: STAGE_NAMES[one.peak_stage],
     "Size": lambda one: size_class(one.observation.request),
     "Options": lambda one: one.observation.cell.options,
@@ -42,7 +41,7 @@ def run_name(one: Graded) -> str:
     size = f"{request.effective_width}×{request.effective_height}"
     batch = f", batch {request.batch}" if request.batch > 1 else ""
     options = "" if observation.cell.options == "plain" else f", {observation.cell.options}"
-    return f"{what} {size}{batch}{options} on {model_of(observation.card)}"
+    return f"{what} {size}{batch}{options} on {observation.card_name}"
 
 
 def percent(value: float) -> str:

@@ -43,7 +43,7 @@ def letter_of(place: int) -> str:
 def telling(runs: Sequence[Measurement]) -> list[str]:
     """What tells each run from the others."""
     tellers: tuple[Callable[[Measurement], str], ...] = (
-        lambda run: run.environment.card,
+        lambda run: run.environment.card_name,
         task_of,
         _size,
         lambda run: f"batch {run.request.batch}",

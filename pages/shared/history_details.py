@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from pages.shared import calls
+from pages.shared.capacity_input import CAPACITY_KEY
 from pages.shared.history_table import choose_runs, chosen_runs
 from pages.shared.plan_state import FIELDS, plan
 from pages.shared.run_view import measurement_view
 from pages.shared.words import plain
+from planner.units import exact_size
 
 if TYPE_CHECKING:
     from cache.records import Measurement
@@ -30,7 +32,7 @@ def address_of(request: GenerationRequest) -> dict[str, Any]:
 @st.dialog("Delete this run?")
 def confirm_delete(run: Measurement, others: list[str]) -> None:
     """Ask before a run is gone for good."""
-    st.markdown(f"{run.request.describe()} on {plain(run.environment.card)}. It cannot be brought back.")
+    st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. It cannot be brought back.")
     with st.container(horizontal=True):
         if st.button("Delete it", type="primary", icon=":material/delete:", key="confirm-delete"):
             store, _ = calls.store()
@@ -45,11 +47,14 @@ def confirm_delete(run: Measurement, others: list[str]) -> None:
 def _actions(runs: Runs, run: Measurement) -> None:
     with st.container(horizontal=True):
         if run.scope == "pipeline":
-            address = address_of(run.request)
+            address, emulated = address_of(run.request), run.environment.emulated_bytes
             if st.button("Rerun", icon=":material/replay:", key="rerun", help="Verify this request again, here."):
                 # It was measured before, and would be answered from the history.
                 st.session_state["force"] = True
-                st.switch_page("pages/1_Verify.py", query_params=address)
+                # Set even where there is none: Verify may still hold the one before.
+                capacity = st.session_state[CAPACITY_KEY] = "" if emulated is None else exact_size(emulated)
+                at = {CAPACITY_KEY: capacity} if capacity else {}
+                st.switch_page("pages/1_Verify.py", query_params=address | at)
             if st.button("Plan", icon=":material/straighten:", key="plan-it", help="Which cards run this request?"):
                 st.switch_page("streamlit_app.py", query_params=address)
         if run.origin == "reference":

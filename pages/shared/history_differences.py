@@ -73,10 +73,11 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
                     lambda run, name=field.name: getattr(run.request.canonical(), name),
                 )
             )
-    lines.append(plain_line("Card", lambda run: run.environment.card))
+    lines.append(plain_line("Card", lambda run: run.environment.card_name))
     lines.append(_sizes("Card's total memory", [run.environment.total_bytes for run in runs]))
+    lines.append(_sizes("Emulated capacity", [run.environment.emulated_bytes for run in runs]))
     for name in asdict(runs[0].environment):
-        if name not in ("card", "uuid_hash", "total_bytes"):
+        if name not in ("card", "uuid_hash", "total_bytes", "emulated_bytes"):
             lines.append(plain_line(name.replace("_", " "), lambda run, name=name: getattr(run.environment, name)))
     lines.append(plain_line("Outcome", lambda run: run.measured.outcome))
     for name, attribute in (

@@ -42,6 +42,7 @@ def csv_row(run: Measurement) -> dict[str, object]:
         "source": run.source,
         "card": environment.card,
         "card_total_bytes": environment.total_bytes,
+        "card_emulated_bytes": environment.emulated_bytes,
         "task": task_of(run),
         "width": request.effective_width,
         "height": request.effective_height,

@@ -36,7 +36,7 @@ def _release(run: Measurement) -> str:
 def _told(runs: list[Measurement]) -> str:
     cards: dict[str, list[int]] = {}
     for run in runs:
-        cards.setdefault(run.environment.card, []).append(run.measured.peak_allocated_bytes or 0)
+        cards.setdefault(run.environment.card_name, []).append(run.measured.peak_allocated_bytes or 0)
     return "; ".join(
         f"{card}, {len(sizes)} runs: between {gib(min(sizes))} and {gib(max(sizes))}" for card, sizes in cards.items()
     )
@@ -50,7 +50,7 @@ def _chart(runs: list[Measurement]) -> None:
             "GiB": gib_value(run.measured.peak_allocated_bytes or 0),
             "size": gib(run.measured.peak_allocated_bytes or 0, 3),
             # The maker's name tells no card from another and takes room.
-            "card": run.environment.card.removeprefix("NVIDIA "),
+            "card": run.environment.card_name.removeprefix("NVIDIA "),
             "torch": _release(run),
         }
         for run in runs

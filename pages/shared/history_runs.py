@@ -85,7 +85,7 @@ class Runs:
             ),
             "Outcome": [run.measured.outcome for run in runs],
             # Every table can be downloaded as it is.
-            "Card": [spreadsheet_safe(run.environment.card) for run in runs],
+            "Card": [spreadsheet_safe(run.environment.card_name) for run in runs],
             "Task": [task_of(run) for run in runs],
             "Width": [run.request.effective_width for run in runs],
             "Height": [run.request.effective_height for run in runs],

@@ -7,6 +7,7 @@ from cache.jobs import Jobs
 from pages.shared import calls
 from pages.shared.run_view import PHASE_NAMES, measurement_view
 from pages.shared.words import plain
+from planner.card import emulated_name
 from planner.request import GenerationRequest
 
 POLL_S = 0.5
@@ -31,7 +32,7 @@ def _progress(jobs: Jobs, job_id: str) -> None:
         st.rerun()
         return
     with st.container(border=True):
-        st.markdown(f"**{view.request.describe()}**")
+        st.markdown(f"**{emulated_name(view.request.describe(), view.device.emulated_bytes)}**")
         st.progress(view.fraction, _phase_line(view))
         passed = [f"{PHASE_NAMES.get(name, name)} {seconds:.1f} s" for name, seconds in view.phases]
         st.caption(" → ".join(passed) if passed else "Each phase is listed here as it ends.")

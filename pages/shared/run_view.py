@@ -24,6 +24,10 @@ _ORIGINS: dict[str, tuple[str, Literal["blue", "violet"], str]] = {
     "imported": (":material/upload_file:", "blue", "From a file; measured by another planner."),
     "reference": (":material/menu_book:", "violet", "Published; it ships with the planner."),
 }
+EMULATED_HELP = (
+    "torch was made to refuse beyond this capacity, the CUDA context within it. Kernels and context are those of the "
+    "real card, which has more."
+)
 PHASE_NAMES = STAGE_NAMES | {
     "waiting": "Waiting for the device",
     "starting": "Starting the worker",
@@ -47,9 +51,11 @@ def _heading(measurement: Measurement) -> None:
         words += f" in: {PHASE_NAMES.get(measured.ended_in, plain(measured.ended_in))}"
     with st.container(horizontal=True, vertical_alignment="center"):
         if environment.device_kind == "cuda":
-            st.markdown(f"**{words}** on {plain(environment.card)}", width="content")
+            st.markdown(f"**{words}** on {plain(environment.card_name)}", width="content")
             if measurement.scope == "pipeline":
                 verdict_badge(verdict_of(measurement))
+            if environment.emulated_bytes is not None:
+                st.badge("emulated capacity", icon=":material/compress:", color="orange", help=EMULATED_HELP)
         else:
             st.markdown(f"**{words}**", width="content")
             st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
@@ -175,6 +181,8 @@ def measurement_view(measurement: Measurement) -> None:
         lines = [f"- {name.replace('_', ' ')}: {_code(value)}" for name, value in facts if value]
         if environment.total_bytes:
             lines.append(f"- total memory: {gib(environment.total_bytes)}")
+        if environment.emulated_bytes is not None:
+            lines.append(f"- emulated capacity: {gib(environment.emulated_bytes)}")
         for holder in measurement.holders:
             lines.append(f"- also on the card: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
         lines.append(f"- run: {_code(measurement.measurement_id)}")

@@ -10,7 +10,7 @@ from pages.shared import calls
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
-from planner.units import gib
+from planner.units import GIB, gib
 from tests.conftest import make_environment
 from tests.ui.conftest import texts
 from tests.unit.measured import REQUESTS, measured_of, run_of
@@ -57,6 +57,18 @@ def test_switched_off_there_is_nothing_and_it_says_what_to_do(open_page):
     assert not at.metric
     assert "No run on a GPU is in the history yet" in texts(at.info)
     assert "Count published runs" in texts(at.info)
+
+
+def test_runs_at_an_emulated_capacity_are_a_card_of_their_own_in_name(open_page, measured_t4):
+    for number in range(3):
+        keep(measured_t4, REQUESTS[number], emulated_bytes=8 * GIB)
+    at = open_page(ACCURACY, published="false")
+    assert not at.exception
+    assert metrics(at)["Runs"] == "15"
+    cards = table(at, "Runs").set_index("Card")["Runs"]
+    assert dict(cards) == {"T4": 12, "T4, 8 GiB emulated": 3}
+    named = [run for run in at.selectbox(key="one-run").options if "on T4, 8 GiB emulated" in run]
+    assert len(named) == 3
 
 
 def test_own_runs_are_graded_by_the_others(open_page, measured_t4):

@@ -18,6 +18,7 @@ from pages.shared.history_files import csv_of, json_lines_of
 from planner.fit import fit
 from planner.gpus import card_named
 from planner.request import GenerationRequest
+from planner.units import GIB
 from tests.conftest import make_environment, make_measured
 from tests.ui.conftest import texts
 
@@ -228,6 +229,53 @@ def test_rerun_opens_verify_with_the_request_whatever_the_plan_was(open_page, th
     at.switch_page(PLAN).run()
     assert at.number_input(key="width").value == 768
     assert at.multiselect(key="gpu").value == ["T4"]
+
+
+@pytest.mark.parametrize("emulated", [8 * GIB, 15_634_661_375, None])
+def test_rerun_keeps_an_emulated_capacity(open_page, own_history, nvml, cuda_build, emulated):
+    environment = make_environment(emulated_bytes=emulated)
+    run_id = Store(own_history).save_measurement(GenerationRequest(width=768), environment, make_measured())
+    at = open_page(HISTORY, run=run_id)
+    at.button(key="rerun").click().run()
+    assert not at.exception and not at.error and at.title[0].value == "Verify"
+    flag = {None: "", 8 * GIB: " --capacity 8GiB"}.get(emulated, " --capacity 15634661375B")
+    assert texts(at.code) == f"python -m planner verify --width 768{flag}"
+    assert not at.button(key="verify").disabled
+
+
+def test_rerun_of_a_run_on_the_whole_card_forgets_the_capacity_before(open_page, three_runs, nvml, cuda_build):
+    at = open_page(VERIFY)
+    at.text_input(key="capacity").set_value("8GiB").run()
+    at.switch_page(HISTORY)
+    at.query_params["run"] = three_runs[0]
+    at.run()
+    at.button(key="rerun").click().run()
+    assert at.title[0].value == "Verify"
+    assert at.text_input(key="capacity").value == ""
+
+
+def test_an_emulated_run_stands_apart_from_those_of_the_whole_card(open_page, own_history):
+    store, whole = Store(own_history), make_environment(card="NVIDIA H100 80GB HBM3", total_bytes=85_000_000_000)
+    emulated = replace(whole, emulated_bytes=16 * GIB)
+    runs = [store.save_measurement(GenerationRequest(), one, make_measured()) for one in (whole, emulated, emulated)]
+    name = "NVIDIA H100 80GB HBM3, 16 GiB emulated"
+    at = open_page(HISTORY, run=runs[:2])
+    assert not at.exception
+    assert list(at.dataframe[0].value["Card"]) == [name, name, "NVIDIA H100 80GB HBM3"]
+    assert at.multiselect(key="filter-card").options == ["NVIDIA H100 80GB HBM3", name]
+    # They are told apart by it, and what differs says it in bytes.
+    assert f"**B** {name}" in texts(at.markdown)
+    differs = at.dataframe[1].value.set_index("")
+    assert list(differs.loc["Emulated capacity"])[:2] == ["–", "16.000 GiB"]
+    # Repeats are on one kind of card: the two, not the three.
+    assert at.selectbox(key="repeated").options == [f"{GenerationRequest().describe()}: 2 runs"]
+    at = open_page(HISTORY, run=runs[1])
+    assert f"**Ran to the end** on {name}" in texts(at.markdown)
+    assert "- emulated capacity: 16.00 GiB" in "\n".join(texts(one.markdown) for one in at.expander)
+    at.button(key="delete").click().run()
+    assert f"on {name}. It cannot be brought back." in texts(at.markdown)
+    row = next(csv.DictReader(io.StringIO(csv_of(store.measurements()).decode())))
+    assert (row["card"], row["card_emulated_bytes"]) == ("NVIDIA H100 80GB HBM3", "17179869184")
 
 
 def test_a_run_of_the_default_request_replaces_another_plan(open_page, three_runs):

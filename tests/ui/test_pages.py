@@ -265,6 +265,59 @@ def test_verify_says_what_the_cpu_cannot_rehearse_before_it_is_pressed(open_page
     assert not at.button(key="verify").disabled
 
 
+def capacity_folded(at) -> bool:
+    [one] = [one for one in at.expander if one.label == "Emulate a smaller card"]
+    return not one.proto.expanded
+
+
+def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_build, scripted, own_history):
+    scripted("retries")
+    at = open_page(VERIFY, **SMALL)
+    assert capacity_folded(at)
+    at.text_input(key="capacity").set_value(" 8 GiB ").run()
+    assert not at.exception and not at.error and not capacity_folded(at)
+    assert texts(at.code) == "python -m planner verify --width 64 --height 64 --steps 2 --capacity 8GiB"
+    at.button(key="verify").click().run()
+    finish(at)
+    assert "**Ran to the end** on Tesla T4, 8 GiB emulated" in texts(at.markdown)
+    assert "emulated capacity" in texts(at.markdown)
+    [run] = Store(own_history).measurements()
+    assert run.environment.emulated_bytes == run.measured.free_before_bytes == 8 * 2**30
+    # For the whole card it is no answer.
+    at.text_input(key="capacity").set_value("").run()
+    assert not capacity_folded(at)
+    at.button(key="verify").click().run()
+    finish(at)
+    assert [run.environment.emulated_bytes for run in Store(own_history).measurements()] == [None, 8 * 2**30]
+    assert "**Ran to the end** on Tesla T4\n" in f"{texts(at.markdown)}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8GB", "Capacity must be a number with B, KiB, MiB or GiB, got '8GB' (for example 8GiB)."),
+        ("0.5GiB", "Capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)."),
+        ("16GiB", "Capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole"),
+    ],
+)
+def test_a_capacity_that_cannot_be_emulated_is_said_in_place(open_page, nvml, cuda_build, text, message):
+    at = open_page(VERIFY, capacity=text)
+    assert not at.exception
+    [folded] = [one for one in at.expander if one.label == "Emulate a smaller card"]
+    assert message in texts(folded.error)
+    assert at.text_input(key="capacity").value == text
+    assert at.button(key="verify").disabled
+    at.text_input(key="capacity").set_value("").run()
+    assert not at.error and not at.button(key="verify").disabled
+
+
+def test_a_capacity_without_a_gpu_is_said_and_kept_for_a_machine_with_one(open_page, no_driver):
+    at = open_page(VERIFY, **SMALL, capacity="16GiB")
+    assert "Capacity needs a GPU: on the CPU there is no CUDA allocator to limit" in texts(at.error)
+    assert at.button(key="verify").disabled
+    assert texts(at.code) == "python -m planner verify --width 64 --height 64 --steps 2 --capacity 16GiB"
+
+
 def test_a_link_to_a_job_of_another_server_shows_its_run(open_page, no_driver, own_history):
     store = Store(own_history)
     environment = make_environment()
