@@ -26,7 +26,7 @@ def capacity_input(device: Device) -> Capacity:
     if st.session_state.get(CAPACITY_KEY) or st.query_params.get(CAPACITY_KEY):
         # It is not folded again under the hand that empties it.
         st.session_state[_OPENED] = True
-    with st.expander("Emulate a smaller card", expanded=st.session_state.get(_OPENED, False)):
+    with st.expander("Emulate a smaller capacity", expanded=st.session_state.get(_OPENED, False)):
         text = st.text_input(
             "Capacity",
             key=CAPACITY_KEY,

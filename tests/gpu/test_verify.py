@@ -10,6 +10,7 @@ from cache.device import Device
 from cache.jobs import Jobs
 from planner.errors import NoGpu
 from planner.request import GenerationRequest
+from planner.units import GIB, MIB
 
 try:
     CARD = usable_card()
@@ -84,3 +85,53 @@ def test_an_impossible_request_is_an_outcome(tmp_path):
         assert jobs.wait(jobs.submit(REQUESTS[0], device)).state == "ok"
     finally:
         jobs.close()
+
+
+# Its workspace is larger than the GiB that is taken from it: by the dry run it goes on with smaller plans.
+LARGE = GenerationRequest(task="txt2img", width=1024, height=1024, steps=3)
+# A stage's kernels are loaded as it runs, and the limit is set anew only as the next one begins.
+LOADED_IN_A_STAGE = 256 * MIB
+
+
+@pytest.fixture(scope="module")
+def around_a_capacity(tmp_path_factory):
+    """The capacity, and the same request on the whole card, where a GiB of what it took is lacking, and there again."""
+    from cache.store import Store
+
+    store = Store(tmp_path_factory.mktemp("capacity") / "planner.db")
+    jobs = Jobs(store)
+
+    def run(emulated_bytes=None):
+        view = jobs.wait(jobs.submit(LARGE, Device(CARD, emulated_bytes), force=True))
+        assert view.measurement_id, view.reason
+        return store.measurement(view.measurement_id)
+
+    try:
+        whole = run()
+        assert whole.measured.outcome == "ok", whole.measured.reason
+        if whole.measured.context_bytes is None:
+            pytest.skip("the driver does not say what the CUDA context takes")
+        capacity = whole.measured.peak_reserved_bytes + whole.measured.context_bytes - GIB
+        yield capacity, whole, run(capacity), run()
+    finally:
+        jobs.close()
+
+
+def test_at_an_emulated_capacity_reserved_and_context_stay_within_it(around_a_capacity):
+    capacity, whole, limited, _ = around_a_capacity
+    measured = limited.measured
+    assert measured.outcome in ("ok", "out-of-memory"), measured.reason
+    assert measured.peak_reserved_bytes + measured.context_bytes <= capacity + LOADED_IN_A_STAGE
+    assert measured.free_before_bytes <= capacity
+    assert measured.weights_bytes == whole.measured.weights_bytes
+    # What it took on the whole card was not to be had, so it met its end.
+    assert measured.num_alloc_retries > 0 or measured.outcome == "out-of-memory"
+    assert limited.environment.emulated_bytes == capacity
+    assert limited.environment.card_name.endswith(" emulated")
+
+
+def test_a_limit_ends_with_its_worker(around_a_capacity):
+    _, whole, _, again = around_a_capacity
+    assert (again.measured.outcome, again.measured.num_alloc_retries) == ("ok", 0)
+    assert again.environment.emulated_bytes is None
+    assert again.measured.peak_reserved_bytes == pytest.approx(whole.measured.peak_reserved_bytes, rel=0.01)

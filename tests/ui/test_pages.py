@@ -266,7 +266,7 @@ def test_verify_says_what_the_cpu_cannot_rehearse_before_it_is_pressed(open_page
 
 
 def capacity_folded(at) -> bool:
-    [one] = [one for one in at.expander if one.label == "Emulate a smaller card"]
+    [one] = [one for one in at.expander if one.label == "Emulate a smaller capacity"]
     return not one.proto.expanded
 
 
@@ -303,7 +303,7 @@ def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_b
 def test_a_capacity_that_cannot_be_emulated_is_said_in_place(open_page, nvml, cuda_build, text, message):
     at = open_page(VERIFY, capacity=text)
     assert not at.exception
-    [folded] = [one for one in at.expander if one.label == "Emulate a smaller card"]
+    [folded] = [one for one in at.expander if one.label == "Emulate a smaller capacity"]
     assert message in texts(folded.error)
     assert at.text_input(key="capacity").value == text
     assert at.button(key="verify").disabled
