@@ -6,7 +6,7 @@ from cache.device import Device, check_runnable
 from cache.jobs import Jobs
 from pages.shared import calls
 from pages.shared.capacity_input import capacity_input
-from pages.shared.chrome import history_notice, open_page, programs_notice
+from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.device_view import attached_cards_view, choose_device
 from pages.shared.inputs import request_controls
 from pages.shared.job_view import job_view
@@ -37,7 +37,7 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, 
     st.query_params["job"] = job_id
 
 
-controls, results = st.columns([1, 2.2], gap="large")
+controls, results = controls_and_results("Request")
 with controls:
     request = request_controls()
 with results:

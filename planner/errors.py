@@ -28,9 +28,10 @@ class InvalidArgument(PlannerError, ValueError):
 class UnknownCard(PlannerError, LookupError):
     """No card of this name is in the catalogue."""
 
-    def __init__(self, name: str, nearest: str):
+    def __init__(self, name: str, nearest: str | None):
         self.name, self.nearest = name, nearest
-        super().__init__(f"unknown card {name!r} - nearest: {nearest!r}; 'python -m planner gpus' lists them all")
+        guess = f" - nearest: {nearest!r};" if nearest else " -"
+        super().__init__(f"unknown card {name!r}{guess} 'python -m planner gpus' lists them all")
 
     def __reduce__(self):
         return type(self), (self.name, self.nearest)

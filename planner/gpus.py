@@ -38,13 +38,13 @@ def card_named(name: str) -> Card:
     """The card of exactly this name or alias.
 
     Raises:
-        UnknownCard: there is none; the message names the nearest.
+        UnknownCard: there is none; the message names the nearest where one is near.
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
     by_folded = {known.casefold(): known for known in _BY_NAME}
-    close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0)
-    raise UnknownCard(name, by_folded[close[0]])
+    close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    raise UnknownCard(name, by_folded[close[0]] if close else None)
 
 
 def described_card(gpu_memory: str, compute_capability: str) -> Card:

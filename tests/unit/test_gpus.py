@@ -59,6 +59,13 @@ def test_a_name_that_is_not_exact_names_the_nearest(name, nearest):
         card_named(name)
 
 
+@pytest.mark.parametrize("name", ["FOO", "MI300X", ""])
+def test_a_name_that_is_near_to_none_is_no_guess(name):
+    with pytest.raises(UnknownCard) as error:
+        card_named(name)
+    assert str(error.value) == f"unknown card '{name}' - 'python -m planner gpus' lists them all"
+
+
 @pytest.mark.parametrize("name", ["", "🦄", "A" * 10_000])
 def test_any_text_gets_a_message(name):
     with pytest.raises(UnknownCard):
