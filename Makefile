@@ -20,9 +20,12 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/python -m pages.shared.serve
 
-# Browser tests start servers and a browser of their own, so they get a pytest of their own.
+# Traces take one core for minutes, so they run beside the others. Browser tests start servers and a browser of their
+# own, so they get a pytest of their own, after them.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests --ignore tests/e2e
+	@$(BIN)/python -m pytest tests/trace >$(VENV)/traces.log 2>&1 & traces=$$!; \
+	$(BIN)/python -m pytest tests --ignore tests/e2e --ignore tests/trace; others=$$?; \
+	wait $$traces; traces=$$?; cat $(VENV)/traces.log; test $$traces -eq 0 -a $$others -eq 0
 	$(BIN)/python -m pytest tests/e2e
 
 lint: $(VENV)/.installed-dev
