@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cache.device import Device
-from cache.records import Measurement, Prediction
+from cache.records import REHEARSAL, Measurement, Prediction
 from planner.answer import EXIT_CODES, Verdict
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
 from planner.dryrun import live_peaks
@@ -43,7 +43,7 @@ def predictions_for(
 def _rehearsed(request: GenerationRequest, facts: ModelFacts, library: Library | None) -> tuple[Prediction, ...]:
     """What is said of a rehearsal: sizes hold anywhere, verdicts do not, and a CPU has no kernels' workspace."""
     nowhere = Card(
-        name="CPU rehearsal",
+        name=REHEARSAL,
         usable_bytes=0,
         usable_high_bytes=0,
         context_bytes=0,

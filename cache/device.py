@@ -14,7 +14,7 @@ import psutil
 from cache.attached import AttachedCard
 from cache.folders import fingerprint
 from cache.process import Cancelled
-from cache.records import Environment
+from cache.records import REHEARSAL, Environment
 from cache.versions import installed
 from planner.components import MODEL_ID, MODEL_REVISION
 from planner.errors import InvalidArgument
@@ -78,7 +78,7 @@ def environment_of(device: Device, weights: Weights = "synthetic", model_dir: st
     versions: dict[str, Any] = dict(installed())
     return Environment(
         device_kind=device.kind,
-        card=card.name if card else "CPU rehearsal",
+        card=card.name if card else REHEARSAL,
         uuid_hash=card.uuid_hash if card else None,
         total_bytes=card.total_bytes if card else psutil.virtual_memory().total,
         mig=card.mig if card else None,

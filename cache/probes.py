@@ -65,6 +65,10 @@ class CudaProbe:
         self._allowed_bytes: int | None = None
         torch.cuda.init()
         torch.zeros(1, device=device)
+        if not torch.cuda.max_memory_allocated(device):
+            raise RuntimeError(
+                "torch counts nothing, since PYTORCH_NO_CUDA_MEMORY_CACHING switches its allocator off - unset it"
+            )
 
     @staticmethod
     def _used_before_us() -> int | None:
@@ -83,7 +87,8 @@ class CudaProbe:
     def _look_again(self) -> None:
         # Others may have come or gone since the last job; our context has not changed.
         if self._context_bytes is not None:
-            self._others_bytes = self.device_bytes() - self.now()[1] - self._context_bytes
+            # Never below nothing: who left may have been counted as context.
+            self._others_bytes = max(0, self.device_bytes() - self.now()[1] - self._context_bytes)
 
     def free_bytes(self) -> int:
         self._look_again()
@@ -137,8 +142,9 @@ class CudaProbe:
         return total - free
 
     def peak_device_bytes(self) -> int:
-        # A flush of the cache since the peak has given back the difference.
-        return self.device_bytes() + self.peak()[1] - self.now()[1]
+        free, total = torch.cuda.mem_get_info(self.device)
+        # A flush of the cache since the peak has given back the difference, of which others may have taken some.
+        return min(total, total - free + self.peak()[1] - self.now()[1])
 
     def context_bytes(self) -> int | None:
         if self._others_bytes is None:

@@ -17,6 +17,9 @@ Origin = Literal["own", "imported", "reference"]
 # What was run: the whole pipeline, or one half of the VAE alone, whose peaks are above what stood allocated before.
 Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
+# What stands for the card of a run without one.
+REHEARSAL = "CPU rehearsal"
+
 # How runs are measured. A change that moves measured numbers counts this up, so that old rows answer no new question.
 METHOD = 1
 

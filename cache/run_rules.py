@@ -1,4 +1,4 @@
-"""What makes a JSON value a run: the rules of docs/history-format.md, field by field, and what must hold between them.
+"""What makes a JSON value a run: the rules of docs/history-format.md, field by field.
 
 Two planners may differ in age, so nothing is taken for granted that a run of this one would have by construction.
 """
@@ -18,6 +18,7 @@ from cache.records import (
     Scope,
     StageMeasure,
 )
+from cache.run_relations import check_relations
 from cache.strict import (
     Broken,
     array,
@@ -41,6 +42,10 @@ FORMAT, VERSION = "will-it-fit/run", 1
 MAX_TEXT, MAX_REASON = 500, 2000
 # A clock may be wrong by its time zone, not by more.
 _AHEAD = timedelta(days=1)
+# Before the model was published there was nothing to measure.
+_EARLIEST = datetime(2022, 10, 20, tzinfo=UTC)
+# From Kepler, for which torch was once built, to what may come.
+_CAPABILITY = r"([3-9]|1\d|20)\.\d"
 
 
 def _request(value: Any) -> GenerationRequest:
@@ -72,7 +77,7 @@ _COUNT = whole(0, 1_000_000)
 _ENVIRONMENT = {field.name: nullable(_TEXT) if field.default is None else _TEXT for field in fields(Environment)} | {
     "device_kind": one_of(*get_args(DeviceKind)),
     "total_bytes": _SIZE,
-    "compute_capability": nullable(shaped(r"\d{1,2}\.\d", "a version such as 7.5")),
+    "compute_capability": nullable(shaped(_CAPABILITY, "a version from 3.0 to 20.9, such as 7.5")),
     "mig": nullable(truth),
     "dtype": one_of("float16", "bfloat16", "float32"),
     "method": _COUNT,
@@ -131,32 +136,6 @@ _LINE = table(
 )
 
 
-def _check_peaks(measured: Measured) -> None:
-    peak = measured.peak_allocated_bytes
-    if measured.outcome == "ok" and peak is None:
-        raise Broken("must be given where the outcome is ok", peak).inside("measured.peak_allocated_bytes")
-    if peak is None:
-        return
-    for index, stage in enumerate(measured.stages):
-        if stage.peak_allocated_bytes is not None and stage.peak_allocated_bytes > peak:
-            rule = f"must be at most the whole run's {peak}"
-            where = f"measured.stages[{index}].peak_allocated_bytes"
-            raise Broken(rule, stage.peak_allocated_bytes).inside(where)
-    if measured.outcome == "ok" and (measured.weights_bytes or 0) > peak:
-        rule = f"must be at most the peak of {peak}"
-        raise Broken(rule, measured.weights_bytes).inside("measured.weights_bytes")
-
-
-def _check_capacity(environment: Environment) -> None:
-    emulated, total = environment.emulated_bytes, environment.total_bytes
-    if emulated is None:
-        return
-    if environment.device_kind != "cuda":
-        raise Broken("must be null where device_kind is not cuda", emulated).inside("environment.emulated_bytes")
-    if total is not None and emulated >= total:
-        raise Broken(f"must be below the card's {total}", emulated).inside("environment.emulated_bytes")
-
-
 def run_of(value: Any, origin: Origin) -> Measurement:
     """The run that a line's JSON value says.
 
@@ -175,8 +154,10 @@ def run_of(value: Any, origin: Origin) -> Measurement:
             raise Broken("must be pipeline: only whole runs are imported", line["scope"]).inside("scope")
         if line["created_at"] > datetime.now(UTC) + _AHEAD:
             raise Broken("must not be in the future", value["created_at"]).inside("created_at")
-    _check_peaks(line["measured"])
-    _check_capacity(line["environment"])
+    if line["created_at"] < _EARLIEST:
+        rule = f"must not be before Stable Diffusion v1.5, of {_EARLIEST:%Y-%m-%d}"
+        raise Broken(rule, value["created_at"]).inside("created_at")
+    check_relations(line["environment"], line["measured"])
     return Measurement(
         measurement_id=line["id"],
         created_at=line["created_at"].isoformat(timespec="microseconds"),

@@ -47,6 +47,17 @@ def changed(**changes: Any) -> str:
     return json.dumps(line)
 
 
+ON_CPU = {
+    "environment__device_kind": "cpu",
+    "environment__card": "CPU rehearsal",
+    "measured__peak_reserved_bytes": None,
+    "measured__context_bytes": None,
+    "measured__num_alloc_retries": None,
+    "measured__stages__0__peak_reserved_bytes": None,
+    "measured__stages__1__peak_reserved_bytes": None,
+}
+
+
 @given(runs())
 def test_every_run_comes_back_as_it_went_out(run):
     line = line_of(run)
@@ -143,6 +154,8 @@ REFUSED = [
     (changed(created_at="0001-01-01T00:00:00+14:00"), "created_at must be a time with its offset"),
     (changed(created_at=1), "created_at must be a time with its offset"),
     (changed(created_at="2999-01-01T00:00:00+00:00"), "created_at must not be in the future"),
+    (changed(created_at="0001-01-01T00:00:00+00:00"), "created_at must not be before Stable Diffusion v1.5, of 2022-"),
+    (changed(created_at="2022-10-19T23:59:59+00:00"), "created_at must not be before Stable Diffusion v1.5, of 2022-"),
     (changed(scope="vae.encode"), "scope must be pipeline: only whole runs are imported, got 'vae.encode'"),
     (changed(request__width=500.0), "request.width must be a whole number, got 500.0"),
     (changed(request__width=True), "request.width must be a whole number, got True"),
@@ -163,7 +176,24 @@ REFUSED = [
     (changed(environment__card="\ud800"), "environment.card must be text without control characters"),
     (changed(environment__card="\u202etxt"), "environment.card must be text without control characters"),
     (changed(environment__mig=0), "environment.mig must be true or false, got 0"),
-    (changed(environment__compute_capability="seven"), "environment.compute_capability must be a version such as"),
+    (changed(environment__compute_capability="seven"), "environment.compute_capability must be a version from 3.0"),
+    (changed(environment__compute_capability="99.9"), "compute_capability must be a version from 3.0 to 20.9"),
+    (changed(environment__compute_capability="0.0"), "compute_capability must be a version from 3.0 to 20.9"),
+    (changed(environment__card=""), "environment.card must be a name, got ''"),
+    (changed(environment__card=" "), "environment.card must be a name, got ' '"),
+    (changed(environment__card="CPU rehearsal"), "environment.card must be a card where device_kind is cuda, got 'CPU"),
+    (
+        changed(environment__device_kind="cpu"),
+        "environment.card must be 'CPU rehearsal' where device_kind is cpu, got 'Tesla T4'",
+    ),
+    (
+        changed(environment__device_kind="cpu", environment__card="CPU rehearsal", measured__context_bytes=None),
+        "measured.num_alloc_retries must be null where device_kind is cpu, got 0",
+    ),
+    (
+        changed(**ON_CPU | {"measured__stages__0__peak_reserved_bytes": 3_300_000_000}),
+        "measured.stages[0].peak_reserved_bytes must be null where device_kind is cpu, got 3300000000",
+    ),
     (changed(environment__dtype="int8"), "environment.dtype must be one of float16"),
     (changed(environment__method=True), "environment.method must be a whole number"),
     (changed(environment__emulated_bytes=0), "environment.emulated_bytes must be a whole number between 1 and"),
@@ -173,7 +203,7 @@ REFUSED = [
     ),
     (
         changed(environment__device_kind="cpu", environment__emulated_bytes=2**33),
-        "environment.emulated_bytes must be null where device_kind is not cuda, got 8589934592",
+        "environment.emulated_bytes must be null where device_kind is cpu, got 8589934592",
     ),
     (changed(holders__0__pid=-1), "holders[0].pid must be a whole number"),
     (changed(holders={}), "holders must be a list, got an object"),
@@ -181,8 +211,44 @@ REFUSED = [
     (changed(predictions__0__stages={"unets": 1}), "predictions[0].stages has an unknown field, got 'unets' (did"),
     (changed(measured__peak_allocated_bytes=None), "peak_allocated_bytes must be given where the outcome is ok"),
     (
-        changed(measured__stages__0__peak_allocated_bytes=2**40),
-        "measured.stages[0].peak_allocated_bytes must be at most the whole run's 3500000000, got 1099511627776",
+        changed(measured__stages__0__peak_allocated_bytes=3_500_000_001),
+        "measured.stages[0].peak_allocated_bytes must be at most the whole run's 3500000000, got 3500000001",
+    ),
+    (changed(measured__peak_allocated_bytes=0), "peak_allocated_bytes must be above 0 where the outcome is ok, got 0"),
+    (
+        changed(measured__peak_reserved_bytes=5, measured__stages=[]),
+        "measured.peak_reserved_bytes must be at least the 3500000000 allocated, got 5",
+    ),
+    (
+        changed(measured__stages__0__peak_reserved_bytes=3_000_000_000),
+        "measured.stages[0].peak_reserved_bytes must be at least the 3100000000 allocated, got 3000000000",
+    ),
+    (
+        changed(measured__stages__0__peak_reserved_bytes=2**32),
+        "measured.stages[0].peak_reserved_bytes must be at most the whole run's 4000000000, got 4294967296",
+    ),
+    (
+        changed(measured__stages__1__device_bytes=2**33),
+        "measured.stages[1].device_bytes must be at most the whole run's 4200000000, got 8589934592",
+    ),
+    *(
+        (changed(**{f"measured__{name}": 2**49}), f"measured.{name} must be at most the card's 15634661376, got 5629")
+        for name in (
+            "peak_allocated_bytes",
+            "peak_reserved_bytes",
+            "peak_device_bytes",
+            "context_bytes",
+            "free_before_bytes",
+            "weights_bytes",
+        )
+    ),
+    (
+        changed(measured__peak_device_bytes=None, measured__stages__0__device_bytes=2**34),
+        "measured.stages[0].device_bytes must be at most the card's 15634661376, got 17179869184",
+    ),
+    (
+        changed(environment__emulated_bytes=2**31),
+        "measured.peak_allocated_bytes must be at most the emulated 2147483648, got 3500000000",
     ),
     (
         changed(measured__weights_bytes=3_500_000_001),
@@ -211,6 +277,17 @@ def test_an_emulated_capacity_goes_along_and_its_absence_is_not_written():
     assert '"emulated_bytes":8589934592' in line_of(emulated)
     assert measurement_of(line_of(emulated), 1) == emulated
     assert measurement_of(changed(environment__emulated_bytes=None), 1) == RUN
+
+
+def test_a_rehearsal_has_its_name_and_nothing_of_a_card():
+    run = measurement_of(changed(**ON_CPU), 1)
+    assert (run.environment.card, run.measured.peak_reserved_bytes) == ("CPU rehearsal", None)
+    # Live tensors may be swapped out.
+    assert measurement_of(changed(**ON_CPU | {"environment__total_bytes": 2**30}), 1)
+
+
+def test_a_card_that_does_not_say_its_memory_has_no_limit():
+    assert measurement_of(changed(environment__total_bytes=None, measured__free_before_bytes=2**40), 1)
 
 
 def test_a_run_that_did_not_end_well_may_hold_less_than_its_weights():

@@ -146,7 +146,7 @@ class FakeCuda:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+        monkeypatch.setattr(torch, "zeros", self.first)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
@@ -161,6 +161,9 @@ class FakeCuda:
 
     def init(self):
         self.context = GIB // 2
+
+    def first(self, *_, **__):
+        self.peak_allocated = 512
 
     def limit(self, fraction, device=None):
         # As torch has it, which also refuses a device without an index.
@@ -208,6 +211,33 @@ def test_the_devices_peak_outlives_a_flush(cuda):
     cuda.take(1 * GIB, 2 * GIB)
     assert probe.peak() == (3 * GIB, 6 * GIB)
     assert probe.peak_device_bytes() == 2 * GIB + GIB // 2 + 6 * GIB
+
+
+def test_no_size_is_above_what_the_card_has_whoever_comes_and_goes(cuda):
+    """Such a run would not go from one history to another."""
+    cuda.others = 0
+    probe = CudaProbe(torch.device("cuda"))
+    cuda.others = 10 * GIB
+    # Taken for context, since they came as kernels were loaded.
+    assert probe.context_bytes() == 10 * GIB + GIB // 2
+    cuda.others = 0
+    probe.free_bytes()
+    cuda.others = 15 * GIB
+    assert probe.context_bytes() <= 16 * GIB
+    probe.start()
+    cuda.others = 8 * GIB
+    cuda.take(3 * GIB, 6 * GIB)
+    cuda.take(1 * GIB, 2 * GIB)
+    cuda.others = 12 * GIB
+    assert probe.peak_device_bytes() == 16 * GIB
+
+
+def test_a_torch_that_counts_nothing_measures_nothing(cuda, monkeypatch):
+    """PYTORCH_NO_CUDA_MEMORY_CACHING goes round the allocator and its statistics."""
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="PYTORCH_NO_CUDA_MEMORY_CACHING") as caught:
+        CudaProbe(torch.device("cuda"))
+    assert not is_out_of_memory(caught.value)
 
 
 def test_retries_count_from_the_start_of_the_run(cuda):
