@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +102,7 @@ def block_of(module: str) -> str:
     return ".".join(names[: 3 if names[0] == "vae" else 2]) or "pipeline"
 
 
+@lru_cache(maxsize=16)
 def timeline_of(request: GenerationRequest, card: Card, library: Library) -> Timeline:
     """What happens to this request on this card, within what the card has usable less the context.
 
@@ -155,13 +158,8 @@ def _points(used: np.ndarray, stages: list[str]) -> tuple[Point, ...]:
 
 
 def _bands(stages: list[str]) -> tuple[Band, ...]:
-    bands: list[Band] = []
-    for index, stage in enumerate(stages):
-        if not bands or bands[-1].stage != stage:
-            bands.append(Band(stage, index, index + 1))
-        else:
-            bands[-1] = bands[-1]._replace(end=index + 1)
-    return tuple(bands)
+    begins = [index for index, pair in enumerate(pairwise([None, *stages])) if pair[0] != pair[1]]
+    return tuple(Band(stages[begin], begin, end) for begin, end in pairwise([*begins, len(stages)]))
 
 
 def _parts(events: Events, run: DryRun, policy: KernelPolicy, peak: int, context_bytes: int) -> tuple[Part, ...]:

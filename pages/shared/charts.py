@@ -57,9 +57,17 @@ def altair() -> Any:
     return altair
 
 
-def draw(chart: Any, alt: str) -> None:
-    """Put an Altair chart on the page, as wide as there is room, with `alt` for those who cannot see it."""
-    st.vega_lite_chart(spec=chart.to_dict(validate=VALIDATE), width="stretch", alt=alt)
+def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
+    """Put an Altair chart on the page, as wide as there is room, with `alt` for those who cannot see it.
+
+    `rows` are the data of layers that have them by name: put in here, where Altair no longer copies them again and
+    again.
+    """
+    spec = chart.to_dict(validate=VALIDATE)
+    for layer in spec.get("layer", ()) if rows else ():
+        if rows and layer["data"].get("name") in rows:
+            layer["data"] = {"values": rows[layer["data"]["name"]]}
+    st.vega_lite_chart(spec=spec, width="stretch", alt=alt)
 
 
 def part_color(names: Sequence[str]) -> Any:

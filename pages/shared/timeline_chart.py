@@ -84,29 +84,24 @@ def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> N
         scale=alt.Scale(domain=["allocated", "reserved"], range=[BLUE, VIOLET]),
         legend=alt.Legend(orient="bottom", title=None, symbolType="square", symbolOpacity=1),
     )
-    data, bands = (
-        alt.Data(values=curve),
-        alt.Data(
-            values=[
-                {"event": band.begin, "end": band.end, "shade": index % 2} for index, band in enumerate(timeline.bands)
-            ]
-        ),
-    )
+    bands = [{"event": band.begin, "end": band.end, "shade": index % 2} for index, band in enumerate(timeline.bands)]
     layers = [
-        alt.Chart(bands)
+        alt.Chart(alt.Data(values=bands))
         .mark_rect(color="#868e96")
         .encode(x=x, x2="end:Q", opacity=alt.Opacity("shade:N", scale=alt.Scale(range=[0.05, 0.17]), legend=None))
     ]
     for series, opacity in (("reserved", 0.35), ("allocated", 0.85)):
         layers.append(
-            alt.Chart(data)
+            alt.Chart(alt.NamedData(name="curve"))
             .transform_calculate(series=f"'{series}'")
             .mark_area(interpolate="step-after", opacity=opacity, line=False)
             .encode(x=x, y=y(series), color=color)
         )
     # What is pointed at: an area has no tooltip of its own for each step.
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("allocated :N"), alt.Tooltip("reserved :N")]
-    layers.append(alt.Chart(alt.Data(values=stretches)).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips))
+    layers.append(
+        alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips)
+    )
     failed = run.outcome != "ok"
     for size in drawn:
         layers += _line(size, "out of memory at " if failed else "room for ", RED if failed else GREY, x, y, alt)
@@ -114,7 +109,8 @@ def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> N
     chart = alt.layer(*layers).properties(height=330)
     peak = f"Peak {gib(run.peak_allocated_bytes)} allocated, {gib(run.peak_reserved_bytes)} reserved"
     told = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if failed else 'it runs to the end'}."
-    draw(chart, alt=f"Memory over the dry run on {card_name}. {told}")
+    rows = {"curve": curve, "stretches": stretches}
+    draw(chart, alt=f"Memory over the dry run on {card_name}. {told}", rows=rows)
 
 
 def _line(size_bytes: int, words: str, color: str, x: Any, y: Any, alt: Any) -> list[Any]:
