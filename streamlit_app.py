@@ -1,9 +1,13 @@
 """Plan: which cards run this request, by how much, and how we know."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from pages.shared import calls
-from pages.shared.batch_list import batch_list_view
+from pages.shared.batch_list import batch_list_view, images_notice
 from pages.shared.charts import memory_chart
 from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.formula_view import formula_view, not_counted
@@ -25,6 +29,11 @@ from pages.shared.verdicts import (
 )
 from pages.shared.words import sentence
 
+if TYPE_CHECKING:
+    from planner.gpus import Card
+    from planner.program import Library
+    from planner.request import GenerationRequest
+
 open_page("Plan", "Which cards run this Stable Diffusion v1.5 request, by how much, and how we know.")
 
 
@@ -35,6 +44,23 @@ def verdicts(shown: list[Answered]) -> None:
         for column, one in zip(st.columns(3), row, strict=False):
             with column:
                 verdict_card(one)
+
+
+def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answered], library: Library | None) -> None:
+    """What the verdicts rest on, what would change them, and what the memory goes to."""
+    answers = [one.answer for one in shown]
+    reasons_view(answers)
+    evidence_view(answers)
+    assumptions_view(answers)
+    if any(answer.basis == "formula" for answer in answers):
+        not_counted(request)
+    memory_chart([(answer, need_parts(answer, request, library)) for answer in answers])
+    remedies_view(request, shown, library)
+    sizes_view(request, cards, library)
+    map_view(request, cards, library)
+    one = choose_card(shown)
+    timeline_view(request, one, library)
+    formula_view(request, one, library)
 
 
 controls, results = controls_and_results("Request, cards and basis")
@@ -57,22 +83,20 @@ with results:
             shown = [answered(request, card, basis, library, evidence) for card in cards]
         answers = [one.answer for one in shown]
         st.caption(f"{request.describe()}.")
+        # The list is typed into far below, and what it makes of the verdicts belongs above them.
+        above = st.container()
         verdicts(shown)
-        verdict_words({answer.verdict for answer in answers})
-        if notice:
-            st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
-        reasons_view(answers)
-        evidence_view(answers)
-        assumptions_view(answers)
-        if any(answer.basis == "formula" for answer in answers):
-            not_counted(request)
-        memory_chart([(answer, need_parts(answer, request, library)) for answer in answers])
-        remedies_view(request, shown, library)
-        sizes_view(request, cards, library)
-        map_view(request, cards, library)
-        one = choose_card(shown)
-        timeline_view(request, one, library)
-        formula_view(request, one, library)
-        batch_list_view(request, cards, basis, library, evidence)
-        report_view(request, shown, library)
-        history_notice()
+        meanings, rest, below = st.container(), st.container(), st.container()
+        with below:
+            listed = batch_list_view(request, cards, basis, library, evidence)
+            report_view(request, shown, library, listed)
+            history_notice()
+        with above:
+            images_notice(request, listed)
+        with meanings:
+            worst = [one.answer for one in listed.worst] if listed else []
+            verdict_words({answer.verdict for answer in (*answers, *worst)})
+        with rest:
+            if notice:
+                st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
+            explanation(request, cards, shown, library)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from planner.answer import Answer
 from planner.formula import not_in_the_formula
 from planner.gpus import Card, card_named
+from planner.images import Listed
 from planner.report import SIGNS, threshold_notes, verify_command
 from planner.request import GenerationRequest
 from planner.shares import share_of
@@ -67,10 +68,11 @@ def _size(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else gib(size_bytes)
 
 
-def _row(answer: Answer) -> str:
+def _row(answer: Answer, *more: str) -> str:
     headroom = answer.headroom_bytes
     cells = (
         _escaped(answer.card.name),
+        *more,
         f"{SIGNS[answer.verdict]} {answer.verdict}",
         _size(answer.need_bytes),
         gib(answer.card.usable_bytes),
@@ -80,10 +82,31 @@ def _row(answer: Answer) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _images_lines(images: Listed) -> list[str]:
+    """The worst of the listed images on each card as a table, and the list."""
+    listed = "; ".join(row.text for row in images.rows)
+    return [
+        f"**{images.title}**",
+        "",
+        "| GPU | image | verdict | need | usable | headroom | basis |",
+        "|---|---|---|---:|---:|---:|---|",
+        *(_row(answer, row.text) for row, answer in images.worst),
+        "",
+        f"The list: {listed}. Each with the task and the options of the request above.",
+    ]
+
+
 def fit_markdown(
-    request: GenerationRequest, answers: Sequence[Answer], versions: Mapping[str, str], command: str
+    request: GenerationRequest,
+    answers: Sequence[Answer],
+    versions: Mapping[str, str],
+    *commands: str,
+    images: Listed | None = None,
 ) -> str:
-    """The answers as a Markdown section: request, table, notes, the versions planned with, and the command."""
+    """The answers as a Markdown section: request, table, notes, the versions planned with, and the commands.
+
+    Where `images` are listed beside the request, the worst of them on each card follows the request's own table.
+    """
     lines = [
         "## Will it fit?",
         "",
@@ -93,6 +116,8 @@ def fit_markdown(
         "|---|---|---:|---:|---:|---|",
         *map(_row, answers),
     ]
+    if images:
+        lines += ["", *_images_lines(images)]
     notes = fit_notes(request, answers)
     if notes:
         lines += ["", *(f"- {_escaped(note)}" for note in notes)]
@@ -105,7 +130,7 @@ def fit_markdown(
         "To have it again:",
         "",
         "```console",
-        f"$ {command}",
+        *(f"$ {command}" for command in commands),
         "```",
     ]
     return "\n".join(lines)

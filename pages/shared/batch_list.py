@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.image_list import MAX_IMAGES, ImageRow, deciding, images_text, parse_images
 from pages.shared.image_size import MAX_UPLOAD_MIB, TYPES, fitted, read_size
 from pages.shared.plan_state import IMAGES_KEY, plan, stays_open
+from pages.shared.verdicts import LOOKS
 from pages.shared.words import plain, sentence
 from planner.answer import Answer
 from planner.errors import InvalidArgument
-from planner.fit import fit
 from planner.gpus import Card
+from planner.images import MAX_IMAGES, ImageRow, Listed, answer_images, images_text, parse_images
 from planner.report import SIGNS
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, GenerationRequest
 from planner.units import gib
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 # What the table started from and how often it was, what was wrong with an upload or a link, and the uploads.
 _BASE, _TURN, _TOLD, _UPLOADS = "images-base", "images-turn", "images-told", "images-uploads"
 _COLUMNS = ("Width", "Height", "At once")
+_ANCHOR = "several-images"
 
 
 def _editor_key() -> str:
@@ -65,10 +65,8 @@ def _enter() -> None:
     if _BASE in st.session_state and st.session_state.get(_UPLOADS):
         # Just started from uploads, and not drawn yet.
         return
-    try:
-        _start(parse_images(plan().get(IMAGES_KEY, "")), [])
-    except InvalidArgument as error:
-        _start([], [f"{sentence(str(error))} No image is listed instead."])
+    # What a link lists wrongly was refused, and said, as the page was entered.
+    _start(parse_images(plan().get(IMAGES_KEY, "")), [])
 
 
 def _number(label: str, low: int, high: int, text: str) -> Any:
@@ -95,22 +93,23 @@ def _table() -> DataFrame:
     return edited.dropna(subset=["Width", "Height"]).fillna({"At once": 1})
 
 
-def _listed(request: GenerationRequest) -> list[tuple[ImageRow, GenerationRequest]]:
-    """The images of the table with their requests; what is wrong with the others is said."""
+def _rows(request: GenerationRequest) -> list[ImageRow]:
+    """The images of the table that this request's task takes; what is wrong with the others is said."""
     every = [ImageRow(*(int(value) for value in row)) for row in _table().itertuples(index=False)]
     if len(every) > MAX_IMAGES:
         st.warning(f"Only the first {MAX_IMAGES} images are looked at.", icon=":material/warning:")
-    listed, kept = [], []
+    rows, kept = [], []
     for row in every[:MAX_IMAGES]:
         try:
             # Kept where any task takes it: what this one refuses is there again once the task is changed back.
-            GenerationRequest(width=row.width, height=row.height, batch=row.count)
+            row.of(GenerationRequest())
             kept.append(row)
-            listed.append((row, replace(request, width=row.width, height=row.height, batch=row.count)))
+            row.of(request)
+            rows.append(row)
         except InvalidArgument as error:
             st.error(f"{row.text}: {sentence(str(error))}", icon=":material/error:")
     _keep(images_text(kept))
-    return listed
+    return rows
 
 
 def _keep(text: str) -> None:
@@ -126,12 +125,22 @@ def _cell(answer: Answer) -> str:
     return f"{SIGNS[answer.verdict]} {answer.verdict}{needs}"
 
 
-def worst_line(rows: Sequence[ImageRow], answers: Sequence[Answer]) -> str:
-    """Which of these images decides on one card, with what verdict and need; `answers` are theirs, in their order."""
-    place = deciding(answers)
-    answer = answers[place]
-    needs = f", needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)}" if answer.need_bytes else ""
-    return f"**{plain(answer.card.name)}**: {SIGNS[answer.verdict]} {answer.verdict} by {rows[place].text}{needs}"
+def _lines(listed: Listed) -> str:
+    return "\n".join(f"- **{plain(one.answer.card.name)}** {plain(one.words)}" for one in listed.worst)
+
+
+def images_notice(request: GenerationRequest, listed: Listed | None) -> None:
+    """What the list of images makes of the verdicts, where there is one: the worst image on each card, in sight."""
+    if listed is None:
+        return
+    many = f"Of the {len(listed.rows)} images" if len(listed.rows) > 1 else "Of the one image"
+    size = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
+    said = {"fits": st.success, "tight": st.warning, "no": st.error, "unknown": st.info}[listed.verdict]
+    said(
+        f"**{many} in [the list](#{_ANCHOR})**, the worst on each card decides:\n{_lines(listed)}\n\n"
+        f"The verdicts below are those of {size} alone.",
+        icon=LOOKS[listed.verdict].icon,
+    )
 
 
 def batch_list_view(
@@ -140,10 +149,16 @@ def batch_list_view(
     basis: str,
     library: Library | None,
     evidence: Evidence | None,
-) -> None:
-    """Draw a list of images, each with this request's other settings: a verdict on each card, and the worst of all."""
+) -> Listed | None:
+    """Draw a list of images, each with this request's other settings: a verdict on each card, and the worst of all.
+
+    Returned is what was answered, None where nothing is listed.
+    """
     _enter()
-    with st.expander("Several images", expanded=stays_open("images", (IMAGES_KEY,))):
+    st.subheader("Several images", anchor=_ANCHOR)
+    with st.expander(
+        "The list of images", expanded=stays_open("images", (IMAGES_KEY,)), icon=":material/photo_library:"
+    ):
         st.caption("One after another, each with the task, the guidance and the options of this plan.")
         st.file_uploader(
             "Sizes from images",
@@ -157,26 +172,29 @@ def batch_list_view(
         )
         for text in st.session_state[_TOLD]:
             st.caption(text)
-        listed = _listed(request)
-        if not listed or not cards:
-            return
+        rows = _rows(request)
+        if not rows or not cards:
+            return None
         with st.spinner("Replaying each image on each card"):
-            answers = {
-                card.name: [fit(one, card, basis, library=library, evidence=evidence) for _, one in listed]
-                for card in cards
-            }
-        rows = [row for row, _ in listed]
-        st.markdown("**The worst image decides**: they run one after another, so the largest need counts, not the sum.")
-        st.markdown("\n".join(f"- {worst_line(rows, of_card)}" for of_card in answers.values()))
-        st.dataframe(
-            [
-                {"Image": row.text} | {name: _cell(of_card[place]) for name, of_card in answers.items()}
-                for place, row in enumerate(rows)
-            ],
-            hide_index=True,
-            alt="Each image's verdict and need on each card",
-        )
-        st.caption(
-            "Each image is replayed alone. Where one process runs them all, the allocator may still hold segments of "
-            "an earlier size: it gives them back before it fails, or earlier, by torch.cuda.empty_cache() between them."
-        )
+            listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
+        _answers(listed)
+        return listed
+
+
+def _answers(listed: Listed) -> None:
+    st.markdown("**The worst image decides**: they run one after another, so the largest need counts, not the sum.")
+    st.markdown(_lines(listed))
+    names = [one.answer.card.name for one in listed.worst]
+    st.dataframe(
+        [
+            {"Image": row.text}
+            | {name: _cell(of_card[place]) for name, of_card in zip(names, listed.answers, strict=True)}
+            for place, row in enumerate(listed.rows)
+        ],
+        hide_index=True,
+        alt="Each image's verdict and need on each card",
+    )
+    st.caption(
+        "Each image is replayed alone. Where one process runs them all, the allocator may still hold segments of "
+        "an earlier size: it gives them back before it fails, or earlier, by torch.cuda.empty_cache() between them."
+    )

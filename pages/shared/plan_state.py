@@ -8,6 +8,7 @@ import streamlit as st
 
 from planner.errors import InvalidArgument, UnknownCard
 from planner.gpus import DEFAULT_CARDS, card_named, shared_card
+from planner.images import parse_images
 from planner.request import GenerationRequest, parse_finite, parse_whole
 
 DEFAULT = GenerationRequest()
@@ -69,7 +70,7 @@ MEMORY_KEY, CAPABILITY_KEY = "gpu_memory", "compute_capability"
 ATTACHED_KEY = "attached"
 # Processes that share each card.
 WORKERS_KEY = "workers"
-# Images that run one after another, as pages.shared.image_list writes them.
+# Images that run one after another, as planner.images writes them.
 IMAGES_KEY = "images"
 
 
@@ -80,6 +81,11 @@ def _workers(argument: str, text: str) -> int:
     return workers
 
 
+def _images(_argument: str, text: str) -> str:
+    parse_images(text)
+    return text
+
+
 # Beside the request and the choices of cards and basis: how each is read from an address, and its default. What a
 # person typed is taken as it is, and its control says what is wrong with it.
 _MORE: dict[str, tuple[Callable[[str, str], Any], Any]] = {
@@ -88,7 +94,7 @@ _MORE: dict[str, tuple[Callable[[str, str], Any], Any]] = {
     CAPABILITY_KEY: (_same, ""),
     ATTACHED_KEY: (truth, False),
     WORKERS_KEY: (_workers, 1),
-    IMAGES_KEY: (_same, ""),
+    IMAGES_KEY: (_images, ""),
 }
 
 
@@ -149,7 +155,7 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         try:
             values[key] = parse(key, st.query_params[key])
         except InvalidArgument as error:
-            refused.append(f"{error}; {default} is shown instead")
+            refused.append(f"{error}; {default or 'none'} is shown instead")
     basis = st.query_params.get(BASIS_KEY)
     if basis in BASES:
         values[BASIS_KEY] = basis

@@ -16,6 +16,7 @@ from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
 if TYPE_CHECKING:
+    from planner.images import Listed
     from planner.timeline import Timeline
 
 _WIDTH, _SCALE = 880, 2
@@ -87,12 +88,15 @@ def _cells(answer: Answer) -> tuple[str, ...]:
     return (answer.card.name, answer.verdict, need, least, usable, shown, answer.basis)
 
 
-def _table(answers: Sequence[Answer]) -> Spec:
+def _table(answers: Sequence[Answer], images: Sequence[str] = ()) -> Spec:
+    """A row for each answer; in place of the basis, which the first table tells, the `images` they are for."""
     ys = [34 + 22 * index for index in range(len(answers))]
     layers = []
     for place, (name, x, ends) in enumerate(_COLUMNS):
-        layers.append(_text([(x, 8, name)], bold=True, color=SOFT, ends=ends))
-        cells = [(x, y, _cells(answer)[place]) for y, answer in zip(ys, answers, strict=True)]
+        of_images = images and name == "basis"
+        layers.append(_text([(x, 8, "image" if of_images else name)], bold=True, color=SOFT, ends=ends))
+        texts = images if of_images else [_cells(answer)[place] for answer in answers]
+        cells = [(x, y, text) for y, text in zip(ys, texts, strict=True)]
         layers.append(_text(cells, bold=name in ("GPU", "verdict"), ends=ends))
     for verdict, (shape, color) in _SIGNS.items():
         is_line = shape.startswith("M")
@@ -110,12 +114,20 @@ def _heading(text: str) -> Spec:
     return _block([_text([(0, 10, text)], size=13, bold=True)], 16)
 
 
+def _images(images: Listed) -> list[Spec]:
+    """The worst of the listed images on each card, and the list."""
+    listed = f"The list: {'; '.join(row.text for row in images.rows)}."
+    table = _table([one.answer for one in images.worst], [one.row.text for one in images.worst])
+    return [_heading(images.title), table, _lines(_wrapped([listed]))]
+
+
 def picture_spec(
     request: GenerationRequest,
     rows: Sequence[Row],
     timeline: tuple[str, Timeline, int] | None,
     notes: Sequence[str],
     caption: str,
+    images: Listed | None = None,
 ) -> Spec:
     """The whole page as Vega-Lite; `timeline` comes with its card's name and capacity in bytes."""
     title = _text([(0, 12, "Will it fit?")], size=22, bold=True)
@@ -123,6 +135,7 @@ def picture_spec(
     pieces = [
         _block([title, _text(described, size=14)], 34 + 18 * len(described)),
         _table([answer for answer, _ in rows]),
+        *(_images(images) if images else ()),
     ]
     charted = [row for row in rows if row[0].need_bytes is not None]
     if charted:

@@ -24,6 +24,8 @@ from planner.request import GenerationRequest
 from planner.snippet import snippet
 
 if TYPE_CHECKING:
+    from planner.gpus import Card
+    from planner.images import ImageRow, Listed
     from planner.program import Library
     from planner.timeline import Timeline
 
@@ -36,20 +38,30 @@ class Report(NamedTuple):
     library: Library | None
     basis: str = DEFAULT_BASIS
     with_published: bool = True
+    images: Listed | None = None
 
     def json(self) -> bytes:
-        """The object of ``fit --json``."""
+        """The object of ``fit --json``; where images are listed, ``images`` has the worst of them on each card."""
         answers = [one.answer for one in self.shown]
         found = fit_object(self.request, answers, estimate(self.request))
+        if self.images:
+            found["images"] = self.images.to_dict()
         return f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode()
 
     def markdown(self) -> bytes:
-        """What ``fit --format md`` prints."""
+        """What ``fit --format md`` prints; where images are listed, with the worst of them on each card."""
         answers = [one.answer for one in self.shown]
-        command = fit_command(
-            self.request, [answer.card for answer in answers], self.basis, with_reference=self.with_published
-        )
-        return f"{fit_markdown(self.request, answers, installed(), command)}\n".encode()
+        commands = [self._command(self.request, [answer.card for answer in answers])]
+        if self.images:
+            # The command line takes one request: each image that decides is one, on the cards where it does.
+            by_row: dict[ImageRow, list[Card]] = {}
+            for row, answer in self.images.worst:
+                by_row.setdefault(row, []).append(answer.card)
+            commands += [self._command(row.of(self.request), cards) for row, cards in by_row.items()]
+        return f"{fit_markdown(self.request, answers, installed(), *commands, images=self.images)}\n".encode()
+
+    def _command(self, request: GenerationRequest, cards: Sequence[Card]) -> str:
+        return fit_command(request, cards, self.basis, with_reference=self.with_published)
 
     def png(self) -> bytes:
         """One page with the verdicts, the memory of each card, and the dry run of the most telling one over time."""
@@ -58,7 +70,7 @@ class Report(NamedTuple):
         answers = [one.answer for one in self.shown]
         rows = [(answer, need_parts(answer, self.request, self.library)) for answer in answers]
         notes = fit_notes(self.request, answers)
-        return picture_png(picture_spec(self.request, rows, self._timeline(), notes, self.caption()))
+        return picture_png(picture_spec(self.request, rows, self._timeline(), notes, self.caption(), self.images))
 
     def caption(self, now: datetime | None = None) -> str:
         """When, with which versions and on what basis this was planned."""
@@ -86,18 +98,21 @@ class Report(NamedTuple):
         return name, drawn, max(0, card.usable_bytes - card.context_bytes)
 
 
-def file_name(request: GenerationRequest, ending: str) -> str:
-    """A name that tells the plans in a folder apart."""
+def file_name(request: GenerationRequest, ending: str, images: int = 0) -> str:
+    """A name that tells the plans in a folder apart; `images` is how many are listed beside the request."""
     size = f"{request.effective_width}x{request.effective_height}"
-    return f"will-it-fit-{request.task}-{size}-batch-{request.batch}.{ending}"
+    more = f"-and-{images}-listed" if images else ""
+    return f"will-it-fit-{request.task}-{size}-batch-{request.batch}{more}.{ending}"
 
 
-def report_view(request: GenerationRequest, shown: Sequence[Answered], library: Library | None) -> None:
+def report_view(
+    request: GenerationRequest, shown: Sequence[Answered], library: Library | None, images: Listed | None = None
+) -> None:
     """Three downloads of the plan, and the script that makes its call."""
     if not shown:
         return
     basis, published = plan().get(BASIS_KEY, DEFAULT_BASIS), plan().get(PUBLISHED_KEY, True)
-    report = Report(request, tuple(shown), library, basis, published)
+    report = Report(request, tuple(shown), library, basis, published, images)
     st.subheader("Take it along", anchor=False)
     files = (
         ("JSON", "json", report.json, "application/json", "The object of `fit --json`: sizes are whole bytes."),
@@ -109,7 +124,7 @@ def report_view(request: GenerationRequest, shown: Sequence[Answered], library: 
             st.download_button(
                 label,
                 make,
-                file_name(request, ending),
+                file_name(request, ending, len(images.rows) if images else 0),
                 mime,
                 key=f"report-{ending}",
                 on_click="ignore",

@@ -1,5 +1,6 @@
 """Input as people have it: common sizes, a prompt, an image, several images, and options set by a link."""
 
+import json
 from io import BytesIO
 
 import pytest
@@ -142,17 +143,17 @@ def test_a_list_of_images_is_answered_one_by_one_and_the_worst_decides(open_list
     shown = texts(at.markdown)
     assert "the largest need counts, not the sum" in shown
     worst = max(answer.need_bytes for answer in answers)
-    assert f"**T4**: ▲ tight by 2048×2048, needs {gib(worst)} of {gib(t4.usable_bytes)}" in shown
-    assert "**A100-40GB**: ✓ fits by 2048×2048" in shown
+    assert f"**T4** ▲ tight: 2048×2048 needs {gib(worst)} of {gib(t4.usable_bytes)}" in shown
+    assert "**A100-40GB** ✓ fits: 2048×2048 needs" in shown
     assert sum(answer.need_bytes for answer in answers) > worst
-    assert expanded(at, "Several images")
+    assert expanded(at, "The list of images")
     assert at.query_params["images"] in ("512x512,2048x2048,1024x1024*2", ["512x512,2048x2048,1024x1024*2"])
 
 
 def test_without_images_the_list_is_closed_and_leaves_no_trace(open_list):
     at = open_list()
     assert not at.exception
-    assert not expanded(at, "Several images")
+    assert not expanded(at, "The list of images")
     assert "images" not in at.query_params
 
 
@@ -183,9 +184,45 @@ def test_an_image_that_the_task_refuses_is_said_and_stays(open_list):
     assert list(at.dataframe[-1].value["Image"]) == ["500×512", "512×512"]
 
 
-@pytest.mark.parametrize("images", ["nonsense", "512x512*0", "99999x1"])
-def test_a_list_in_a_link_that_is_none_says_so(open_list, images):
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ("nonsense", "images must be sizes such as"),
+        ("512x512*0", "images has 512x512*0, whose batch must be between 1 and 128, got 0 (nearest: 1)"),
+        ("512x512,99999x1", "images has 99999x1, whose width must be between 64 and 8192, got 99999 (nearest: 8192)"),
+    ],
+)
+def test_a_list_in_a_link_that_is_none_says_so_with_the_rest_of_the_link(open_list, images, told):
     at = open_list(images=images)
     assert not at.exception
-    assert "No image is listed instead." in texts(at.caption)
+    [warning] = at.warning
+    assert f"This link was not taken whole: {told}" in texts([warning])
+    assert texts([warning]).endswith("; none is shown instead.")
     assert at.query_params.get("images") in (None, [])
+
+
+def test_what_the_list_makes_of_the_verdicts_stands_above_them_and_in_every_report(open_page, monkeypatch):
+    reports = []
+    monkeypatch.setattr("streamlit.download_button", lambda label, make, name, *_, **__: reports.append((make, name)))
+    at = open_page(gpu=["T4", "A100-40GB"], images="4096x4096,512x512")
+    assert not at.exception
+    [notice] = at.error
+    need = gib(fit(GenerationRequest(width=4096, height=4096), card_named("T4")).need_bytes)
+    assert f"- **T4** ✕ no: 4096×4096 needs {need} of" in texts([notice])
+    assert "- **A100-40GB** ▲ tight: 4096×4096 needs" in texts([notice])
+    assert "](#several-images)" in notice.value and at.subheader[-2].anchor == "several-images"
+    assert "The verdicts below are those of 512×512, batch 1 alone." in texts([notice])
+    drawn = [element.type for element in at.main]
+    assert drawn.index("error") < drawn.index("metric")
+    # What its verdict means is said with the others'.
+    assert "no: out of memory" in texts(at.caption).replace("**", "")
+    name = "will-it-fit-img2img-512x512-batch-1-and-2-listed"
+    assert [told for _, told in reports] == [f"{name}.{ending}" for ending in ("json", "md", "png")]
+    json_, markdown, _ = (make for make, _ in reports)
+    assert "| T4 | 4096×4096 | ✕ no |" in markdown().decode()
+    assert [row["image"]["width"] for row in json.loads(json_())["images"]["worst"]] == [4096, 4096]
+
+
+def test_where_no_image_is_listed_nothing_is_said_of_a_list(open_page):
+    at = open_page(gpu=["T4"])
+    assert not at.exception and not at.error and not at.success

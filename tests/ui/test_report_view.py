@@ -17,7 +17,9 @@ from pages.shared.verdicts import answered
 from planner.cli import main
 from planner.fit import fit
 from planner.gpus import CATALOGUE, card_named
+from planner.images import answer_images, parse_images
 from planner.program import shipped
+from planner.report import SIGNS
 from planner.request import GenerationRequest
 from planner.snippet import snippet
 from planner.timeline import timeline_of
@@ -71,6 +73,32 @@ def test_the_picture_says_what_the_page_says(monkeypatch):
     # A sign for each verdict, not its colour alone.
     shapes = {piece["mark"].get("shape") for piece in specs[0]["vconcat"][1]["layer"]}
     assert len(shapes - {None}) == 3
+
+
+def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatch):
+    request, rows = GenerationRequest(), parse_images("512x512,4096x4096,1024x1024*2")
+    given = report(request)
+    cards = [one.answer.card for one in given.shown]
+    given = given._replace(images=answer_images(rows, request, cards, "dry-run", library=given.library))
+    specs = []
+    monkeypatch.setattr("pages.shared.report_picture.picture_png", lambda spec: specs.append(spec) or b"png")
+    assert given.png() == b"png"
+    told, text, found = drawn_texts(specs[0]), given.markdown().decode(), json.loads(given.json())
+    assert found.keys() - json.loads(report(request).json()).keys() == {"images"}
+    assert [image["batch"] for image in found["images"]["list"]] == [1, 1, 2]
+    for card, row in zip(cards, found["images"]["worst"], strict=True):
+        answer = fit(GenerationRequest(width=4096, height=4096), card, "dry-run")
+        assert row["image"] == {"width": 4096, "height": 4096, "batch": 1}
+        assert (row["name"], row["verdict"], row["need_bytes"]) == (card.name, answer.verdict, answer.need_bytes)
+        assert (
+            f"| {card.name} | 4096×4096 | {SIGNS[answer.verdict]} {answer.verdict} | {gib(answer.need_bytes)} " in text
+        )
+        assert {"4096×4096", answer.verdict, gib(answer.need_bytes), signed_gib(answer.headroom_bytes)} <= set(told)
+    listed = "The list: 512×512; 4096×4096; 1024×1024, 2 at once."
+    assert listed in text and listed in told
+    # The command line takes one request: that of the plan, and that of the image that decides.
+    commands = [line for line in text.splitlines() if line.startswith("$ ")]
+    assert len(commands) == 2 and "--width 4096 --height 4096" in commands[1]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +186,9 @@ def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_as
 
 
 def test_a_file_is_named_by_its_plan():
-    assert file_name(GenerationRequest(width=500, batch=2), "md") == "will-it-fit-img2img-496x512-batch-2.md"
+    request = GenerationRequest(width=500, batch=2)
+    assert file_name(request, "md") == "will-it-fit-img2img-496x512-batch-2.md"
+    assert file_name(request, "md", images=3) == "will-it-fit-img2img-496x512-batch-2-and-3-listed.md"
 
 
 def test_json_is_whole_bytes():

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pages.shared.image_list import MAX_IMAGES, ImageRow, deciding, images_text, parse_images
 from pages.shared.image_size import MAX_PIXELS, fitted, read_size
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.gpus import card_named
+from planner.images import MAX_IMAGES, ImageRow, deciding, images_text, parse_images
 from planner.request import GenerationRequest
 
 
