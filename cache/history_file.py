@@ -6,6 +6,7 @@ transaction that reads and then writes fails at once under WAL when another writ
 
 import contextlib
 import fcntl
+import os
 import shutil
 import sqlite3
 from collections.abc import Generator
@@ -14,8 +15,11 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
+from cache.location import BUSY_TIMEOUT_S, HistoryError, address, cannot_be_opened, checked, default_path
 from cache.migrations import migrations
+
+# What stands beside a history while it is in use.
+_BESIDE = ("-wal", "-shm", "-journal", ".lock")
 
 
 class HistoryFile:
@@ -28,7 +32,7 @@ class HistoryFile:
     """
 
     def __init__(self, path: Path | str | None = None):
-        self.path = Path(path) if path is not None else default_path()
+        self.path = default_path() if path is None else checked(Path(path))
         self.moved_aside: Path | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +40,12 @@ class HistoryFile:
                 self._check_or_move_aside()
                 self._migrate()
         except (OSError, sqlite3.OperationalError) as error:
-            raise HistoryError(
-                f"the history {self.path} cannot be opened ({error}) - set PLANNER_DB to a file you may write"
-            ) from error
+            raise cannot_be_opened(self.path, error) from error
+
+    def is_part(self, path: Path) -> bool:
+        """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+        own = (self.path.with_name(f"{self.path.name}{suffix}") for suffix in ("", *_BESIDE))
+        return os.path.realpath(path) in map(os.path.realpath, own)
 
     @contextlib.contextmanager
     def _file_lock(self) -> Generator[None]:

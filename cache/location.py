@@ -20,17 +20,36 @@ class HistoryError(PlannerError):
     """The history cannot be used; the message says why and what to do."""
 
 
+def cannot_be_opened(path: Path, why: object) -> HistoryError:
+    """The error of a history that cannot be opened."""
+    return HistoryError(f"the history {path} cannot be opened ({why}) - set PLANNER_DB to a file you may write")
+
+
+def checked(path: Path) -> Path:
+    """The path, of a file that is there or could be.
+
+    Raises:
+        HistoryError: it is a folder or a device, or the system refuses to look at it.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise cannot_be_opened(path, "it is a folder" if path.is_dir() else "it is no regular file")
+    except OSError as error:
+        raise cannot_be_opened(path, error.strerror) from error
+    return path
+
+
 def default_path() -> Path:
     """``PLANNER_DB``, or ``planner.db`` in the user's data directory.
 
     Raises:
-        HistoryError: ``PLANNER_DB`` names a home directory that does not exist.
+        HistoryError: ``PLANNER_DB`` names a home directory that does not exist, or no file, as `checked`.
     """
     named = os.environ.get("PLANNER_DB")
     if not named:
-        return Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
+        return checked(Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db")
     try:
-        return Path(named).expanduser()
+        return checked(Path(named).expanduser())
     except RuntimeError as error:
         raise HistoryError(f"PLANNER_DB names no home directory ({error}), got {named!r} - set it to a file") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cache.exchange import lines_in, lines_of, read_runs
+from cache.history_file import HistoryFile
 from cache.records import Measurement
 from planner.cli import print_json, say
 from planner.cli_history import open_store
@@ -53,10 +54,10 @@ def _write_at_once(path: Path, runs: Sequence[Measurement]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _export_to(name: str, history: Path, runs: Sequence[Measurement]) -> None:
+def _export_to(name: str, history: HistoryFile, runs: Sequence[Measurement]) -> None:
     # Where a link leads, so that it still leads there.
     path = Path(os.path.realpath(name))
-    if str(path).startswith(os.path.realpath(history)):
+    if history.is_part(path):
         raise InvalidArgument("file", "must not be the history itself", name)
     try:
         _write_at_once(path, runs)
@@ -75,7 +76,7 @@ def history_export(arguments: argparse.Namespace) -> int:
         _write(sys.stdout.buffer, runs)
         sys.stdout.buffer.flush()
     else:
-        _export_to(arguments.file, store.path, runs)
+        _export_to(arguments.file, store, runs)
     say(f"exported {_count(len(runs))} to {'stdout' if to_stdout else arguments.file}")
     if arguments.json:
         print_json({"schema": SCHEMA, "exported": len(runs)})

@@ -232,6 +232,20 @@ def test_a_history_that_cannot_be_opened_is_a_message(capsys, monkeypatch, tmp_p
     assert code == 2 and "cannot be opened" in err and "set PLANNER_DB" in err
 
 
+@pytest.mark.parametrize("name", ["/", "", "x" * 300])
+def test_a_plan_stands_without_a_history_that_is_no_file(capsys, monkeypatch, tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = name if name == "/" else str(folder / name)
+    monkeypatch.setenv("PLANNER_DB", path)
+    code, out, err = run(capsys, "fit", "--gpu", "T4")
+    assert code == 0 and "dry-run" in out
+    assert f"the history {path} cannot be opened" in err and err.count("the answer stands without it") == 1
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0 and f"✕ History: the history {path} cannot be opened" in out
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"] and not list(folder.iterdir())
+
+
 def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
     code, out, err = run(capsys, "verify")
     assert (code, out) == (2, "")

@@ -108,12 +108,27 @@ def test_a_file_that_cannot_be_used_is_a_message(capsys, tmp_path, monkeypatch, 
 
 
 def test_the_history_itself_and_devices_are_never_overwritten(capsys, two_runs, own_history):
-    for path in (own_history, own_history.with_name("planner.db-wal")):
+    for suffix in ("", "-wal", "-shm", "-journal", ".lock"):
+        path = own_history.with_name(f"planner.db{suffix}")
         code, _, err = run(capsys, "history", "export", str(path))
         assert code == 2 and "file must not be the history itself" in err
     assert len(Store(own_history).measurements()) == 2
     code, _, err = run(capsys, "history", "export", "/dev/null")
     assert code == 2 and "it is no regular file" in err
+
+
+def test_a_name_that_begins_as_the_historys_is_another_file(capsys, two_runs, own_history):
+    for suffix in (".jsonl", "-wal.jsonl", "2", ".damaged-runs"):
+        path = own_history.with_name(f"planner.db{suffix}")
+        assert run(capsys, "history", "export", str(path))[0] == 0
+        assert path.read_text().count("\n") == 2
+
+
+def test_a_link_to_the_history_is_the_history(capsys, two_runs, own_history, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(own_history)
+    code, _, err = run(capsys, "history", "export", str(link))
+    assert code == 2 and "file must not be the history itself" in err
 
 
 def test_a_link_still_leads_where_it_led(capsys, two_runs, tmp_path):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
@@ -259,9 +260,20 @@ def test_a_file_damaged_in_the_middle_is_noticed(own_history, environment):
     assert Store(own_history).moved_aside is not None
 
 
-def test_a_file_that_may_not_be_written_is_a_message(tmp_path):
-    with pytest.raises(HistoryError, match=r"cannot be opened .* set PLANNER_DB"):
-        Store(tmp_path)
+@pytest.mark.parametrize("name", ["", ".", "/", "/dev/null", "x" * 300, "a-file/planner.db"])
+def test_a_file_that_may_not_be_written_is_a_message_and_nothing_is_left_beside_it(tmp_path, monkeypatch, name):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    (tmp_path / "a-file").touch()
+    before = sorted(tmp_path.iterdir())
+    path = Path(name) if name in (".", "/") else tmp_path / name
+    for opened in (lambda: Store(path), Store):
+        monkeypatch.setenv("PLANNER_DB", str(path))
+        with pytest.raises(HistoryError, match=r"cannot be opened .* set PLANNER_DB"):
+            opened()
+    assert sorted(tmp_path.iterdir()) == before
+    assert not list(inside.iterdir()) and not Path("/dev/null.lock").exists()
 
 
 def test_many_processes_may_start_at_once(own_history):
