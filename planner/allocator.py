@@ -17,7 +17,7 @@ Source: ``c10/cuda/CUDACachingAllocator.cpp`` of PyTorch 2.13 (``malloc``, ``get
 ``alloc_block``, ``release_cached_blocks``) with its default settings.
 
 Leaves out: several streams, CUDA graphs' private pools, and the settings that nobody sets by default
-(``max_split_size_mb``, ``garbage_collection_threshold``, ``roundup_power2_divisions``).
+(``expandable_segments``, ``max_split_size_mb``, ``garbage_collection_threshold``, ``roundup_power2_divisions``).
 """
 
 from bisect import bisect_left, insort
@@ -186,106 +186,3 @@ class CachingAllocator:
         if size < MIN_LARGE_ALLOC:
             return LARGE_SEGMENT
         return (size + ROUND_LARGE - 1) // ROUND_LARGE * ROUND_LARGE
-
-
-class ExpandableAllocator(CachingAllocator):
-    """The same with ``PYTORCH_ALLOC_CONF=expandable_segments:True``: one segment a pool, which grows page by page.
-
-    Pages are 2 MiB in the small pool and 20 MiB in the large one. Every remainder is split off, and a flush gives back
-    each page that lies in a free block.
-
-    Source: ``ExpandableSegment``, ``try_allocate_expandable_block`` and ``unmap_block`` of the same file. Leaves out
-    that pages given back from the middle may be mapped again in place, which joins what lies on their two sides: after
-    a flush this reserves up to a page more than the original.
-    """
-
-    def __init__(self, capacity_bytes: int | None = None):
-        super().__init__(capacity_bytes)
-        self.large.min_remainder = MIN_BLOCK
-        # Where each pool's segment ends, and the block there; far apart, so that they never meet.
-        self._ends = {self.small: 0, self.large: LARGE_SEGMENT << 30}
-        self._last: dict[Pool, Block | None] = {self.small: None, self.large: None}
-
-    def empty_cache(self) -> None:
-        """Give back every page that lies in a free block."""
-        for pool in (self.small, self.large):
-            page = self._page(pool)
-            for _, _, block in list(pool.free):
-                first = (block.address + page - 1) // page * page
-                last = (block.address + block.size) // page * page
-                if first < last:
-                    self._unmap(block, first, last)
-
-    def _grow(self, pool: Pool, size: int) -> Block:
-        page = self._page(pool)
-        while True:
-            last = self._free_end(pool)
-            grown = (size - (last.size if last else 0) + page - 1) // page * page
-            self._reserve(grown)
-            if self._free_end(pool) is last:
-                break
-            # A flush on the way gave the end back, and more is missing now.
-            self.reserved_bytes -= grown
-        if last is not None:
-            pool.remove(last)
-            last.size += grown
-        else:
-            last = Block(pool, self._ends[pool], grown)
-            self._join(self._last[pool], last)
-        self._ends[pool] += grown
-        return last
-
-    def _free_end(self, pool: Pool) -> Block | None:
-        """The block at the end of the segment if it is free, so that it can grow."""
-        last = self._last[pool]
-        is_end = last is not None and last.is_free and last.address + last.size == self._ends[pool]
-        return last if is_end else None
-
-    def _split(self, block: Block, size: int) -> None:
-        super()._split(block, size)
-        if self._last[block.pool] is block:
-            self._last[block.pool] = block.next
-
-    def free(self, block: Block) -> None:
-        """Take a block back; its pages stay reserved."""
-        after = block.next
-        super().free(block)
-        if self._last[block.pool] is after and after is not None and block.next is None:
-            self._last[block.pool] = block
-
-    def _unmap(self, block: Block, first: int, last: int) -> None:
-        pool, before, after = block.pool, block.previous, block.next
-        end = block.address + block.size
-        pool.remove(block)
-        self.reserved_bytes -= last - first
-        left, right = self._rest(pool, block.address, first), self._rest(pool, last, end)
-        # The hole ends neighbourhood: what lies on its two sides can no longer merge.
-        for neighbour, rest in ((before, left), (after, right)):
-            if neighbour is None:
-                continue
-            if neighbour is before:
-                neighbour.next = rest
-                if rest:
-                    rest.previous = neighbour
-            else:
-                neighbour.previous = rest
-                if rest:
-                    rest.next = neighbour
-        if self._last[pool] is block:
-            self._last[pool] = right or None
-
-    @staticmethod
-    def _rest(pool: Pool, begin: int, end: int) -> Block | None:
-        if begin == end:
-            return None
-        rest = Block(pool, begin, end - begin)
-        pool.add(rest)
-        return rest
-
-    def _join(self, last: Block | None, block: Block) -> None:
-        if last is not None and last.address + last.size == block.address:
-            last.next, block.previous = block, last
-        self._last[block.pool] = block
-
-    def _page(self, pool: Pool) -> int:
-        return SMALL_SEGMENT if pool is self.small else LARGE_SEGMENT

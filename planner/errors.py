@@ -15,7 +15,9 @@ class InvalidArgument(PlannerError, ValueError):
 
     def __init__(self, argument: str, rule: str, value: Any, nearest: str | None = None):
         self.argument, self.rule, self.value, self.nearest = argument, rule, value, nearest
-        shown = repr(value)
+        # Python does not write out whole numbers of thousands of digits.
+        is_endless = type(value) is int and value.bit_length() > 4096
+        shown = f"a whole number of {value.bit_length()} bits" if is_endless else repr(value)
         if len(shown) > 80:
             shown = f"{shown[:77]}..."
         super().__init__(f"{argument} {rule}, got {shown}" + (f" ({nearest})" if nearest else ""))

@@ -86,11 +86,6 @@ class Breakdown:
         return max(self.stages.values())
 
     @property
-    def overhead_bytes(self) -> int:
-        """The 20 % on top."""
-        return self.total_bytes - self.base_bytes - self.activation_bytes
-
-    @property
     def peak_stage(self) -> str:
         """The stage that sets the peak; of equal ones the later, as a later stage meets what earlier ones left."""
         return max(reversed(self.stages), key=lambda stage: self.stages[stage])

@@ -41,15 +41,16 @@ def nearest_multiples(side: int) -> tuple[int, ...]:
 
 
 def parse_whole(argument: str, text: str) -> int:
-    """The whole number a person typed.
+    """The whole number a person typed; of one with more than 100 digits the first 100.
 
     Raises:
         InvalidArgument: the text is none.
     """
-    # A longer number is out of every range, and Python takes quadratic time over it.
-    if re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", text):
-        return int(text)
-    raise InvalidArgument(argument, "must be a whole number", text)
+    found = re.fullmatch(r"\s*([+-]?)([0-9]+)\s*", text)
+    if found is None:
+        raise InvalidArgument(argument, "must be a whole number", text)
+    # That many are out of every range and no message shows them all, and Python refuses to convert thousands.
+    return int(found[1] + (found[2].lstrip("0")[:100] or "0"))
 
 
 def parse_finite(argument: str, text: str) -> float:
@@ -218,7 +219,7 @@ class GenerationRequest:
                 f"{self.task} {self.effective_width}×{self.effective_height}",
                 f"batch {self.batch}",
                 f"{guidance} (UNet batch {self.unet_batch})",
-                f"{self.steps} steps",
+                f"{self.steps} step{'' if self.steps == 1 else 's'}",
                 *options,
             ]
         )

@@ -14,12 +14,10 @@ from planner.allocator import (
     SMALL_SEGMENT,
     SMALL_SIZE,
     CachingAllocator,
-    ExpandableAllocator,
     OutOfDeviceMemory,
 )
 from planner.units import MIB
 
-ALLOCATORS = (CachingAllocator, ExpandableAllocator)
 sizes = st.one_of(st.integers(1, 4096), st.integers(1, 4 * MIB), st.integers(1, 200 * MIB))
 
 
@@ -114,10 +112,9 @@ def flush(allocator: CachingAllocator) -> None:
     assert given_back >= 0 and given_back % SMALL_SEGMENT == 0
 
 
-@pytest.mark.parametrize("kind", ALLOCATORS)
 @given(st.lists(sizes, max_size=60), st.randoms(use_true_random=False))
-def test_the_laws(kind, requests, rng):
-    allocator, blocks, asked = kind(), [], {}
+def test_the_laws(requests, rng):
+    allocator, blocks, asked = CachingAllocator(), [], {}
     for size in requests:
         block = allocator.malloc(size)
         blocks.append(block)
@@ -146,10 +143,9 @@ def test_the_laws(kind, requests, rng):
     assert allocator.reserved_bytes == 0
 
 
-@pytest.mark.parametrize("kind", ALLOCATORS)
 @given(st.lists(sizes, min_size=1, max_size=60), st.integers(64, 800), st.randoms(use_true_random=False))
-def test_a_capacity_is_never_exceeded(kind, requests, capacity, rng):
-    allocator, blocks = kind(capacity * MIB), []
+def test_a_capacity_is_never_exceeded(requests, capacity, rng):
+    allocator, blocks = CachingAllocator(capacity * MIB), []
     for size in requests:
         try:
             blocks.append(allocator.malloc(size))
@@ -177,38 +173,3 @@ def test_room_without_end_and_just_enough_give_the_same_run():
     without_end = run(CachingAllocator())
     assert run(CachingAllocator(without_end[1])) == without_end
     assert run(CachingAllocator(without_end[1] - ROUND_LARGE))[2] > 0
-
-
-def test_expandable_segments_waste_less():
-    """A hole of 60 MiB and a request of 100: the default needs a new segment, an expandable one grows at its end."""
-
-    def reserved_after(allocator: CachingAllocator) -> int:
-        first, second = allocator.malloc(60 * MIB), allocator.malloc(60 * MIB)
-        allocator.free(second)
-        allocator.malloc(100 * MIB)
-        assert first.size == 60 * MIB
-        return allocator.reserved_bytes
-
-    assert reserved_after(CachingAllocator()) == 220 * MIB
-    assert reserved_after(ExpandableAllocator()) == 160 * MIB
-
-
-def test_an_expandable_segment_whose_end_is_flushed_on_the_way_still_gives_what_was_asked():
-    allocator = ExpandableAllocator(200 * MIB)
-    kept, end, small = allocator.malloc(80 * MIB), allocator.malloc(80 * MIB), allocator.malloc(MIB)
-    allocator.free(end)
-    allocator.free(small)
-    allocator.free(kept)
-    assert allocator.malloc(180 * MIB).size >= 180 * MIB
-    assert allocator.reserved_bytes <= 200 * MIB
-
-
-def test_expandable_segments_split_off_every_remainder_and_give_back_whole_pages():
-    allocator = ExpandableAllocator()
-    first = allocator.malloc(19 * MIB + MIN_BLOCK)
-    assert (first.size, allocator.reserved_bytes) == (19 * MIB + MIN_BLOCK, LARGE_SEGMENT)
-    second = allocator.malloc(50 * MIB)
-    allocator.free(second)
-    # It lay from 19 to 69 MiB: the pages from 20 on are its own, the first is shared.
-    allocator.empty_cache()
-    assert allocator.reserved_bytes == LARGE_SEGMENT

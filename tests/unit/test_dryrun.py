@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.allocator import SMALL_SEGMENT, CachingAllocator, ExpandableAllocator
+from planner.allocator import SMALL_SEGMENT
 from planner.components import STAGES
 from planner.dryrun import (
     CUBLAS_BYTES,
@@ -160,14 +160,6 @@ def test_a_timeline_holds_every_event_and_both_peaks():
     result = dry_run(events, TENSOR_CORES, with_timeline=True)
     assert result.timeline.shape == (len(events.kinds), 2)
     assert result.timeline.max(axis=0).tolist() == [result.peak_allocated_bytes, result.peak_reserved_bytes]
-
-
-def test_expandable_segments_reserve_less():
-    events = events_of(shipped(), GenerationRequest(width=1536, height=1024))
-    default = dry_run(events, TENSOR_CORES, allocator=CachingAllocator())
-    expandable = dry_run(events, TENSOR_CORES, allocator=ExpandableAllocator())
-    assert expandable.peak_reserved_bytes < default.peak_reserved_bytes
-    assert expandable.peak_allocated_bytes <= default.peak_allocated_bytes
 
 
 @few

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -113,9 +114,28 @@ def test_typed_numbers():
         parse_finite("guidance_scale", "seven")
 
 
-def test_a_number_of_a_million_digits_is_refused_at_once():
-    with pytest.raises(InvalidArgument, match="width must be a whole number, got '999"):
-        parse_whole("width", "9" * 1_000_000)
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("9" * 23, 8192), ("9" * 5000, 8192), ("9" * 1_000_000, 8192), ("-" + "9" * 5000, 64), ("+" + "1" * 101, 8192)],
+    ids=lambda value: str(len(value)) if isinstance(value, str) else None,
+)
+def test_a_number_of_any_length_is_a_whole_one_out_of_range(text, nearest):
+    message = rf"^width must be between 64 and 8192, got {re.escape(text.lstrip('+')[:23])}.*\(nearest: {nearest}\)$"
+    with pytest.raises(InvalidArgument, match=message) as caught:
+        GenerationRequest(width=parse_whole("width", text))
+    assert len(str(caught.value)) < 160
+
+
+def test_zeros_in_front_do_not_count():
+    assert parse_whole("width", "0" * 5000 + "512") == 512
+    assert parse_whole("width", "-000") == 0
+    with pytest.raises(InvalidArgument, match="must be a whole number"):
+        parse_whole("width", "0" * 1_000_000 + "x")
+
+
+def test_a_number_that_python_does_not_write_out_is_refused_as_any_other():
+    with pytest.raises(InvalidArgument, match=r"width must be .* got a whole number of 16610 bits \(nearest: 8192\)"):
+        GenerationRequest(width=10**5000)
 
 
 def test_description_names_what_is_unusual():
@@ -123,3 +143,4 @@ def test_description_names_what_is_unusual():
     assert request.describe() == (
         "img2img 496×512, batch 2, unguided (UNet batch 2), 50 steps, vae tiling, no safety checker"
     )
+    assert GenerationRequest(steps=1).describe().endswith("batch 1, guided (UNet batch 2), 1 step")
