@@ -12,9 +12,10 @@ from planner.fit import fit
 from planner.gpus import Card
 from planner.program import Library, shipped
 from planner.remedy_effect import Effect, effect_of, remark
-from planner.remedy_kinds import Change, settings_for, smaller_batch, smaller_size, why_inert
-from planner.remedy_search import fits, largest_batch, may_run, nearest_size, next_card
+from planner.remedy_kinds import Change, settings_for, to_batch, to_size, why_inert
+from planner.remedy_search import may_run, next_card
 from planner.request import GenerationRequest
+from planner.sizes import fits, smaller_batch, smaller_size
 from planner.units import gib
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
@@ -120,9 +121,9 @@ class _Search:
     def _smaller(self) -> Iterator[Change]:
         if self.request.batch > 1:
             # Where not even one image fits, it is one that comes nearest.
-            yield smaller_batch(self.request, largest_batch(self.request, self.card, self.library) or 1)
-        if size := nearest_size(self.request, self.card, self.library):
-            yield smaller_size(self.request, *size)
+            yield to_batch(self.request, smaller_batch(self.request, self.card, self.library) or 1)
+        if size := smaller_size(self.request, self.card, self.library):
+            yield to_size(self.request, size.width, size.height)
 
     def _larger_card(self) -> Iterator[Remedy]:
         other = next_card(self.request, self.card, self.library)

@@ -164,7 +164,7 @@ def why_inert(change: Change, request: GenerationRequest) -> str | None:
     return None
 
 
-def smaller_batch(request: GenerationRequest, batch: int) -> Change:
+def to_batch(request: GenerationRequest, batch: int) -> Change:
     """The same work in several calls."""
     calls = -(-request.batch // batch)
     images = f", images[:{batch}]" if request.task == "img2img" else ""
@@ -178,7 +178,7 @@ def smaller_batch(request: GenerationRequest, batch: int) -> Change:
     )
 
 
-def smaller_size(request: GenerationRequest, width: int, height: int) -> Change:
+def to_size(request: GenerationRequest, width: int, height: int) -> Change:
     """A smaller picture of the same shape."""
     share = width * height / (request.effective_width * request.effective_height)
     is_image = request.task == "img2img"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 from planner.answer import Basis
 from planner.gpus import Card
@@ -67,6 +68,18 @@ def size_at(ratio: tuple[int, int], step: int) -> tuple[int, int]:
     return width * step // shorter * VAE_SCALE_FACTOR, height * step // shorter * VAE_SCALE_FACTOR
 
 
+def ratio_of(request: GenerationRequest) -> tuple[int, int]:
+    """Width to height: one of `RATIOS` where it has the request's size on the grid, else the size's own.
+
+    >>> ratio_of(GenerationRequest(width=1232, height=696)), ratio_of(GenerationRequest(width=1024, height=768))
+    ((16, 9), (4, 3))
+    """
+    width, height = request.latent_width, request.latent_height
+    pixels = width * VAE_SCALE_FACTOR, height * VAE_SCALE_FACTOR
+    named = (ratio for ratio in RATIOS.values() if size_at(ratio, min(width, height)) == pixels)
+    return next(named, (width // gcd(width, height), height // gcd(width, height)))
+
+
 def steps_of(ratio: tuple[int, int]) -> range:
     """The steps at which both sides are allowed."""
     last = MAX_SIDE // VAE_SCALE_FACTOR
@@ -94,6 +107,8 @@ def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[i
     `may_fit` is cheap, and false only where `does_fit` is. From the last step that may fit on, some are tried in a row
     on the way down, then every hundredth part; and a few beyond the first that fits.
     """
+    if not steps:
+        return None
     first, last = steps[0], steps[-1]
     top = last if may_fit(last) else _bisected(first - 1, last, may_fit)
     # The bound is not everywhere larger at a larger size.
@@ -117,9 +132,21 @@ def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
+def anywhere(request: GenerationRequest) -> GenerationRequest:
+    """One for all requests that allocate the same at every size, so that answers about sizes are kept once."""
+    return same_work(replace(request, width=512, height=512))
+
+
+def any_batch(request: GenerationRequest) -> GenerationRequest:
+    """One for all requests that allocate the same at every batch, so that answers about batches are kept once."""
+    return replace(same_work(request), batch=1)
+
+
 @lru_cache(maxsize=1024)
-def largest_size(request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library) -> Size | None:
-    """The largest size of this ratio at which the request fits, whatever size it asks for.
+def largest_size(
+    request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None = None
+) -> Size | None:
+    """The largest size of this ratio at which the request fits; with `below`, of those of fewer steps.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -129,7 +156,8 @@ def largest_size(request: GenerationRequest, card: Card, ratio: tuple[int, int],
         width, height = size_at(ratio, step)
         return replace(request, width=width, height=height)
 
-    steps = steps_of(ratio)
+    every = steps_of(ratio)
+    steps = every if below is None else every[: max(0, below - every[0])]
     step = boundary(
         steps,
         lambda step: _may_fit(at(step), card, library),
@@ -138,12 +166,12 @@ def largest_size(request: GenerationRequest, card: Card, ratio: tuple[int, int],
     if step is None:
         return None
     width, height = size_at(ratio, step)
-    return Size(width=width, height=height, is_limit=step == steps[-1])
+    return Size(width=width, height=height, is_limit=step == every[-1])
 
 
 @lru_cache(maxsize=1024)
-def largest_batch(request: GenerationRequest, card: Card, library: Library) -> Batch:
-    """The largest batch at which the request fits at its own size.
+def largest_batch(request: GenerationRequest, card: Card, library: Library, below: int = MAX_BATCH + 1) -> Batch:
+    """The largest batch at which the request fits at its own size; with `below`, of those of fewer images.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -153,11 +181,35 @@ def largest_batch(request: GenerationRequest, card: Card, library: Library) -> B
         return replace(request, batch=batch)
 
     images = boundary(
-        range(1, MAX_BATCH + 1),
+        range(1, below),
         lambda images: _may_fit(at(images), card, library),
         lambda images: fits(at(images), card, library),
     )
     return Batch(images=images or 0, is_limit=images == MAX_BATCH)
+
+
+def smaller_size(request: GenerationRequest, card: Card, library: Library) -> Size | None:
+    """The largest size of the request's own shape at which it fits, as `sizes` has it where that is a smaller one.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    ratio, own = ratio_of(request), min(request.latent_width, request.latent_height)
+    found = largest_size(anywhere(request), card, ratio, library)
+    if found and min(found.width, found.height) // VAE_SCALE_FACTOR >= own:
+        # One beyond the request's own fits by luck.
+        found = largest_size(anywhere(request), card, ratio, library, own)
+    return found
+
+
+def smaller_batch(request: GenerationRequest, card: Card, library: Library) -> int:
+    """The largest batch at which the request fits, as `sizes` has it where that is a smaller one; 0 for none.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    found = largest_batch(any_batch(request), card, library).images
+    return found if found < request.batch else largest_batch(any_batch(request), card, library, request.batch).images
 
 
 def sizes(
@@ -174,14 +226,12 @@ def sizes(
         NoProgram: no program was compiled for what the request asks for.
     """
     library = library or shipped()
-    # One for all requests that allocate the same at every size, so that answers are kept once.
-    anywhere = same_work(replace(request, width=512, height=512))
     found: dict[str, Size | None] = {}
     for done, (name, ratio) in enumerate(RATIOS.items()):
-        found[name] = largest_size(anywhere, card, ratio, library)
+        found[name] = largest_size(anywhere(request), card, ratio, library)
         if report:
             report((done + 1) / (len(RATIOS) + 1))
-    batch = largest_batch(replace(same_work(request), batch=1), card, library)
+    batch = largest_batch(any_batch(request), card, library)
     if report:
         report(1.0)
     return CardSizes(card=card, sizes=found, batch=batch)

@@ -114,6 +114,10 @@ def test_a_boundary_is_found_whatever_fits(fitting):
     assert found == max(fitting, default=None)
 
 
+def test_where_there_is_no_step_there_is_no_boundary():
+    assert boundary(range(3, 3), lambda step: True, lambda step: True) is None
+
+
 def test_the_limit_is_said():
     found = sizes(GenerationRequest(vae_tiling=True), card_named("H200"), shipped())
     assert found.sizes["square"] is not None and found.sizes["square"].is_limit
