@@ -31,6 +31,9 @@ _AT_CAPACITY = (
     {"width": 768, "height": 768, "batch": 16},
 )
 
+# The fields of a request that the grid varies, whatever they are in its base.
+VARIED = ("task", "width", "height", "batch", "guidance_scale", "vae_tiling", "channels_last")
+
 _CAPACITY = "capacity_bytes"
 _FIELDS = [field.name for field in fields(GenerationRequest)]
 _ENTRY = table(

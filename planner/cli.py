@@ -118,9 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(
         "verify", _later("cli_verify.verify"), "run the request for real and keep what it took", request, as_json
     )
-    verify.add_argument(
-        "--weights", default="synthetic", metavar="synthetic|hub", help="hub downloads the pinned revision (synthetic)"
-    )
+    verify.add_argument("--weights", metavar="synthetic|hub", help="hub downloads the pinned revision (synthetic)")
     verify.add_argument("--model-dir", metavar="DIR", help="real weights from a local folder, safetensors only")
     verify.add_argument(
         "--device", metavar="N|UUID|cpu", help="an attached card (the freest); cpu rehearses the path without a GPU"

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from cache.attached import usable_card
 from cache.compare import exit_code_of, peak_error, predictions_for, verdict_of
-from cache.device import Device, check_runnable, environment_of
+from cache.device import Device, Weights, check_runnable, environment_of
 from cache.evidence import gather
 from cache.history_file import HistoryError
 from cache.job import JobView
@@ -17,7 +17,7 @@ from cache.jobs import Jobs
 from cache.programs import find
 from cache.records import Environment, Measurement
 from cache.store import now
-from cache.sweep import MAX_FILE_BYTES, Entry, entries_in, grid, in_order, runnable
+from cache.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.versions import installed
 from planner.answer import EXIT_CODES, worst
 from planner.card import emulated_name
@@ -30,7 +30,7 @@ from planner.report import SCHEMA, text_table
 from planner.request import GenerationRequest
 from planner.units import parse_bytes
 
-WEIGHTS = ("synthetic", "hub")
+WEIGHTS: tuple[Weights, ...] = ("synthetic", "hub")
 # As a shell reports a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -149,8 +149,7 @@ class _Bench:
 def verify(arguments: argparse.Namespace) -> int:
     """``verify``: measure the request on the device, or answer from the history; with ``--sweep``, many requests."""
     request = request_from(arguments)
-    if arguments.weights not in WEIGHTS:
-        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", arguments.weights)
+    arguments.weights = _weights_from(arguments)
     capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
     device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)
     if arguments.sweep is not None:
@@ -173,8 +172,28 @@ def verify(arguments: argparse.Namespace) -> int:
     return exit_code_of(measurement)
 
 
+def _weights_from(arguments: argparse.Namespace) -> Weights:
+    weights = arguments.weights or WEIGHTS[0]
+    if weights not in WEIGHTS:
+        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", weights)
+    if arguments.weights is not None and arguments.model_dir is not None:
+        raise InvalidArgument("weights", "must not be given with --model-dir", weights, "leave one of them out")
+    return weights
+
+
+def _check_unvaried(base: GenerationRequest) -> None:
+    """Refuse what the grid would pass over: a value of a field that it varies."""
+    plain = GenerationRequest()
+    for name in VARIED:
+        value = getattr(base, name)
+        if value != getattr(plain, name):
+            nearest = "leave it out, or name a file with the requests you mean"
+            raise InvalidArgument(name, "must not be given with --sweep grid, which varies it", value, nearest)
+
+
 def _entries_to_sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> list[Entry]:
     if arguments.sweep == "grid":
+        _check_unvaried(base)
         return grid(base, device.emulated_bytes)
     with reading("sweep", arguments.sweep) as file:
         return entries_in(file.read(MAX_FILE_BYTES + 1), base, device.emulated_bytes)

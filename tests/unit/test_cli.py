@@ -267,6 +267,16 @@ def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
         ),
         (("--device", "cpu", "--capacity", "16GB"), "capacity must be a number with B, KiB, MiB or GiB, got '16GB'"),
         (("--device", "cpu", "--capacity", "16GiB", "--sweep", "grid"), "capacity needs a GPU"),
+        (
+            ("--device", "cpu", "--model-dir", "/nowhere", "--weights", "hub"),
+            "weights must not be given with --model-dir, got 'hub' (leave one of them out)",
+        ),
+        (("--device", "cpu", "--model-dir", "/nowhere", "--weights", "synthetic"), "weights must not be given with"),
+        (
+            ("--device", "cpu", "--sweep", "grid", "--width", "640"),
+            "width must not be given with --sweep grid, which varies it, got 640 (leave it out, or name a file",
+        ),
+        (("--device", "cpu", "--sweep", "grid", "--vae-tiling"), "vae_tiling must not be given with --sweep grid"),
     ],
 )
 def test_verify_refuses_before_it_starts_anything(capsys, own_history, argv, message):

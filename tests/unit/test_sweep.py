@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cache import sweep
 from cache.attached import cards
 from cache.device import Device
-from cache.sweep import GRID_CAPACITY_BYTES, Entry, entries_in, grid, in_order, runnable
+from cache.sweep import GRID_CAPACITY_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.gpus import card_named, emulated_card
@@ -180,3 +180,8 @@ def test_a_card_that_has_not_more_than_the_emulated_capacity_skips_it(nvml):
 def test_a_sweep_of_which_nothing_can_run_says_why():
     with pytest.raises(InvalidArgument, match="offload must be none on the CPU"):
         runnable([Entry(GenerationRequest(offload="model"))], Device())
+
+
+def test_what_the_grid_is_said_to_vary_is_what_differs_in_it():
+    rows = [entry.request.to_dict() for entry in grid(BASE)]
+    assert {name for name in rows[0] if len({row[name] for row in rows}) > 1} == set(VARIED)
