@@ -41,6 +41,9 @@ _BOUND_WEIGHT = 0.5
 _RESERVED_MOVED, _RESERVED_MOST = 0.01, float(np.log(1.25))
 # Of stages so close to the peak any could be it.
 _COULD_BE = 0.95
+# The others back the run that pulls hardest where they are so many times more probable with it than with the raw dry
+# run, in logarithms.
+_BACKED = 1.0
 # Up to so many runs each is left out alone, beyond that in so many parts.
 _EACH_ALONE = 30
 _FOLDS = 5
@@ -133,7 +136,9 @@ class Calibration:
         for run in self.runs:
             self._by_cell.setdefault(run.cell, []).append(run)
         self._sums: dict[Cell, dict[str, _Likelihood]] = {}
-        self._residuals: dict[Cell, list[Residual]] = {}
+        self._points: dict[tuple[str, Cell], np.ndarray] = {}
+        self._residuals: dict[tuple[Cell, bool], list[Residual]] = {}
+        self._left: dict[Cell, tuple[np.ndarray, np.ndarray]] = {}
 
     def correct(self, curve: Curve, target: Cell, without: Run | None = None) -> Corrected:
         """The peaks of this curve's request, as if `without` had not been measured."""
@@ -141,7 +146,7 @@ class Calibration:
         highest = max(most.values())
         looked_at = frozenset(stage for stage in most if without is None or most[stage] > _NEAR * highest)
         told = {stage: self._likelihood(stage, target, without) for stage in curve.stages if stage in looked_at}
-        points = {stage: self._point(curve.stages[stage], stage, target, of, without) for stage, of in told.items()}
+        points = {stage: self._point(stage, target, of, without) for stage, of in told.items()}
         # How wide it is matters to what is asked for, and not to the residual of a run that is left out.
         spreads = points if without else {stage: weights_of(LOG_EVEN + of.likelihood) for stage, of in told.items()}
 
@@ -175,22 +180,29 @@ class Calibration:
             total = total.plus(self._told[without.run_id, stage], -target.weight(without.cell))
         return total
 
-    def _point(
-        self, values: np.ndarray, stage: str, target: Cell, told: _Likelihood, without: Run | None
-    ) -> np.ndarray:
-        """The posterior that the answer is the median of.
+    def _point(self, stage: str, target: Cell, told: _Likelihood, without: Run | None) -> np.ndarray:
+        """The posterior that the answer is the median of. Fewer runs than three move no answer.
 
-        Fewer runs than three move nothing. The one that pulls hardest is left out where the answer goes most of the
-        way back to the dry run without it: nobody else says so.
+        One that is left out is told what the others say however few they are: raw, its residual would be that of
+        another answer than the one that it is the residual of.
         """
-        if told.weight < MIN_WEIGHT:
-            return weights_of(LOG_PRIOR)
+        if without is not None:
+            return self._believed(stage, target, told, without)
+        if (stage, target) not in self._points:
+            is_enough = told.weight >= MIN_WEIGHT
+            self._points[stage, target] = (
+                self._believed(stage, target, told, None) if is_enough else weights_of(LOG_PRIOR)
+            )
+        return self._points[stage, target]
+
+    def _believed(self, stage: str, target: Cell, told: _Likelihood, without: Run | None) -> np.ndarray:
+        """The posterior, without the run that pulls hardest away from the raw dry run where no other backs it."""
         weights = weights_of(LOG_PRIOR + told.likelihood)
         mode = np.unravel_index(int(np.argmax(weights)), weights.shape)
         if mode == RAW:
             return weights
         pulls = [
-            (target.weight(run.cell) * float(one.likelihood[mode].max() - one.likelihood[RAW].max()), run)
+            (target.weight(run.cell) * _more_probable(one.likelihood, mode), run)
             for cell, runs in self._by_cell.items()
             if target.weight(cell)
             for run in runs
@@ -200,10 +212,9 @@ class Calibration:
         if pull <= 0:
             return weights
         rest = told.plus(self._told[run.run_id, stage], -target.weight(run.cell))
-        others = weights_of(LOG_PRIOR + rest.likelihood)
-        raw = float(values[PREFERRED])
-        moved, moved_by_others = (abs(estimate_of(values, one).median - raw) for one in (weights, others))
-        return others if moved_by_others < moved / 2 else weights
+        if _more_probable(rest.likelihood, mode) >= _BACKED:
+            return weights
+        return weights_of(LOG_PRIOR + rest.likelihood)
 
     def _sums_of(self, cell: Cell) -> dict[str, _Likelihood]:
         """What the runs of a cell say together, by stage."""
@@ -220,17 +231,21 @@ class Calibration:
             self._sums[cell] = found
         return self._sums[cell]
 
-    def residuals(self, target: Cell) -> Iterator[tuple[float, list[Residual]]]:
-        """Of the full runs of every cell that counts for `target`, from what the others say, and how much it counts."""
+    def residuals(self, target: Cell, *, of_raw: bool = False) -> Iterator[tuple[float, list[Residual]]]:
+        """Of the full runs of every cell that counts for `target`, and how much it counts.
+
+        They are from what the other runs say, or from the raw dry run.
+        """
         for cell, runs in self._by_cell.items():
             weight = target.weight(cell)
             if weight:
-                if cell not in self._residuals:
-                    self._residuals[cell] = [self._residual(run) for run in runs if run.kind == "full"]
-                yield weight, self._residuals[cell]
+                if (cell, of_raw) not in self._residuals:
+                    full = [run for run in runs if run.kind == "full"]
+                    self._residuals[cell, of_raw] = [self._residual(run, of_raw) for run in full]
+                yield weight, self._residuals[cell, of_raw]
 
-    def _residual(self, run: Run) -> Residual:
-        said = self.correct(run.curve, run.cell, without=run)
+    def _residual(self, run: Run, of_raw: bool) -> Residual:
+        said = Calibration(()).correct(run.curve, run.cell) if of_raw else self.correct(run.curve, run.cell, run)
         # Where stages are not known, the whole is off by as much whichever stage it is put down to.
         stages = run.known_stages
         peaks = stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
@@ -246,9 +261,11 @@ class Calibration:
         """The corrected peaks of this curve's request, with intervals."""
         said = self.correct(curve, target)
         stage = said.peak_stage
-        allocated = self._off(target, "allocated", stage)
-        reserved = self._off(target, "reserved", stage)
-        shift = _shift(*reserved)
+        # Of a stage that too few runs tell of the answer is the raw dry run, and so are its residuals from that.
+        is_raw = self._likelihood(stage, target, None).weight < MIN_WEIGHT
+        allocated = self._off(target, "allocated", stage, is_raw)
+        reserved = self._off(target, "reserved", stage, is_raw)
+        shift = 0.0 if is_raw else _shift(*self._left_over(target))
         said = replace(said, reserved=Estimate(*(float(np.exp(shift)) * end for end in said.reserved)))
         width = half_width(*allocated)
         # Where what is reserved was not measured, it is as uncertain as what is allocated.
@@ -267,11 +284,28 @@ class Calibration:
             stale=tuple(run.run_id for cell, runs in alike if target.is_stale(cell) for run in runs),
         )
 
-    def _off(self, target: Cell, peak: str, stage: str) -> tuple[np.ndarray, np.ndarray]:
+    def _left_over(self, target: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """What runs reserved beyond what all that was learned says of them, in logarithms, and how much each counts.
+
+        Not of runs left out: what has been learned is corrected already, and must not be corrected once more.
+        """
+        if target not in self._left:
+            told = [
+                (float(np.log(run.peak_reserved_bytes / self.correct(run.curve, target).reserved.median)), weight)
+                for cell, runs in self._by_cell.items()
+                if (weight := target.weight(cell))
+                for run in runs
+                if run.kind == "full" and run.peak_reserved_bytes
+            ]
+            residuals, weights = np.array(told).reshape(-1, 2).T
+            self._left[target] = residuals, weights
+        return self._left[target]
+
+    def _off(self, target: Cell, peak: str, stage: str, of_raw: bool) -> tuple[np.ndarray, np.ndarray]:
         """The residuals that tell of this peak, and how much each counts."""
         told = [
             (residual[0], residual[1] * weight)
-            for weight, residuals in self.residuals(target)
+            for weight, residuals in self.residuals(target, of_raw=of_raw)
             for one in residuals
             if (residual := one.of(peak, stage))
         ]
@@ -279,14 +313,24 @@ class Calibration:
         return residuals, weights
 
 
+def _more_probable(likelihood: np.ndarray, mode: tuple[np.intp, ...]) -> float:
+    """By how much runs are more probable there than with the raw dry run, each at the noise that suits it best."""
+    return float(likelihood[mode].max() - likelihood[RAW].max())
+
+
 def _shift(residuals: np.ndarray, weights: np.ndarray) -> float:
-    """By how much what runs reserve is off in the median, where it is off by more than segments come to."""
+    """By how much what runs reserve is off in the median, where it is off by more than segments come to.
+
+    Downward by no more than three in four of them are: that a card needs less must not be the noise of a few.
+    """
     if weights.sum() < MIN_WEIGHT:
         return 0.0
     order = np.argsort(residuals)
     reached = np.cumsum(weights[order])
-    middle = float(residuals[order][np.searchsorted(reached, reached[-1] / 2)])
-    return float(np.clip(middle, -_RESERVED_MOST, _RESERVED_MOST)) if abs(middle) > _RESERVED_MOVED else 0.0
+    at = np.searchsorted(reached, np.array([0.5, 0.75]) * reached[-1])
+    middle, upper = residuals[order][at]
+    shift = middle if middle > 0 else min(upper, 0.0)
+    return float(np.clip(shift, -_RESERVED_MOST, _RESERVED_MOST)) if abs(shift) > _RESERVED_MOVED else 0.0
 
 
 def _interval(

@@ -19,14 +19,17 @@ Kind = Literal["full", "limited", "out-of-memory", "at-most"]
 _STEPS = 2.0 ** np.concatenate([[1, 2], np.arange(3, 9.25, 0.25)]) * MIB
 CONSTANTS = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 _NO_CONSTANT = len(_STEPS)
-# Relative: a deterministic allocator repeats itself to a tenth of a per cent, a busy card does not.
+# Relative, and how probable: a deterministic allocator repeats itself to a tenth of a per cent, a busy card does not.
 NOISE = np.array([0.002, 0.01, 0.04])
+_NOISE_SHARES = np.array([0.43, 0.43, 0.14])
 
 # Half of all belief is on the raw dry run. The rest is on another fraction, above the preferred one less so, on a
 # constant, small rather than large, and least on both at once: what one cause explains needs no second.
 RAW_SHARE, _FRACTION_SHARE, _CONSTANT_SHARE, _BOTH_SHARE = 0.5, 0.25, 0.15, 0.1
 _ABOVE_PREFERRED = 0.3
 _TYPICAL_CONSTANT = 64.0 * MIB
+# Kernels take scratch that no trace sees; that the trace sees what is not there is less to be expected.
+_BELOW_NOTHING = 0.3
 # One run in twenty may be absurd: a wrong request, another process, a typing error. Where, nobody knows: its density
 # is that of anything from a quarter to four times the peak, in logarithms.
 ABSURD_SHARE = 0.05
@@ -41,18 +44,19 @@ def _log_priors() -> tuple[np.ndarray, np.ndarray]:
     below = np.arange(len(FRACTIONS)) <= PREFERRED
     fractions = np.where(below, (1 - _ABOVE_PREFERRED) / below.sum(), _ABOVE_PREFERRED / (~below).sum())
     spacing = np.gradient(CONSTANTS)
-    constants = spacing * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
+    even = spacing * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
+    constants = even * np.where(CONSTANTS < 0, _BELOW_NOTHING, 1.0)
     constants /= constants.sum()
     prior = _BOTH_SHARE * np.outer(fractions, constants)
     prior[:, _NO_CONSTANT] += _FRACTION_SHARE * fractions
     prior[PREFERRED] += _CONSTANT_SHARE * constants
     prior[PREFERRED, _NO_CONSTANT] += RAW_SHARE
-    spread = np.outer(np.gradient(FRACTIONS), constants)
+    spread = np.outer(np.gradient(FRACTIONS), even)
     return _with_noise(prior), _with_noise(spread / spread.sum())
 
 
 def _with_noise(prior: np.ndarray) -> np.ndarray:
-    return np.log(np.repeat(prior[:, :, None], len(NOISE), axis=2) / len(NOISE))
+    return np.log(prior[:, :, None] * _NOISE_SHARES)
 
 
 # What is believed before any run; and, for how wide an interval must be, with no preference for any fraction: where

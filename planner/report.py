@@ -97,7 +97,8 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
     notes = []
     for answer in answers:
         minimum, usable = answer.minimum_bytes, answer.card.usable_bytes
-        if minimum is None or answer.basis == "formula":
+        # What was measured has one size, and its own words for what it does not say.
+        if minimum is None or answer.basis in ("formula", "measured"):
             continue
         if answer.verdict == "tight" and answer.need_bytes is not None and answer.need_bytes <= usable:
             upper = gib(answer.worst_need_bytes or 0)

@@ -143,9 +143,13 @@ def _is_believable(one: Observation, raw: Answer) -> bool:
     if one.kind == "out-of-memory":
         # It must have needed more than such a card has; the replay says about how much it needs.
         return _BEYOND * (raw.worst_need_bytes or raw.need_bytes or 0) >= raw.card.usable_bytes
+    if not least / _BEYOND <= one.peak_allocated_bytes <= _BEYOND * most:
+        return False
     reserved = one.peak_reserved_bytes
-    is_whole = reserved is None or reserved >= one.peak_allocated_bytes
-    return is_whole and least / _BEYOND <= one.peak_allocated_bytes <= _BEYOND * most
+    if reserved is None:
+        return True
+    most_reserved = max(raw.peak_reserved_bytes or 0, (raw.worst_need_bytes or 0) - (raw.context_bytes or 0))
+    return one.peak_allocated_bytes <= reserved <= _BEYOND * max(most_reserved, one.peak_allocated_bytes)
 
 
 def _unknown(card: Card, stale: Sequence[Observation], unbelievable: int) -> Answer:

@@ -18,15 +18,32 @@ TURING = (7, 5)
 VERSIONS = "torch 2.13.0"
 SIZES = ((512, 512), (768, 768), (512, 768), (1024, 1024), (640, 960), (1280, 1280), (896, 896), (1536, 1024))
 REQUESTS = [GenerationRequest(width=width, height=height) for width, height in SIZES]
+STALE = "torch 2.12.0"
+# Sixteen that people ask for, of both tasks, small ones among them.
+ORDINARY = [
+    *(GenerationRequest(width=w, height=h) for w, h in ((1024, 1024), (768, 512), (320, 1024), (256, 384))),
+    *(GenerationRequest(width=w, height=h) for w, h in ((512, 512), (640, 448), (896, 896), (512, 768), (1280, 1280))),
+    *(
+        GenerationRequest(task="txt2img", width=w, height=h)
+        for w, h in ((320, 1024), (512, 512), (768, 768), (1024, 1024))
+    ),
+    *(GenerationRequest(task="txt2img", width=w, height=h) for w, h in ((1536, 1024), (640, 960), (1280, 720))),
+]
+TARGETS = [
+    GenerationRequest(),
+    GenerationRequest(task="txt2img", width=1024, height=1024),
+    GenerationRequest(width=1536, height=1536),
+    GenerationRequest(width=2048, height=2048),
+]
 
 _curves: dict[tuple, Curve] = {}
 
 
 def curve(request: GenerationRequest, capability: tuple[int, int] = TURING) -> Curve:
     """The request's curve, made once."""
-    key = (memory_form(request), capability)
+    key = (memory_form(request), KernelPolicy.of(capability))
     if key not in _curves:
-        _curves[key] = curve_of(shipped(), key[0], KernelPolicy.of(capability))
+        _curves[key] = curve_of(shipped(), *key)
     return _curves[key]
 
 
@@ -64,15 +81,26 @@ def run_of(
     return Observation(**values | changes)
 
 
-def history(count: int, seed: int, *, fraction: float, noise: float = 0.01, absurd: float = 0.05) -> list[Observation]:
-    """So many runs of various sizes, each off by the noise, a few absurdly."""
+def history(
+    count: int,
+    seed: int,
+    *,
+    fraction: float,
+    noise: float = 0.01,
+    absurd: float = 0.05,
+    stale: float = 0.0,
+    requests: Sequence[GenerationRequest] = REQUESTS,
+    **changes,
+) -> list[Observation]:
+    """So many runs of various requests, each off by the noise, a few absurdly, a share of them with other versions."""
     rng = random.Random(seed)
     found = []
     for number in range(count):
         factor = 1 + rng.gauss(0, noise)
         if rng.random() < absurd:
             factor = rng.choice([0.3, 0.5, 2.0, 3.0])
-        found.append(run_of(rng.choice(REQUESTS), number, fraction=fraction, factor=factor))
+        changes["versions"] = STALE if stale and rng.random() < stale else VERSIONS
+        found.append(run_of(rng.choice(requests), number, fraction=fraction, factor=factor, **changes))
     return found
 
 

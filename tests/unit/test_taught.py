@@ -10,6 +10,7 @@ from planner.evidence import memory_form, model_of
 from planner.fit import fit
 from planner.gpus import Card, card_named
 from planner.program import Library, shipped
+from planner.report import threshold_notes
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 from tests.unit.measured import REQUESTS, VERSIONS, absurd_run, evidence_of, history, peak_at, run_of
@@ -220,6 +221,9 @@ def test_on_a_card_with_less_memory_than_the_runs_took_the_dry_run_says_whether_
         answer = ask([took], card=replace(T4, usable_bytes=usable, usable_high_bytes=usable))
         assert (answer.basis, answer.verdict) == ("measured", verdict)
         assert "whether it also runs in less was not measured" in answer.reason
+        assert threshold_notes([answer]) == []
+    retried = ask([run_of(LARGE, 1, kind="limited", num_alloc_retries=2)])
+    assert retried.verdict == "tight" and threshold_notes([retried]) == []
 
 
 def test_one_absurd_row_answers_for_nothing():
@@ -229,6 +233,9 @@ def test_one_absurd_row_answers_for_nothing():
         answer = ask([row], "measured")
         assert answer.verdict == "unknown" and "cannot be of it" in answer.reason
         assert ask([row]) == fit(LARGE, T4)
+    # What it reserved cannot be, though what it allocated can.
+    answer = ask([run_of(LARGE, 1, peak_reserved_bytes=2**50)], "measured")
+    assert answer.verdict == "unknown" and "cannot be of it" in answer.reason
     # It reserved less than it allocated: a slip of the pen.
     assert ask([run_of(LARGE, 1, peak_reserved_bytes=511)], "measured").verdict == "unknown"
 
