@@ -1,15 +1,17 @@
 """``GET /api/fit`` beside the app: the JSON of ``python -m planner fit --json``, for checks that cannot run Python.
 
 The query has the names of a plan's address, which are the request's fields: a link to a plan becomes a check by putting
-``api/fit`` before its question mark.
+``api/fit`` before its question mark. It asks about what the page shows: the default cards unless some are named, or
+none by ``gpu=``, and beside them those described or attached. Where ``images`` are listed, ``images`` of the answer
+has the worst of them on each card, and the verdict in the headers is the worst of all that is answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -20,9 +22,13 @@ from pages.shared.plan_state import (
     CAPABILITY_KEY,
     CARDS_KEY,
     FIELDS,
+    IMAGES_KEY,
     MEMORY_KEY,
+    PLAN_KEYS,
     PUBLISHED_KEY,
+    VIEW_KEYS,
     WORKERS_KEY,
+    name_meant,
     truth,
 )
 from planner.answer import EXIT_CODES, Verdict, worst
@@ -30,6 +36,7 @@ from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import DEFAULT_CARDS, Card, card_named, described_card, shared_card
+from planner.images import answer_images, parse_images
 from planner.report import SCHEMA, fit_object
 from planner.request import GenerationRequest, parse_whole
 
@@ -39,38 +46,48 @@ if TYPE_CHECKING:
 PATH = "/api/fit"
 
 
-# Everything that a plan's address may hold, by name.
 _FIELDS = {field.name: field.parse for field in FIELDS}
-_OTHERS = (CARDS_KEY, MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY, WORKERS_KEY, BASIS_KEY, PUBLISHED_KEY)
+# How a page is looked at, by our own controls or Streamlit's, is no part of what it says.
+_IGNORED = (*VIEW_KEYS, "embed", "embed_options")
+
+
+def check_names(query: QueryParams) -> None:
+    """Hold the query's names against those of a plan.
+
+    Raises:
+        InvalidArgument: a name is unknown, or one that has a single value is given twice.
+    """
+    for name in query:
+        if name in _IGNORED:
+            continue
+        if name not in PLAN_KEYS:
+            raise InvalidArgument("query", "has an unknown name", name, name_meant(name))
+        given = query.getlist(name)
+        if name != CARDS_KEY and len(given) > 1:
+            raise InvalidArgument(name, "must be given once", given)
 
 
 def request_of(query: Mapping[str, str]) -> GenerationRequest:
     """The request that a query asks about; fields left out take their defaults.
 
     Raises:
-        InvalidArgument: a name is unknown, or a value breaks its rule.
+        InvalidArgument: a value breaks its rule.
     """
-    for name in query:
-        if name not in _FIELDS and name not in _OTHERS:
-            close = get_close_matches(name, [*_FIELDS, *_OTHERS], n=1)
-            raise InvalidArgument("query", "has an unknown name", name, f"did you mean {close[0]}?" if close else None)
     return GenerationRequest.from_dict(
         {name: parse(name, query[name]) for name, parse in _FIELDS.items() if name in query}
     )
 
 
 def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
-    """The cards that a query asks about: those named, those attached, the one described, else the default ones.
+    """The cards that a query asks about: those named, else the default ones; those attached; and the one described.
 
-    Where `workers` share them, each card is the share of one.
+    A single empty name is none. Where `workers` share them, each card is the share of one.
 
     Raises:
-        PlannerError: a name is unknown, no card is attached, or a description breaks its rule.
+        PlannerError: a name is unknown, there is no card, none is attached, or a description breaks its rule.
     """
-    chosen: list[Card] = []
-    for name in names:
-        if name != ATTACHED_KEY:
-            chosen.append(card_named(name))
+    asked = [name for name in names if name and name != ATTACHED_KEY] if names else DEFAULT_CARDS
+    chosen = [card_named(name) for name in asked]
     if ATTACHED_KEY in names or truth(ATTACHED_KEY, query.get(ATTACHED_KEY, "false")):
         from cache.attached import cards
 
@@ -84,9 +101,11 @@ def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
                 missing, "must be given with the other", None, "gpu_memory=16GiB&compute_capability=7.5"
             )
         chosen.append(described_card(memory, capability))
+    if not chosen:
+        default = f"left out, it is {', '.join(DEFAULT_CARDS)}"
+        raise InvalidArgument(CARDS_KEY, "must name a card where none is described or attached", "", default)
     workers = parse_whole(WORKERS_KEY, query.get(WORKERS_KEY, "1"))
-    whole = list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
-    return [shared_card(card, workers) for card in whole]
+    return [shared_card(card, workers) for card in dict.fromkeys(chosen)]
 
 
 def _evidence(basis: str, *, with_published: bool) -> Evidence | None:
@@ -97,24 +116,32 @@ def _evidence(basis: str, *, with_published: bool) -> Evidence | None:
     return calls.evidence(with_published).evidence
 
 
-def answer_to(query: Mapping[str, str], gpus: Sequence[str]) -> tuple[dict[str, Any], Verdict]:
-    """The JSON object of ``fit --json`` for this query, and the verdict that decides over its cards.
+def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
+    """The JSON object of ``fit --json`` for this query, and the verdict that decides over all that it answers.
 
     Raises:
         PlannerError: the query breaks a rule.
     """
     from pages.shared import calls
 
+    check_names(query)
     request, basis = request_of(query), query.get(BASIS_KEY, "best")
-    cards = cards_of(gpus, query)
+    cards, rows = cards_of(query.getlist(CARDS_KEY), query), parse_images(query.get(IMAGES_KEY, ""))
     evidence = _evidence(basis, with_published=truth(PUBLISHED_KEY, query.get(PUBLISHED_KEY, "true")))
-    answers = [fit(request, card, basis, library=calls.library()[0], evidence=evidence) for card in cards]
-    return fit_object(request, answers, estimate(request)), worst(answer.verdict for answer in answers)
+    library, _ = calls.library()
+    answers = [fit(request, card, basis, library=library, evidence=evidence) for card in cards]
+    found = fit_object(request, answers, estimate(request))
+    verdicts = [answer.verdict for answer in answers]
+    if rows:
+        listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
+        found["images"] = listed.to_dict()
+        verdicts.append(listed.verdict)
+    return found, worst(verdicts)
 
 
 def _endpoint(request: Request) -> Response:
     try:
-        found, verdict = answer_to(request.query_params, request.query_params.getlist(CARDS_KEY))
+        found, verdict = answer_to(request.query_params)
     except PlannerError as error:
         return JSONResponse({"schema": SCHEMA, "error": str(error)}, status_code=400)
     # What a shell would get as the exit code, for those who look at nothing else.

@@ -9,7 +9,15 @@ import streamlit as st
 
 from pages.shared.load_plan import Offer
 from pages.shared.map_table import map_table
-from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan
+from pages.shared.plan_state import (
+    CARDS_KEY,
+    DEFAULT_CARD_NAMES,
+    MAP_ALL_KEY,
+    MAP_CARD_KEY,
+    MAP_KEY,
+    MAP_SHAPE_KEY,
+    plan,
+)
 from pages.shared.sizes_view import progress
 from pages.shared.words import sentence
 from planner.errors import NoProgram
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from planner.program import Library
     from planner.size_map import Cell
 
-_OPEN, _KIND, _ALL, _SHAPE, _CARD = "map-open", "map", "map_all", "map_shape", "map_card"
+_OPEN = "map-open"
 BY_CARD, BY_BATCH = "size by card", "size by batch"
 SQUARE, AS_ASKED = "square", "as asked"
 ALL_CARDS = (*CATALOGUE, *SLICES)
@@ -32,7 +40,7 @@ def _kind() -> str:
         (BY_CARD, BY_BATCH),
         default=BY_CARD,
         required=True,
-        key=_KIND,
+        key=MAP_KEY,
         bind="query-params",
         help="size by card: the plan's batch at many sizes, a row for each card. size by batch: many batches on one "
         "card.",
@@ -49,7 +57,7 @@ def _is_square(request: GenerationRequest) -> bool:
         (SQUARE, AS_ASKED),
         default=SQUARE,
         required=True,
-        key=_SHAPE,
+        key=MAP_SHAPE_KEY,
         bind="query-params",
         help="as asked: the plan's own width to height, larger and smaller.",
     )
@@ -108,7 +116,7 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
     is_square = _is_square(request)
     if st.toggle(
         "Whole catalogue",
-        key=_ALL,
+        key=MAP_ALL_KEY,
         bind="query-params",
         help="A row for each card and MIG slice that the planner knows, beside those of the plan.",
     ):
@@ -132,9 +140,9 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
     from planner.size_map import BATCHES, FEW_SIDES, by_batch, columns
 
     by_name = {card.name: card for card in cards}
-    if st.session_state.get(_CARD) not in by_name:
-        st.session_state.pop(_CARD, None)
-    name = st.selectbox("Card of the map", list(by_name), key=_CARD, help="One of the plan's cards.")
+    if st.session_state.get(MAP_CARD_KEY) not in by_name:
+        st.session_state.pop(MAP_CARD_KEY, None)
+    name = st.selectbox("Card of the map", list(by_name), key=MAP_CARD_KEY, help="One of the plan's cards.")
     requests = columns(request, FEW_SIDES, is_square=_is_square(request))
     batches = sorted({*BATCHES, request.batch})
     report, end = progress("Replaying each batch at each size")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import streamlit as st
@@ -97,13 +98,29 @@ _MORE: dict[str, tuple[Callable[[str, str], Any], Any]] = {
     IMAGES_KEY: (_images, ""),
 }
 
+# Every name of a plan, as its address has them.
+PLAN_KEYS = (*(field.name for field in FIELDS), CARDS_KEY, BASIS_KEY, *_MORE)
+# How the page draws its map, which is no part of the plan.
+MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY = "map", "map_all", "map_shape", "map_card"
+VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY)
+# What else an address may hold on the pages that take a plan: Verify's job and its emulated capacity.
+_OTHER_KEYS = ("job", "capacity")
+_PLAN_PAGES = ("Plan", "Verify")
+
+
+def name_meant(name: str) -> str | None:
+    """The name of a plan that is nearest to one that is none, as a question; None where none is near."""
+    close = get_close_matches(name.lower(), PLAN_KEYS, n=1)
+    return f"did you mean {close[0]}?" if close else None
+
 
 def plan() -> dict[str, Any]:
     """The plan as this session knows it: values by key, complete once the controls were drawn."""
     return st.session_state.setdefault("plan", {})
 
 
-def _default_of(key: str) -> Any:
+def default_of(key: str) -> Any:
+    """What a plan has under this name where nothing else was chosen."""
     if key == BASIS_KEY:
         return DEFAULT_BASIS
     if key in _MORE:
@@ -117,7 +134,7 @@ def stays_open(name: str, keys: Iterable[str]) -> bool:
     What a link sets is seen that way. It is not closed again under the hand that puts the last one back.
     """
     opened: set[str] = st.session_state.setdefault("opened", set())
-    if any(st.session_state.get(key, _default_of(key)) != _default_of(key) for key in keys):
+    if any(st.session_state.get(key, default_of(key)) != default_of(key) for key in keys):
         opened.add(name)
     return name in opened
 
@@ -155,7 +172,7 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         try:
             values[key] = parse(key, st.query_params[key])
         except InvalidArgument as error:
-            refused.append(f"{error}; {default or 'none'} is shown instead")
+            refused.append(f"{error}; {'none' if default == '' else default} is shown instead")
     basis = st.query_params.get(BASIS_KEY)
     if basis in BASES:
         values[BASIS_KEY] = basis
@@ -163,6 +180,16 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
         error = InvalidArgument(BASIS_KEY, f"must be one of {', '.join(BASES)}", basis)
         refused.append(f"{error}; {DEFAULT_BASIS} is shown instead")
     return values, refused
+
+
+def _unknown_names() -> list[str]:
+    """What is wrong with the address's names, on a page that takes a plan: those that no control has."""
+    known = {*PLAN_KEYS, *VIEW_KEYS, *_OTHER_KEYS}
+    named = [(repr(name), name_meant(name)) for name in st.query_params if name not in known]
+    if not named:
+        return []
+    told = ", ".join(f"{name} ({meant})" if meant else name for name, meant in named)
+    return [f"{told} {'is no name' if len(named) == 1 else 'are no names'} of a plan and left out"]
 
 
 def take(changes: Mapping[str, Any]) -> None:
@@ -183,7 +210,8 @@ def enter_page(page: str) -> None:
         return
     st.session_state["page"] = page
     known = plan()
-    values, st.session_state["refused"] = _from_address()
+    values, refused = _from_address()
+    st.session_state["refused"] = refused + (_unknown_names() if page in _PLAN_PAGES else [])
     if values:
         known.clear()
         known.update(values)
@@ -192,7 +220,7 @@ def enter_page(page: str) -> None:
     brought = {
         key: (value or "") if key == CARDS_KEY else str(value)
         for key, value in known.items()
-        if value != _default_of(key)
+        if value != default_of(key)
     }
     renamed = CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
     if renamed:

@@ -165,3 +165,26 @@ def test_the_right_programs_are_looked_for_once(monkeypatch):
     assert calls.library()[0] is library
     assert len(looked) == 1
     assert not calls.is_compiling()
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "told"),
+    [
+        (PAGES[0], {"widht": "768"}, "'widht' (did you mean width?) is no name of a plan and left out."),
+        (
+            PAGES[0],
+            {"foo": "3", "GPUs": "T4"},
+            "'foo', 'GPUs' (did you mean gpu?) are no names of a plan and left out.",
+        ),
+        ("pages/1_Verify.py", {"widht": "768"}, "'widht' (did you mean width?) is no name of a plan and left out."),
+    ],
+)
+def test_a_name_in_a_link_that_is_none_is_said(open_page, page, link, told):
+    at = open_page(page, **link)
+    assert not at.exception
+    assert f"This link was not taken whole: {told}" in texts(at.warning)
+
+
+@pytest.mark.parametrize(("page", "link"), [(PAGES[0], {"job": "x"}), ("pages/1_Verify.py", {"map_all": "true"})])
+def test_what_another_page_has_put_into_the_address_is_no_part_of_a_link(open_page, page, link):
+    assert "not taken whole" not in texts(open_page(page, **link).warning)
