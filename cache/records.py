@@ -197,6 +197,14 @@ class Measurement:
     scope: Scope = "pipeline"
     source: str | None = None
 
+    @property
+    def options(self) -> str:
+        """What tells it from a plain run of its size, such as ``unguided, vae tiling``; empty where nothing does."""
+        if self.scope != "pipeline":
+            return ", ".join(self.request.vae_options)
+        guidance = self.request.guidance
+        return ", ".join([*([guidance] if guidance == "unguided" else []), *self.request.options])
+
     def is_stale(self, versions: Mapping[str, str]) -> bool:
         """Whether it was measured with other versions than these."""
         return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in VERSIONS)

@@ -117,15 +117,17 @@ def measurement_text(measurement: Measurement) -> str:
 
 
 def _runs_table(found: Sequence[Measurement]) -> str:
-    """One line a run; who measured them is said once somebody else did."""
+    """One line a run; who measured them is said once somebody else did, and options once a run has one."""
     versions = installed()
     is_mixed = any(measurement.origin != "own" for measurement in found)
+    has_options = any(measurement.options for measurement in found)
     rows = []
     for measurement in found:
         request, measured = measurement.request, measurement.measured
         errors = [
-            f"{percent_text(peak_error(measurement, prediction))} {prediction.basis}"
+            f"{percent_text(error)} {prediction.basis}"
             for prediction in measurement.predictions
+            if (error := peak_error(measurement, prediction)) is not None
         ]
         what = request.task if measurement.scope == "pipeline" else measurement.scope
         rows.append(
@@ -134,6 +136,7 @@ def _runs_table(found: Sequence[Measurement]) -> str:
                 measurement.created_at[:16].replace("T", " "),
                 *([measurement.origin] if is_mixed else []),
                 f"{what} {request.effective_width}x{request.effective_height} x{request.batch}",
+                *([measurement.options] if has_options else []),
                 measurement.environment.card_name,
                 measured.outcome,
                 size_text(measured.peak_allocated_bytes),
@@ -143,7 +146,8 @@ def _runs_table(found: Sequence[Measurement]) -> str:
             )
         )
     origin = ["origin"] if is_mixed else []
-    header = ("id", "UTC", *origin, "request", "on", "outcome", "allocated", "reserved", "off by", "")
+    options = ["options"] if has_options else []
+    header = ("id", "UTC", *origin, "request", *options, "on", "outcome", "allocated", "reserved", "off by", "")
     return text_table(header, rows, right=range(len(header) - 4, len(header) - 1))
 
 

@@ -33,6 +33,10 @@ MAX_BATCH = 128
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
 
+# Options that are on or off, and off by default; the first are the VAE's own.
+_VAE_OPTIONS = ("vae_tiling", "vae_slicing")
+_OPTIONS = ("attention_slicing", "channels_last")
+
 
 def nearest_multiples(side: int) -> tuple[int, ...]:
     """The multiples of 8 on both sides of `side` that are allowed sizes, smaller first."""
@@ -202,24 +206,34 @@ class GenerationRequest:
                 )
         return cls(**values)
 
-    def describe(self) -> str:
-        """One line a person would read in a ticket."""
-        guidance = "guided" if self.unet_batch > self.batch else "unguided"
-        options = [
-            name.replace("_", " ")
-            for name in ("vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
-            if getattr(self, name)
-        ]
+    @property
+    def guidance(self) -> str:
+        """Whether the UNet is guided, in a word: ``guided`` or ``unguided``."""
+        return "guided" if self.unet_batch > self.batch else "unguided"
+
+    @property
+    def options(self) -> list[str]:
+        """The pipeline's options that are not at their defaults, as a person says them: ``vae tiling``."""
+        options: list[str] = [name.replace("_", " ") for name in (*_VAE_OPTIONS, *_OPTIONS) if getattr(self, name)]
         if self.offload != "none":
             options.append(f"{self.offload} offload")
         if not self.safety_checker:
             options.append("no safety checker")
+        return options
+
+    @property
+    def vae_options(self) -> list[str]:
+        """Those of `options` that the VAE alone has as well."""
+        return [name.replace("_", " ") for name in _VAE_OPTIONS if getattr(self, name)]
+
+    def describe(self) -> str:
+        """One line a person would read in a ticket."""
         return ", ".join(
             [
                 f"{self.task} {self.effective_width}×{self.effective_height}",
                 f"batch {self.batch}",
-                f"{guidance} (UNet batch {self.unet_batch})",
+                f"{self.guidance} (UNet batch {self.unet_batch})",
                 f"{self.steps} step{'' if self.steps == 1 else 's'}",
-                *options,
+                *self.options,
             ]
         )

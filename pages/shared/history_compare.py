@@ -47,10 +47,18 @@ def telling(runs: Sequence[Measurement]) -> list[str]:
         task_of,
         _size,
         lambda run: f"batch {run.request.batch}",
+        lambda run: run.options or "no options",
+        lambda run: f"{run.request.steps} step{'' if run.request.steps == 1 else 's'}",
         lambda run: f"torch {run.environment.torch.partition('+')[0]}",
     )
     apart = [of for of in tellers if len({of(run) for run in runs}) > 1]
-    return [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
+    told = [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
+    # Repeats of one minute.
+    return (
+        told
+        if len(set(told)) == len(runs)
+        else [f"{text}, run {run.measurement_id[:8]}" for text, run in zip(told, runs, strict=True)]
+    )
 
 
 def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[str]) -> None:

@@ -15,6 +15,20 @@ from planner.units import gib, signed_gib
 if TYPE_CHECKING:
     from cache.records import Measurement
 
+# Of what a run was on; libraries are called as they call themselves.
+_NAMES = {
+    "device_kind": "Device",
+    "compute_capability": "Compute capability",
+    "mig": "MIG",
+    "driver": "Driver",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "attention": "Attention",
+    "allocator_settings": "Allocator settings",
+    "weights": "Weights",
+    "method": "Method",
+}
+
 
 class Line(NamedTuple):
     """One line of the comparison: a value of each run as text, and how far the second is from the first."""
@@ -69,7 +83,7 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
         if field.name != "task":
             lines.append(
                 plain_line(
-                    field.name.replace("_", " ").capitalize(),
+                    field.name.replace("_", " ").capitalize().replace("Vae", "VAE"),
                     lambda run, name=field.name: getattr(run.request.canonical(), name),
                 )
             )
@@ -78,7 +92,7 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
     lines.append(_sizes("Emulated capacity", [run.environment.emulated_bytes for run in runs]))
     for name in asdict(runs[0].environment):
         if name not in ("card", "uuid_hash", "total_bytes", "emulated_bytes"):
-            lines.append(plain_line(name.replace("_", " "), lambda run, name=name: getattr(run.environment, name)))
+            lines.append(plain_line(_NAMES.get(name, name), lambda run, name=name: getattr(run.environment, name)))
     lines.append(plain_line("Outcome", lambda run: run.measured.outcome))
     for name, attribute in (
         ("Peak allocated", "peak_allocated_bytes"),

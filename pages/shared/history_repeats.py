@@ -63,7 +63,16 @@ def _chart(runs: list[Measurement]) -> None:
     one_day = runs[0].created_at[:10] == runs[-1].created_at[:10]
     axis = alt.Axis(format="%b %d, %H:%M" if one_day else "%Y-%m-%d", tickCount=4, labelOverlap=True)
     x = alt.X("when:T", scale=alt.Scale(type="utc", padding=12, nice=False), title=None, axis=axis)
-    y = alt.Y("GiB:Q", scale=alt.Scale(zero=False), title="Allocated peak, GiB", axis=alt.Axis(tickCount=5))
+    # Runs that agree to the byte would leave the axis no length.
+    sizes = [float(value["GiB"]) for value in values]
+    around = max(0.1 * (max(sizes) - min(sizes)), 0.005 * max(sizes))
+    domain = [min(sizes) - around, max(sizes) + around]
+    y = alt.Y(
+        "GiB:Q",
+        scale=alt.Scale(zero=False, domain=domain, nice=True),
+        title="Allocated peak, GiB",
+        axis=alt.Axis(tickCount=5),
+    )
     base = alt.Chart(alt.Data(values=values))
     lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="card:N")
     colors = [_COLORS[place % len(_COLORS)] for place in range(len(versions))]

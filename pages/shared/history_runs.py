@@ -91,6 +91,7 @@ class Runs:
             "Height": [run.request.effective_height for run in runs],
             "Batch": [run.request.batch for run in runs],
             "Steps": pd.array([run.request.steps if run.scope == "pipeline" else None for run in runs], dtype="Int64"),
+            "Options": [run.options for run in runs],
             # An all-empty column is no number to pandas, and would be shown as None.
             "Allocated": pd.Series([_gib(run.measured.peak_allocated_bytes) for run in runs], dtype="float64"),
             "Reserved": pd.Series([_gib(run.measured.peak_reserved_bytes) for run in runs], dtype="float64"),

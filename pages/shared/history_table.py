@@ -10,13 +10,14 @@ import streamlit as st
 from pages.shared.history_runs import Runs
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 _KEY, _SEEN = "run", "seen-runs"
 _OFF = " off by"
 _HELP = {
     "Allocated": "The most that tensors and workspaces took at once, GiB",
     "Reserved": "What torch's caching allocator held at most, GiB",
+    "Options": "What is not as in a plain call: unguided is a guidance scale of 1 or less",
     "Versions": "stale: measured with other versions than those installed now",
     "Origin": "own: measured here. imported: from a file. reference: published, and ships with the planner.",
 }
@@ -39,16 +40,24 @@ def choose_runs(ids: list[str]) -> None:
 
 
 def _columns(frame: DataFrame) -> list[str]:
-    apart = {"Origin"} if (frame["Origin"] == "own").all() else set()
-    return [name for name in frame.columns if not _HIDDEN(name) and name not in apart]
+    # Columns that would say the same of every run.
+    same = {"Origin": (frame["Origin"] == "own").all(), "Options": (frame["Options"] == "").all()}
+    return [name for name in frame.columns if not _HIDDEN(name) and not same.get(name, False)]
 
 
-def _config(columns: list[str]) -> dict[str, Any]:
+def _width(texts: Series, most: int) -> int:
+    """Pixels that the longest of these texts takes; Streamlit alone clips long ones."""
+    return min(most, max(92, 7 * int(texts.str.len().max()) + 20))
+
+
+def _config(frame: DataFrame, columns: list[str]) -> dict[str, Any]:
     number = st.column_config.NumberColumn
     config: dict[str, Any] = {
         # Wide enough for those that are not among the first rows.
         "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm", width=128),
         "Outcome": st.column_config.TextColumn("Outcome", width=108),
+        "Card": st.column_config.TextColumn("Card", width=_width(frame["Card"], 250)),
+        "Options": st.column_config.TextColumn("Options", help=_HELP["Options"], width=_width(frame["Options"], 160)),
         "Allocated": number("Allocated", format="%.2f GiB", help=_HELP["Allocated"]),
         "Reserved": number("Reserved", format="%.2f GiB", help=_HELP["Reserved"]),
         "Versions": st.column_config.TextColumn("Versions", help=_HELP["Versions"]),
@@ -79,7 +88,7 @@ def table(runs: Runs, shown: DataFrame) -> list[str]:
         selection_mode="multi-row",
         key=key,
         alt="Measured runs, newest first",
-        column_config=_config(columns),
+        column_config=_config(shown, columns),
     )
     ticked = [ids[row] for row in event["selection"]["rows"] if row < len(ids)]
     kept = [run for run in chosen if run not in places or run in ticked]

@@ -148,9 +148,8 @@ def what(measurement: Measurement) -> str:
     request, scope = measurement.request, measurement.scope
     if scope == "pipeline":
         return request.describe()
-    ways = [name.replace("_", " ") for name in ("vae_tiling", "vae_slicing") if getattr(request, name)]
     size = f"{request.effective_width}×{request.effective_height}"
-    return ", ".join([f"{scope} {size}", f"batch {request.batch}", *ways])
+    return ", ".join([f"{scope} {size}", f"batch {request.batch}", *request.vae_options])
 
 
 def _code(value: object) -> str:

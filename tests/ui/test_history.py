@@ -13,7 +13,7 @@ from cache.exchange import read_runs
 from cache.records import Environment, Measured, Measurement, Prediction
 from cache.reference import reference_runs
 from cache.store import Store
-from pages.shared.history_compare import MOST, places_of
+from pages.shared.history_compare import MOST, places_of, telling
 from pages.shared.history_files import csv_of, json_lines_of
 from planner.fit import fit
 from planner.gpus import card_named
@@ -94,6 +94,27 @@ def test_every_run_is_listed_newest_first(open_page, three_runs):
     for name, prediction in (("Dry run off by", DRY_RUN), ("Formula off by", FORMULA)):
         assert frame[name].iloc[2] == pytest.approx((prediction.peak_allocated_bytes / measured - 1) * 100, abs=0.051)
         assert frame[name].isna().tolist() == [True, True, False]
+
+
+def test_runs_that_differ_in_their_options_alone_are_told_apart(open_page, own_history, three_runs):
+    assert "Options" not in open_page(HISTORY).dataframe[0].value
+    store = Store(own_history)
+    for request in (GenerationRequest(guidance_scale=1, vae_tiling=True), GenerationRequest(channels_last=True)):
+        store.save_measurement(request, make_environment(), make_measured())
+    frame = open_page(HISTORY, reference="true").dataframe[0].value
+    own = frame[frame["Origin"] == "own"]
+    assert list(own["Options"]) == ["channels last", "unguided, vae tiling", "", "", ""]
+    halves = frame[frame["Task"].str.startswith("vae.")]
+    assert set(halves["Options"]) == {"", "vae tiling"}
+
+
+def test_compared_runs_are_named_by_what_tells_them_apart():
+    plain, tiled = (imported(1, GenerationRequest(vae_tiling=tiled), A10) for tiled in (False, True))
+    assert telling([plain, tiled]) == ["no options, 2026-06-01 00:01", "vae tiling, 2026-06-01 00:01"]
+    again = replace(plain, measurement_id=str(UUID(int=2**100, version=4)))
+    told = telling([plain, again])
+    assert told == ["2026-06-01 00:01, run 00000000", "2026-06-01 00:01, run 00000010"]
+    assert telling([plain, imported(2, GenerationRequest(steps=1), A10)])[1] == "1 step, 2026-06-01 00:02"
 
 
 def test_filters_say_what_they_hide_and_are_cleared_at_once(open_page, three_runs):

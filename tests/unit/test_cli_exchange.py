@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cache.exchange import line_of
+from cache.records import Measured
 from cache.store import Store
 from planner import cli_exchange
 from planner.cli import main
@@ -169,6 +171,20 @@ def test_a_list_says_who_measured_once_somebody_else_did(capsys, own_history):
     assert sorted(line.split()[3] for line in out.splitlines()[2:]) == ["imported", "own"]
     shown = run(capsys, "history", "show", RUN.measurement_id)[1]
     assert "from     imported, its file does not say from where" in shown
+
+
+def test_a_list_has_options_once_a_run_has_one_and_no_error_of_a_run_that_failed(capsys, own_history):
+    store, predictions = Store(own_history), RUN.predictions
+    store.save_measurement(GenerationRequest(), make_environment(), make_measured(), predictions=predictions)
+    plain = run(capsys, "history", "list")[1]
+    assert "options" not in plain and "% formula" in plain
+    request = GenerationRequest(guidance_scale=1, channels_last=True)
+    failed = Measured(outcome="failed", reason="it fell over")
+    store.save_measurement(request, make_environment(), failed, predictions=predictions)
+    header, _, newest, _ = run(capsys, "history", "list")[1].splitlines()
+    assert re.split("  +", header)[2:5] == ["request", "options", "on"]
+    cells = re.split("  +", newest)
+    assert cells[2:9] == ["img2img 512x512 x1", "unguided, channels last", "Tesla T4", "failed", "-", "-", "-"]
 
 
 def test_reference_runs_are_listed_and_shown(capsys, own_history):
