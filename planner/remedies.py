@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
 
-from planner.answer import Answer
+from planner.answer import Answer, Verdict
 from planner.errors import NoProgram
 from planner.fit import fit
 from planner.gpus import Card
 from planner.program import Library, shipped
 from planner.remedy_effect import Effect, effect_of, remark
-from planner.remedy_kinds import Change, settings_for, to_batch, to_size, why_inert
+from planner.remedy_kinds import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
 from planner.remedy_search import may_run, next_card
 from planner.request import GenerationRequest
+from planner.shares import reshared, share_of
 from planner.sizes import fits, smaller_batch, smaller_size
-from planner.units import gib
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
 # More would repeat one another.
@@ -28,9 +28,10 @@ _LARGEST_COMBINATION = 3
 class Remedy:
     """One change, or several at once, and what the dry run says of the request with them. Sizes in bytes.
 
-    `request` is the changed one and `answer` its answer, on another card where that is the change; `changes` are the
-    fields that differ. `need_change_bytes` is the new need less the old, so that negative is saved; likewise for the
-    minimum. `touches_peak` says whether the stage that peaked is among those it moves; `remark` says what it does.
+    `request` is the changed one and `answer` its answer, on another card, or another share of the card, where that is
+    the change; `changes` are the fields that differ. `need_change_bytes` is the new need less the old, so that negative
+    is saved; likewise for the minimum. `touches_peak` says whether the stage that peaked is among those it moves;
+    `remark` says what it does.
     """
 
     keys: tuple[str, ...]
@@ -71,7 +72,8 @@ def remedies(request: GenerationRequest, card: Card, library: Library | None = N
     """Everything that could be changed for this request to fit this card, tried out by the dry run.
 
     Settings are tried one by one and, where none is enough, two and then three together. Where the request does not
-    fit, so are a smaller batch, a smaller size and a larger card. Nothing is suggested that is on already.
+    fit, so are a smaller batch, a smaller size, fewer workers on a shared card and a larger card. Nothing is suggested
+    that is on already.
 
     Raises:
         NoProgram: there is no dry run of the request.
@@ -103,6 +105,7 @@ class _Search:
             if all(remedy.effect != "fits" for remedy in found):
                 found += self._combined(settings, found)
             found += self._each(self._smaller())
+            found += self._fewer_workers()
             found += self._larger_card()
         found.sort(key=lambda remedy: (_ORDER.index(remedy.effect), remedy.rank))
         return Remedies(request=self.request, base=self.base, found=tuple(found))
@@ -125,20 +128,20 @@ class _Search:
         if size := smaller_size(self.request, self.card, self.library):
             yield to_size(self.request, size.width, size.height)
 
+    def _fewer_workers(self) -> Iterator[Remedy]:
+        """Of a shared card, as many workers as it fits or, where even one is too many, as it runs."""
+        _, sharing = share_of(self.card)
+        shares = [reshared(self.card, workers) for workers in range(sharing - 1, 0, -1)]
+        answers = [fit(self.request, share, "dry-run", library=self.library) for share in shares]
+        better: tuple[Verdict, ...] = ("fits", "tight") if self.base.verdict == "no" else ("fits",)
+        for verdict in better:
+            if answer := next((answer for answer in answers if answer.verdict == verdict), None):
+                yield self._remedy((to_workers(share_of(answer.card)[1], sharing),), answer, None)
+                return
+
     def _larger_card(self) -> Iterator[Remedy]:
-        other = next_card(self.request, self.card, self.library)
-        if other is None:
-            return
-        where = f", rented as {' or '.join(other.cloud)}" if other.cloud else ""
-        change = Change(
-            key="card",
-            title=other.name,
-            fields=(),
-            rank=7,
-            cost=f"Another card: {gib(other.usable_bytes)} usable{where}. Nothing changes in the code or the picture.",
-            code=(),
-        )
-        yield self._remedy((change,), fit(self.request, other, "dry-run", library=self.library), None)
+        if other := next_card(self.request, self.card, self.library):
+            yield self._remedy((to_card(other),), fit(self.request, other, "dry-run", library=self.library), None)
 
     def _combined(self, settings: list[Change], singles: list[Remedy]) -> list[Remedy]:
         """The first few smallest combinations that fit or, where the card runs none of the settings, that it runs."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from planner.components import SD_V15, STAGES
 from planner.flatten import TILE
+from planner.gpus import Card
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 from planner.snippet import PIPELINE_CLASSES
 from planner.units import gib
@@ -17,7 +18,7 @@ _BOTH = ("pipe.unet", "pipe.vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change of a request's fields, or of the card where `fields` is empty.
+    """One change of a request's fields, or of the card or its share where `fields` is empty.
 
     `touches` are the stages whose memory it moves, `rank` says in which order a sensible engineer tries: what costs
     nothing first, what gives up most last. `cost` is what it costs in time or in the picture, `code` what to write.
@@ -191,4 +192,31 @@ def to_size(request: GenerationRequest, width: int, height: int) -> Change:
         code=(f"image = image.resize(({width}, {height}))",)
         if is_image
         else (f"pipe(..., width={width}, height={height})",),
+    )
+
+
+def to_workers(workers: int, sharing: int) -> Change:
+    """A larger share of the same card, for fewer processes than share it."""
+    alone = "one process has the card alone" if workers == 1 else f"{workers} processes share it"
+    return Change(
+        key="workers",
+        title="1 worker per card" if workers == 1 else f"{workers} workers per card",
+        fields=(),
+        rank=4.5,
+        cost=f"The same pictures and code: {alone} in place of {sharing}, so that as much at a time takes more cards. "
+        "It goes for every card of a plan.",
+        code=(),
+    )
+
+
+def to_card(card: Card) -> Change:
+    """Another card for the same request."""
+    where = f", rented as {' or '.join(card.cloud)}" if card.cloud else ""
+    return Change(
+        key="card",
+        title=card.name,
+        fields=(),
+        rank=7,
+        cost=f"Another card: {gib(card.usable_bytes)} usable{where}. Nothing changes in the code or the picture.",
+        code=(),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, plan, take
+from pages.shared.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, WORKERS_KEY, plan, take
 from pages.shared.verdicts import Answered, verdict_badge
 from pages.shared.words import plain, sentence
 from planner.errors import NoProgram
@@ -58,8 +58,11 @@ def _changes_of(remedy: Remedy) -> dict[str, Any]:
     """What the plan's controls stand at with this remedy, by key."""
     if remedy.changes:
         return dict(remedy.changes)
+    name, workers = share_of(remedy.answer.card)
+    if remedy.keys == ("workers",):
+        return {WORKERS_KEY: workers}
     chosen = plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
-    return {CARDS_KEY: list(dict.fromkeys([*chosen, share_of(remedy.answer.card)[0]]))}
+    return {CARDS_KEY: list(dict.fromkeys([*chosen, name]))}
 
 
 def _remedy(remedy: Remedy) -> None:
@@ -74,7 +77,7 @@ def _remedy(remedy: Remedy) -> None:
         if remedy.code:
             st.code("\n".join(remedy.code), language="python", wrap_lines=True)
         st.button(
-            "Add the card" if not remedy.changes else "Use it",
+            "Add the card" if remedy.keys == ("card",) else "Use it",
             key=f"remedy-{'-'.join(remedy.keys)}",
             icon=":material/check:",
             help="Changes the controls of the plan; the browser's back button takes back one control at a time.",

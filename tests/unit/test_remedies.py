@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from planner.answer import Answer
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.gpus import CATALOGUE, card_named, shared_card
+from planner.gpus import CATALOGUE, SLICES, card_named, described_card, shared_card
 from planner.program import shipped
 from planner.remedies import Remedies, remedies
 from planner.remedy_kinds import settings_for, why_inert
 from planner.request import GenerationRequest
+from planner.shares import reshared, share_of
 from planner.sizes import (
     RATIOS,
     anywhere,
@@ -135,7 +136,7 @@ def test_the_size_and_the_batch_are_those_of_the_table_of_sizes():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_smaller_size_or_batch_is_the_tables_and_one_step_more_does_not_fit(seed):
     rng, library, looked = random.Random(seed), shipped(), 0
-    while looked < 12:
+    while looked < 5:
         card, ratio = rng.choice(CATALOGUE), rng.choice(list(RATIOS.values()))
         width, height = size_at(ratio, rng.randint(60, 130))
         request = GenerationRequest(
@@ -177,6 +178,45 @@ def test_a_share_of_a_card_is_followed_by_a_share_of_a_larger_one():
     other = by_key(remedies(BIG, share))[("card",)].answer.card
     assert other.name == "A100-80GB, 1 of 4 workers"
     assert fit(BIG, other, "dry-run").verdict == "fits"
+
+
+def test_a_shared_card_is_shared_by_fewer():
+    request, card = GenerationRequest(width=1024, height=1024, batch=4), card_named("A10")
+    found = by_key(remedies(request, shared_card(card, 3)))[("workers",)]
+    assert (found.title, found.effect, found.code) == ("1 worker per card", "fits", ())
+    assert found.request == request and found.answer == fit(request, card, "dry-run")
+    assert found.remark == "Makes it fit: each has 22.03 GiB usable in place of 7.34 GiB."
+    assert "one process has the card alone in place of 3" in found.cost
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    side=st.integers(40, 128).map(lambda latent: latent * 8),
+    card=st.sampled_from([*CATALOGUE, *SLICES, described_card("20GiB", "8.6")]),
+    workers=st.integers(1, 12),
+)
+def test_as_many_workers_are_left_as_fit_or_else_as_run(side, card, workers):
+    request = GenerationRequest(width=side, height=side)
+    share = shared_card(card, workers)
+    found = by_key(remedies(request, share)).get(("workers",))
+    verdicts = [fit(request, shared_card(card, n), "dry-run").verdict for n in range(1, workers)]
+    wanted = "fits" if "fits" in verdicts else "tight" if "tight" in verdicts else None
+    verdict = fit(request, share, "dry-run").verdict
+    if wanted is None or verdict == "fits" or verdict == wanted:
+        assert found is None
+    else:
+        most = max(n + 1 for n, verdict in enumerate(verdicts) if verdict == wanted)
+        assert found is not None and (found.effect, found.answer.verdict) == (wanted, wanted)
+        assert share_of(found.answer.card) == (card.name, most)
+
+
+def test_another_share_is_of_the_same_card():
+    for card in (*CATALOGUE, *SLICES):
+        for workers in (1, 2, 7):
+            assert reshared(shared_card(card, 3), workers) == shared_card(card, workers)
+    described = described_card("16GiB", "7.5")
+    again = reshared(shared_card(described, 3), 1)
+    assert again.name == described.name and 0 <= described.usable_bytes - again.usable_bytes < 3
 
 
 def test_what_does_not_help_says_so():
