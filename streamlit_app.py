@@ -8,11 +8,11 @@ import streamlit as st
 
 from pages.shared import calls
 from pages.shared.batch_list import batch_list_view, images_notice
-from pages.shared.charts import memory_chart
 from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.formula_view import formula_view, not_counted
 from pages.shared.inputs import basis_control, card_controls, published_control, request_controls
 from pages.shared.map_view import map_view
+from pages.shared.memory_chart import memory_chart
 from pages.shared.parts import need_parts
 from pages.shared.remedies_view import remedies_view
 from pages.shared.report_view import report_view

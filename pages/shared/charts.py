@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from planner.answer import Answer
 from planner.units import gib, gib_value
 
 if TYPE_CHECKING:
@@ -77,99 +76,6 @@ def part_color(names: Sequence[str]) -> Any:
     return alt.Color(
         "part:N", scale=scale, legend=alt.Legend(orient="top", title=None, labelLimit=200, columns=2 + len(names) % 2)
     )
-
-
-def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) -> None:
-    """What each card needs as one bar of its parts, the card's capacity as a mark above all, and the least it runs in.
-
-    Each answer comes with its parts in (name, bytes), which add up to its need; one without a need is left out.
-    """
-    shown = [(answer, parts) for answer, parts in answers if answer.need_bytes is not None]
-    if not shown:
-        return
-    alt = altair()
-    part_names = list(dict.fromkeys(name for _, parts in shown for name, _ in parts))
-    bars = [
-        {"card": answer.card.name, "part": name, "order": place, "GiB": gib_value(size), "size": gib(size)}
-        for answer, parts in shown
-        for place, (name, size) in enumerate(parts)
-    ]
-    marks = [
-        {
-            "card": answer.card.name,
-            "GiB": gib_value(answer.card.usable_bytes),
-            "label": f"{gib(answer.card.usable_bytes)} usable",
-            "missed": answer.headroom_bytes is not None and answer.headroom_bytes < 0,
-            "verdict": answer.verdict,
-        }
-        for answer, _ in shown
-    ]
-    least = [
-        {"card": answer.card.name, "GiB": gib_value(answer.minimum_bytes), "label": gib(answer.minimum_bytes)}
-        for answer, _ in shown
-        if answer.minimum_bytes is not None and answer.minimum_bytes != answer.need_bytes
-    ]
-    upper = [
-        {
-            "card": answer.card.name,
-            "GiB": gib_value(answer.need_bytes or 0),
-            "to": gib_value(answer.worst_need_bytes),
-            "label": gib(answer.worst_need_bytes),
-        }
-        for answer, _ in shown
-        if answer.worst_need_bytes is not None and answer.worst_need_bytes > (answer.need_bytes or 0)
-    ]
-    largest = max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a, _ in shown)
-    names = [answer.card.name for answer, _ in shown]
-    y = alt.Y("card:N", sort=names, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
-    scale = alt.Scale(domain=[0, largest * 1.02], nice=False)
-    x = alt.X("GiB:Q", title="GiB", scale=scale, axis=alt.Axis(tickCount=6))
-    room = (
-        alt.Chart(alt.Data(values=marks))
-        .mark_bar(size=26, color="#868e96", opacity=0.22, cornerRadiusEnd=3)
-        .encode(y=y, x=x, tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="capacity")])
-    )
-    need = (
-        alt.Chart(alt.Data(values=bars))
-        .mark_bar(size=26)
-        .encode(
-            y=y,
-            x=alt.X("GiB:Q", stack="zero", scale=scale, title="GiB"),
-            color=part_color(part_names),
-            order=alt.Order("order:Q"),
-            tooltip=[alt.Tooltip("card:N"), alt.Tooltip("part:N"), alt.Tooltip("size:N")],
-        )
-    )
-    # Last, so that a bar longer than its card does not hide where the card ends.
-    capacity = (
-        alt.Chart(alt.Data(values=marks))
-        .mark_tick(thickness=4, size=38, opacity=1)
-        .encode(
-            y=y,
-            x=x,
-            color=alt.condition("datum.missed", alt.value(RED), alt.value(GREY)),
-            tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="capacity"), alt.Tooltip("verdict:N")],
-        )
-    )
-    minimum = (
-        alt.Chart(alt.Data(values=least))
-        .mark_point(shape="triangle-up", size=60, filled=True, opacity=1, color=GREY, yOffset=19)
-        .encode(y=y, x=x, tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="runs from")])
-    )
-    reach = (
-        alt.Chart(alt.Data(values=upper))
-        .mark_rule(strokeWidth=3, color=GREY)
-        .encode(y=y, x=x, x2="to:Q", tooltip=[alt.Tooltip("card:N"), alt.Tooltip("label:N", title="may need up to")])
-    )
-    told = "; ".join(
-        f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a, _ in shown
-    )
-    layers = [room, need, *([reach] if upper else []), capacity, *([minimum] if least else [])]
-    chart = alt.layer(*layers).properties(height=alt.Step(52))
-    draw(chart, alt=f"Bars of the memory needed against each card's capacity. {told}")
-    triangle = " ▲ is the least in which it still runs." if least else ""
-    line = " The line beyond a bar reaches to the upper end of what it may need." if upper else ""
-    st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}{line}")
 
 
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:

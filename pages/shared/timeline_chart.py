@@ -99,9 +99,7 @@ def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> N
         )
     # What is pointed at: an area has no tooltip of its own for each step.
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("allocated :N"), alt.Tooltip("reserved :N")]
-    layers.append(
-        alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips)
-    )
+    layers.append(alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips))
     failed = run.outcome != "ok"
     for size in drawn:
         layers += _line(size, "out of memory at " if failed else "room for ", RED if failed else GREY, x, y, alt)

@@ -1,5 +1,7 @@
 """The Plan page: verdicts by each basis, memory over time, and the formula beside the dry run."""
 
+import json
+
 import pytest
 
 from cache.programs import Found
@@ -188,3 +190,13 @@ def test_a_name_in_a_link_that_is_none_is_said(open_page, page, link, told):
 @pytest.mark.parametrize(("page", "link"), [(PAGES[0], {"job": "x"}), ("pages/1_Verify.py", {"map_all": "true"})])
 def test_what_another_page_has_put_into_the_address_is_no_part_of_a_link(open_page, page, link):
     assert "not taken whole" not in texts(open_page(page, **link).warning)
+
+
+def test_a_long_name_takes_no_width_of_the_chart_and_is_not_cut(open_page):
+    at = open_page(gpu=["A100-40GB 3g.20gb"], workers="3")
+    [spec] = [json.loads(chart.proto.spec) for chart in at.get("vega_lite_chart") if "capacity" in chart.proto.alt]
+    for layer in spec["layer"]:
+        axis = layer["encoding"]["y"]["axis"]
+        # No limit, and it begins where the bars do, above them.
+        assert (axis["labelLimit"], axis["labelAlign"], axis["labelPadding"]) == (0, "left", 0)
+        assert axis["labelOffset"] < -spec["layer"][0]["mark"]["size"] / 2
