@@ -265,7 +265,9 @@ class Calibration:
         is_raw = self._likelihood(stage, target, None).weight < MIN_WEIGHT
         allocated = self._off(target, "allocated", stage, is_raw)
         reserved = self._off(target, "reserved", stage, is_raw)
-        shift = 0.0 if is_raw else _shift(*self._left_over(target))
+        # Less than without any workspace is not what is left over of a fraction that was mistaken.
+        least = max(float(curve.reserved.min()) + min(said.constant, 0.0), 1.0)
+        shift = 0.0 if is_raw else max(_shift(*self._left_over(target)), min(np.log(least / said.reserved.median), 0.0))
         said = replace(said, reserved=Estimate(*(float(np.exp(shift)) * end for end in said.reserved)))
         width = half_width(*allocated)
         # Where what is reserved was not measured, it is as uncertain as what is allocated.

@@ -10,11 +10,12 @@ from planner.components import STAGES
 from planner.dryrun import DryRun, KernelPolicy, dry_run
 from planner.flatten import events_of
 from planner.halves import STAGE_OF, half_alone
+from planner.needs import peaks_of, same_work
 from planner.program import Events, Library, Op
 from planner.request import GenerationRequest
 
 # Counted up when a curve of the same request comes out differently, so that none kept from before is used.
-VERSION = 1
+VERSION = 2
 
 Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
@@ -22,8 +23,9 @@ Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 # and preferred, which is where cuDNN chooses, wider up to the cautious end.
 FRACTIONS = np.concatenate([np.linspace(0, 1, 41), np.linspace(1, 2, 11)[1:]])
 PREFERRED = 40
-# A reserved peak moves in segments and takes a replay of its own: it is known at these, and between them by a line.
-KNOTS = np.array([0.0, 0.5, 1.0, 2.0])
+# A reserved peak takes a replay of its own: it is known at these, and between them by a line. They lie close, for it
+# leaps: a workspace a little smaller than the preferred one may no longer fit the blocks that tensors have left.
+KNOTS = np.array([*np.linspace(0, 0.9, 10), 0.95, 1.0, 2.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,27 +74,37 @@ def curve_of(library: Library, request: GenerationRequest, policy: KernelPolicy,
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
+    preferred = replace(policy, workspace_fraction=1.0)
     if scope == "pipeline":
         events = events_of(library, request)
-        begin, end, stages = 0, len(events.kinds), events.stages()
+        used = _used(dry_run(events, preferred, with_timeline=True))
+        base, begin, end, stages = 0, 0, len(events.kinds), events.stages()
+        work = same_work(request)
+
+        def reserved_by(kernels: KernelPolicy) -> int:
+            return peaks_of(library, work, kernels).reserved_bytes
+
     else:
         events, begin, end = half_alone(library, scope, request)
-        stages = np.full(len(events.kinds), STAGES.index(STAGE_OF[scope]))
-    runs = {1.0: dry_run(events, policy, with_timeline=True)}
-    knots = KNOTS if _has_cautious_end(events, policy) else KNOTS[:3]
-    for knot in knots:
-        if knot not in runs:
-            runs[knot] = dry_run(events, replace(policy, workspace_fraction=float(knot)), with_timeline=True)
-    before = max(begin - 1, 0)
-    base = _used(runs[1.0])[before, 0] if scope != "pipeline" else 0
-    reserved = [float(_used(runs[k])[begin:end, 1].max() - (_used(runs[k])[before, 1] if base else 0)) for k in knots]
-    peaks = _allocated(events, policy, _used(runs[1.0]), begin, end, stages)
-    return Curve({stage: values - base for stage, values in peaks.items()}, np.interp(FRACTIONS, knots, reserved))
+        used = _used(dry_run(events, preferred, with_timeline=True))
+        before = max(begin - 1, 0)
+        base, stages = used[before, 0], np.full(len(events.kinds), STAGES.index(STAGE_OF[scope]))
 
+        def reserved_by(kernels: KernelPolicy) -> int:
+            reserved = _used(dry_run(events, kernels, with_timeline=True))[:, 1]
+            return int(reserved[begin:end].max() - reserved[before])
 
-def _has_cautious_end(events: Events, policy: KernelPolicy) -> bool:
-    cautious, preferred = (one.convolution_bytes(events.convolutions) for one in (policy.cautious(), policy))
-    return bool((cautious != preferred).any())
+    found: dict[bytes, int] = {}
+    reserved = []
+    for knot in KNOTS.tolist():
+        kernels = replace(policy, workspace_fraction=knot)
+        # Much is the same at many: kernels that are channels_last take nothing below the cautious end, others no more.
+        taken = kernels.convolution_bytes(events.convolutions).tobytes()
+        if taken not in found:
+            found[taken] = reserved_by(kernels)
+        reserved.append(float(found[taken]))
+    peaks = _allocated(events, policy, used, begin, end, stages)
+    return Curve({stage: values - base for stage, values in peaks.items()}, np.interp(FRACTIONS, KNOTS, reserved))
 
 
 def _used(run: DryRun) -> np.ndarray:
