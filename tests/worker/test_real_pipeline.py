@@ -7,6 +7,7 @@ import pytest
 from cache.compare import predictions_for
 from cache.device import Device
 from cache.doctor import checks
+from cache.exchange import lines_of, read_runs
 from cache.jobs import Jobs
 from cache.store import Store
 from cache.versions import installed
@@ -92,6 +93,12 @@ def test_a_cpu_row_has_no_cuda_numbers_and_judges_no_gpu(rehearsed):
     assert run.measured.peak_reserved_bytes is run.measured.context_bytes is run.measured.num_alloc_retries is None
     assert run.predictions[0].verdict == "unknown"
     assert run.measured.seconds_per_step > 0
+
+
+def test_what_was_measured_here_is_taken_in_elsewhere(rehearsed, tmp_path):
+    measured = rehearsed[0].measurements()
+    lines = (line.encode() for line in lines_of(measured))
+    assert Store(tmp_path / "other.db").import_measurements(read_runs(lines)) == (len(measured), 0)
 
 
 def test_progress_names_every_phase(rehearsed):
