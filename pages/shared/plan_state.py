@@ -182,14 +182,15 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
     return values, refused
 
 
-def _unknown_names() -> list[str]:
-    """What is wrong with the address's names, on a page that takes a plan: those that no control has."""
+def _wrong_names() -> list[str]:
+    """What is wrong with the names in the address of a page that takes a plan: no control has them, or one twice."""
     known = {*PLAN_KEYS, *VIEW_KEYS, *_OTHER_KEYS}
     named = [(repr(name), name_meant(name)) for name in st.query_params if name not in known]
-    if not named:
-        return []
     told = ", ".join(f"{name} ({meant})" if meant else name for name, meant in named)
-    return [f"{told} {'is no name' if len(named) == 1 else 'are no names'} of a plan and left out"]
+    unknown = [f"{told} {'is no name' if len(named) == 1 else 'are no names'} of a plan and left out"] if named else []
+    given = ((name, st.query_params.get_all(name)) for name in PLAN_KEYS if name != CARDS_KEY)
+    twice = [f"{name} is given {len(values)} times; the last one counts" for name, values in given if len(values) > 1]
+    return unknown + twice
 
 
 def take(changes: Mapping[str, Any]) -> None:
@@ -211,7 +212,7 @@ def enter_page(page: str) -> None:
     st.session_state["page"] = page
     known = plan()
     values, refused = _from_address()
-    st.session_state["refused"] = refused + (_unknown_names() if page in _PLAN_PAGES else [])
+    st.session_state["refused"] = refused + (_wrong_names() if page in _PLAN_PAGES else [])
     if values:
         known.clear()
         known.update(values)

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from planner.fit import fit
 from planner.gpus import card_named, described_card, shared_card
 from planner.request import GenerationRequest
-from planner.units import signed_gib
+from planner.units import gib, signed_gib
 from tests.browser import settle
 
 
@@ -142,3 +142,12 @@ def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_pa
 def test_on_a_phone_a_refused_link_says_so_at_once(open_page):
     page = open_page("/?width=99999", width=390)
     expect(page.get_by_text("width must be between 64 and 8192, got 99999")).to_be_in_viewport()
+
+
+def test_on_a_phone_what_a_list_of_images_makes_of_the_plan_comes_first_and_leads_to_the_list(open_page):
+    page = open_page("/?gpu=T4&images=4096x4096,512x512", width=390)
+    need = gib(fit(GenerationRequest(width=4096, height=4096), card_named("T4")).need_bytes)
+    expect(page.get_by_test_id("stAlert").get_by_text(f"✕ no: 4096×4096 needs {need}")).to_be_in_viewport()
+    page.get_by_role("link", name="the list", exact=True).click()
+    expect(page.get_by_role("heading", name="Several images")).to_be_in_viewport()
+    expect(page).to_have_url(re.compile("images=4096x4096"))

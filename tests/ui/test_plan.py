@@ -178,6 +178,7 @@ def test_the_right_programs_are_looked_for_once(monkeypatch):
             {"foo": "3", "GPUs": "T4"},
             "'foo', 'GPUs' (did you mean gpu?) are no names of a plan and left out.",
         ),
+        (PAGES[0], {"width": ["512", "1024"]}, "width is given 2 times; the last one counts."),
         ("pages/1_Verify.py", {"widht": "768"}, "'widht' (did you mean width?) is no name of a plan and left out."),
     ],
 )
