@@ -16,7 +16,7 @@ from planner.remedy_kinds import Change, settings_for, to_batch, to_card, to_siz
 from planner.remedy_search import may_run, next_card
 from planner.request import GenerationRequest
 from planner.shares import reshared, share_of
-from planner.sizes import fits, smaller_batch, smaller_size
+from planner.sizes import anywhere, fits, largest_size, ratio_of, smaller_batch, smaller_size
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
 # More would repeat one another.
@@ -126,7 +126,8 @@ class _Search:
             # Where not even one image fits, it is one that comes nearest.
             yield to_batch(self.request, smaller_batch(self.request, self.card, self.library) or 1)
         if size := smaller_size(self.request, self.card, self.library):
-            yield to_size(self.request, size.width, size.height)
+            most = largest_size(anywhere(self.request), self.card, ratio_of(self.request), self.library)
+            yield to_size(self.request, size.width, size.height, None if most == size else str(most))
 
     def _fewer_workers(self) -> Iterator[Remedy]:
         """Of a shared card, as many workers as it fits or, where even one is too many, as it runs."""

@@ -179,8 +179,8 @@ def to_batch(request: GenerationRequest, batch: int) -> Change:
     )
 
 
-def to_size(request: GenerationRequest, width: int, height: int) -> Change:
-    """A smaller picture of the same shape."""
+def to_size(request: GenerationRequest, width: int, height: int, beyond: str | None = None) -> Change:
+    """A smaller picture of the same shape; `beyond` is a larger one that fits though the request's own does not."""
     share = width * height / (request.effective_width * request.effective_height)
     is_image = request.task == "img2img"
     return Change(
@@ -188,7 +188,8 @@ def to_size(request: GenerationRequest, width: int, height: int) -> Change:
         title=f"{width}×{height}",
         fields=(("width", width), ("height", height)),
         rank=10,
-        cost=f"A smaller picture: {share:.0%} of the pixels, in less time.",
+        cost=f"A smaller picture: {share:.0%} of the pixels, in less time."
+        + (f" Needs jump from size to size: {beyond}, larger than asked for, fits too." if beyond else ""),
         code=(f"image = image.resize(({width}, {height}))",)
         if is_image
         else (f"pipe(..., width={width}, height={height})",),

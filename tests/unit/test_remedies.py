@@ -133,6 +133,13 @@ def test_the_size_and_the_batch_are_those_of_the_table_of_sizes():
     assert found[("batch",)].request.batch == table.batch.images
 
 
+def test_a_larger_size_that_fits_by_luck_is_said_beside_the_smaller_one():
+    request, card = GenerationRequest(width=2048, height=2048, batch=2), card_named("RTX 5090")
+    size = by_key(remedies(request, card))[("size",)]
+    assert size.request.width < 2048 < sizes(request, card).sizes["square"].width
+    assert f"{sizes(request, card).sizes['square']}, larger than asked for, fits too." in size.cost
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_smaller_size_or_batch_is_the_tables_and_one_step_more_does_not_fit(seed):
     rng, library, looked = random.Random(seed), shipped(), 0
