@@ -1,9 +1,9 @@
 """``GET /api/fit`` beside the app: the JSON of ``python -m planner fit --json``, for checks that cannot run Python.
 
-The query has the names of a plan's address, which are the request's fields: a link to a plan becomes a check by putting
-``api/fit`` before its question mark. It asks about what the page shows: the default cards unless some are named, or
-none by ``gpu=``, and beside them those described or attached. Where ``images`` are listed, ``images`` of the answer
-has the worst of them on each card, and the verdict in the headers is the worst of all that is answered.
+The query has the names of a plan's address, which are the request's fields. As on the command line, the default cards
+are asked about where none is named, described or attached; on Plan they may stand beside those, so the check that Plan
+shows names every card. Where ``images`` are listed, ``images`` of the answer has the worst of them on each card, and the
+verdict in the headers is the worst of all that is answered.
 """
 
 from __future__ import annotations
@@ -79,15 +79,14 @@ def request_of(query: Mapping[str, str]) -> GenerationRequest:
 
 
 def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
-    """The cards that a query asks about: those named, else the default ones; those attached; and the one described.
+    """The cards that a query asks about: those named, attached and described, or the default ones where none is.
 
-    A single empty name is none. Where `workers` share them, each card is the share of one.
+    An empty name is none. Where `workers` share them, each card is the share of one.
 
     Raises:
         PlannerError: a name is unknown, there is no card, none is attached, or a description breaks its rule.
     """
-    asked = [name for name in names if name and name != ATTACHED_KEY] if names else DEFAULT_CARDS
-    chosen = [card_named(name) for name in asked]
+    chosen = [card_named(name) for name in names if name and name != ATTACHED_KEY]
     if ATTACHED_KEY in names or truth(ATTACHED_KEY, query.get(ATTACHED_KEY, "false")):
         from cache.attached import cards
 
@@ -101,6 +100,8 @@ def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
                 missing, "must be given with the other", None, "gpu_memory=16GiB&compute_capability=7.5"
             )
         chosen.append(described_card(memory, capability))
+    if not names and not chosen:
+        chosen = [card_named(name) for name in DEFAULT_CARDS]
     if not chosen:
         default = f"left out, it is {', '.join(DEFAULT_CARDS)}"
         raise InvalidArgument(CARDS_KEY, "must name a card where none is described or attached", "", default)

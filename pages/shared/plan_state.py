@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -126,6 +127,15 @@ def default_of(key: str) -> Any:
     if key in _MORE:
         return _MORE[key][1]
     return DEFAULT_CARD_NAMES if key == CARDS_KEY else getattr(DEFAULT, key)
+
+
+def check_query() -> str:
+    """The query of ``/api/fit`` that asks what this plan shows: what is not at its default, and every card by name."""
+    chosen = {key: value for key, value in plan().items() if key in PLAN_KEYS and value != default_of(key)}
+    named = chosen | {CARDS_KEY: plan().get(CARDS_KEY, DEFAULT_CARD_NAMES) or [""]}
+    return urlencode(
+        {key: str(value).lower() if isinstance(value, bool) else value for key, value in named.items()}, doseq=True
+    )
 
 
 def stays_open(name: str, keys: Iterable[str]) -> bool:

@@ -9,12 +9,13 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urljoin
 
 import streamlit as st
 
 from cache.versions import installed
 from pages.shared.parts import card_to_look_at, need_parts
-from pages.shared.plan_state import BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, plan
+from pages.shared.plan_state import BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
 from pages.shared.verdicts import Answered
 from planner.errors import NoProgram
 from planner.formula import estimate
@@ -108,7 +109,7 @@ def file_name(request: GenerationRequest, ending: str, images: int = 0) -> str:
 def report_view(
     request: GenerationRequest, shown: Sequence[Answered], library: Library | None, images: Listed | None = None
 ) -> None:
-    """Three downloads of the plan, and the script that makes its call."""
+    """Three downloads of the plan, the script that makes its call, and the address that checks it."""
     if not shown:
         return
     basis, published = plan().get(BASIS_KEY, DEFAULT_BASIS), plan().get(PUBLISHED_KEY, True)
@@ -134,3 +135,16 @@ def report_view(
     with st.expander("The planned call in Python", icon=":material/code:"):
         st.caption("Ready to run where there is a card; it prints what torch reserved, to be held against the need.")
         st.code(snippet(request), language="python", wrap_lines=True)
+    with st.expander("The same check over HTTP", icon=":material/http:"):
+        st.caption(
+            "For a script that cannot run Python: the JSON above, and the exit code of the worst verdict in the header "
+            "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
+        )
+        st.code(f"curl -si '{_address()}?{check_query()}'", language="bash", wrap_lines=True)
+
+
+def _address() -> str:
+    """Where this app answers checks, as its visitor reaches it."""
+    from pages.shared.api import PATH
+
+    return urljoin(st.context.url or "http://127.0.0.1:8501/", PATH.lstrip("/"))

@@ -38,6 +38,7 @@ def get(query: str):
             "--task txt2img --batch 4 --guidance-scale 1 --steps 20 --no-safety-checker",
         ),
         ("vae_tiling=true&offload=model&gpu=A100", "--vae-tiling --offload model --gpu A100"),
+        ("gpu_memory=6GiB&compute_capability=8.6", "--gpu-memory 6GiB --compute-capability 8.6"),
         ("gpu=&gpu_memory=6GiB&compute_capability=8.6", "--gpu-memory 6GiB --compute-capability 8.6"),
         ("gpu=A100-40GB+3g.20gb&workers=2", "--gpu 'A100-40GB 3g.20gb' --workers 2"),
         ("basis=formula&gpu=T4", "--basis formula --gpu T4"),
@@ -102,14 +103,17 @@ def test_the_worst_of_the_listed_images_decides():
     assert get("gpu=T4&images=512x512&width=4096&height=4096")[1]["planner-verdict"] == "no"
 
 
-def test_the_cards_are_those_of_the_page(open_page, nvml):
-    """The default ones stand beside a described one, unless the link says that none is chosen."""
+def test_the_check_that_plan_gives_asks_about_what_it_shows(open_page, nvml):
+    """The default cards too, where a described one or the machine's own stands beside them."""
     for query in ({}, {"gpu_memory": "6GiB", "compute_capability": "8.6"}, {"attached": "true", "gpu": ["", "L4"]}):
-        for params in (query, query | {"gpu": "", "gpu_memory": "6GiB", "compute_capability": "8.6"}):
-            shown = [metric.value for metric in open_page(**params).metric]
-            status, _, body = get(urlencode(params, doseq=True))
-            assert status == 200
-            assert sorted(signed_gib(row["headroom_bytes"]) for row in body["gpus"]) == sorted(shown), params
+        for more in ({}, {"gpu": "", "gpu_memory": "6GiB", "compute_capability": "8.6", "vae_tiling": "true"}):
+            page = open_page(**query | more)
+            [command] = [block.value for block in page.code if block.value.startswith("curl")]
+            address, _, asked = shlex.split(command)[-1].partition("?")
+            status, _, body = get(asked)
+            assert (address, status) == ("http://127.0.0.1:8501/api/fit", 200)
+            shown = sorted(metric.value for metric in page.metric)
+            assert sorted(signed_gib(row["headroom_bytes"]) for row in body["gpus"]) == shown, asked
 
 
 def named_in_code() -> tuple[set[str], set[str]]:
