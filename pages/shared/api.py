@@ -2,8 +2,8 @@
 
 The query has the names of a plan's address, which are the request's fields. As on the command line, the default cards
 are asked about where none is named, described or attached; on Plan they may stand beside those, so the check that Plan
-shows names every card. Where ``images`` are listed, ``images`` of the answer has the worst of them on each card, and the
-verdict in the headers is the worst of all that is answered.
+shows names every card. Where ``images`` are listed, ``images`` of the answer has the worst of them on each card, and
+the verdict in the headers is the worst of all that is answered.
 """
 
 from __future__ import annotations
