@@ -181,8 +181,8 @@ def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_as
     assert all(button.help for button in at.download_button)
     assert not made
     assert at.code[0].value == snippet(GenerationRequest(width=768)).rstrip()
-    assert [one.label for one in at.expander] == ["The planned call in Python", "The same check over HTTP"]
-    assert "/api/fit?gpu=T4" in at.code[1].value
+    assert [one.label for one in at.expander][-2:] == ["The planned call in Python", "The same check over HTTP"]
+    assert "/api/fit?width=768&gpu=T4" in at.code[1].value
     assert "what torch reserved" in texts(at.caption)
 
 
