@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import median
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ def memory_form(request: GenerationRequest) -> GenerationRequest:
     )
 
 
+# A name that the catalogue has not is compared with all that it has.
+@lru_cache(maxsize=1024)
 def model_of(card: str) -> str:
     """The catalogue's name of a card by any of its names, or the name itself where the catalogue has none."""
     try:
