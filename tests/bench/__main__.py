@@ -120,7 +120,9 @@ def in_use(browser: Browser, folder: Path) -> list[Row]:
                 settle(page)
 
             changes.append(timed(lambda: width.press("Enter"), shown))
-        rows.append(("Plan: a change until all of it is seen", f"{statistics.median(changes) * 1000:.0f} ms", "median of 7"))
+        rows.append(
+            ("Plan: a change until all of it is seen", f"{statistics.median(changes) * 1000:.0f} ms", "median of 7")
+        )
         page.goto(f"{address}/Verify?width=64&height=64&steps=1")
         button = page.get_by_role("button", name="Verify")
         button.wait_for()
