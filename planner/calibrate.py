@@ -24,7 +24,7 @@ from planner.posterior import (
     SHAPE,
     Estimate,
     constant_of,
-    estimate_of,
+    estimates_of,
     log_likelihood,
     weights_of,
 )
@@ -136,7 +136,9 @@ class Calibration:
         for run in self.runs:
             self._by_cell.setdefault(run.cell, []).append(run)
         self._sums: dict[Cell, dict[str, _Likelihood]] = {}
+        self._totals: dict[tuple[str, Cell], _Likelihood] = {}
         self._points: dict[tuple[str, Cell], np.ndarray] = {}
+        self._spreads: dict[tuple[str, Cell], np.ndarray] = {}
         self._residuals: dict[tuple[Cell, bool], list[Residual]] = {}
         self._left: dict[Cell, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -147,14 +149,16 @@ class Calibration:
         looked_at = frozenset(stage for stage in most if without is None or most[stage] > _NEAR * highest)
         told = {stage: self._likelihood(stage, target, without) for stage in curve.stages if stage in looked_at}
         points = {stage: self._point(stage, target, of, without) for stage, of in told.items()}
-        # How wide it is matters to what is asked for, and not to the residual of a run that is left out.
-        spreads = points if without else {stage: weights_of(LOG_EVEN + of.likelihood) for stage, of in told.items()}
 
         def estimate(values: np.ndarray, stage: str) -> Estimate:
             if stage not in looked_at:
                 return Estimate(*[float(values[PREFERRED])] * 3)
-            median, even = estimate_of(values, points[stage]).median, estimate_of(values, spreads[stage])
-            return Estimate(median, min(median, even.low), max(median, even.high))
+            # How wide it is matters to what is asked for, and not to the residual of a run that is left out.
+            if without is not None:
+                [said] = estimates_of(values, points[stage])
+                return said
+            said, even = estimates_of(values, points[stage], self._spread(stage, target))
+            return Estimate(said.median, min(said.median, even.low), max(said.median, even.high))
 
         estimates = {stage: estimate(values, stage) for stage, values in curve.stages.items()}
         near = [stage for stage in estimates if stage in looked_at]
@@ -171,11 +175,14 @@ class Calibration:
         )
 
     def _likelihood(self, stage: str, target: Cell, without: Run | None) -> _Likelihood:
-        total = _Likelihood(np.zeros(SHAPE), 0.0, 0.0)
-        for cell in self._by_cell:
-            counts = target.weight(cell)
-            if counts and stage in self._sums_of(cell):
-                total = total.plus(self._sums_of(cell)[stage], counts)
+        if (stage, target) not in self._totals:
+            total = _Likelihood(np.zeros(SHAPE), 0.0, 0.0)
+            for cell in self._by_cell:
+                counts = target.weight(cell)
+                if counts and stage in self._sums_of(cell):
+                    total = total.plus(self._sums_of(cell)[stage], counts)
+            self._totals[stage, target] = total
+        total = self._totals[stage, target]
         if without is not None and (without.run_id, stage) in self._told:
             total = total.plus(self._told[without.run_id, stage], -target.weight(without.cell))
         return total
@@ -194,6 +201,13 @@ class Calibration:
                 self._believed(stage, target, told, None) if is_enough else weights_of(LOG_PRIOR)
             )
         return self._points[stage, target]
+
+    def _spread(self, stage: str, target: Cell) -> np.ndarray:
+        """The posterior that the answer's width is read off."""
+        if (stage, target) not in self._spreads:
+            likelihood = self._likelihood(stage, target, None).likelihood
+            self._spreads[stage, target] = weights_of(LOG_EVEN + likelihood)
+        return self._spreads[stage, target]
 
     def _believed(self, stage: str, target: Cell, told: _Likelihood, without: Run | None) -> np.ndarray:
         """The posterior, without the run that pulls hardest away from the raw dry run where no other backs it."""

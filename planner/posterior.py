@@ -96,6 +96,9 @@ def log_likelihood(curve: np.ndarray, measured_bytes: float, kind: Kind) -> np.n
     return np.log((1 - ABSURD_SHARE) * likelihood + ABSURD_SHARE / 2)
 
 
+_QUANTILES = np.array([0.5, 0.05, 0.95])
+
+
 class Estimate(NamedTuple):
     """A peak as the posterior has it: its median and the range of its middle 90 %. Bytes."""
 
@@ -104,11 +107,14 @@ class Estimate(NamedTuple):
     high: float
 
 
-def _quantiles(values: np.ndarray, weights: np.ndarray) -> Estimate:
+def _quantiles(values: np.ndarray, *weights: np.ndarray) -> list[Estimate]:
     order = np.argsort(values, axis=None, kind="stable")
-    reached = np.cumsum(weights.ravel()[order])
-    at = np.searchsorted(reached, np.array([0.5, 0.05, 0.95]) * reached[-1])
-    return Estimate(*values.ravel()[order[np.minimum(at, len(order) - 1)]].tolist())
+    found = []
+    for one in weights:
+        reached = np.cumsum(one.ravel()[order])
+        at = np.searchsorted(reached, _QUANTILES * reached[-1])
+        found.append(Estimate(*values.ravel()[order[np.minimum(at, len(order) - 1)]].tolist()))
+    return found
 
 
 def weights_of(log_posterior: np.ndarray) -> np.ndarray:
@@ -121,11 +127,12 @@ def weights_of(log_posterior: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def estimate_of(curve: np.ndarray, weights: np.ndarray) -> Estimate:
-    """The peak of this curve under these weights from `weights_of`."""
-    return _quantiles(_peaks(curve), weights)
+def estimates_of(curve: np.ndarray, *weights: np.ndarray) -> list[Estimate]:
+    """The peak of this curve under each of these weights from `weights_of`."""
+    return _quantiles(_peaks(curve), *weights)
 
 
 def constant_of(weights: np.ndarray) -> float:
     """The median of the constant, in bytes."""
-    return _quantiles(CONSTANTS, weights.sum(axis=0)).median
+    [found] = _quantiles(CONSTANTS, weights.sum(axis=0))
+    return found.median

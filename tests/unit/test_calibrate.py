@@ -12,7 +12,7 @@ from planner.flatten import events_of
 from planner.gpus import family_of
 from planner.intervals import MIN_WEIGHT, NOMINAL, half_width
 from planner.needs import peaks_of, same_work
-from planner.posterior import CONSTANTS, LOG_PRIOR, RAW_SHARE, constant_of, estimate_of, log_likelihood, weights_of
+from planner.posterior import CONSTANTS, LOG_PRIOR, RAW_SHARE, constant_of, estimates_of, log_likelihood, weights_of
 from planner.program import shipped
 from planner.request import GenerationRequest
 from planner.runs import NEWEST, NEWEST_OF_REQUEST, newest
@@ -93,7 +93,7 @@ def test_without_runs_the_answer_is_the_raw_dry_run():
     weights = weights_of(LOG_PRIOR)
     assert weights[PREFERRED, list(CONSTANTS).index(0)] > RAW_SHARE
     for values in curve(LARGE).stages.values():
-        assert estimate_of(values, weights).median == values[PREFERRED]
+        assert estimates_of(values, weights)[0].median == values[PREFERRED]
 
 
 @pytest.mark.parametrize("kind", ["full", "limited", "out-of-memory", "at-most"])
@@ -109,11 +109,11 @@ def test_no_run_says_more_than_so_much(kind):
 def test_out_of_memory_is_a_lower_bound_and_a_full_run_is_not():
     values = curve(LARGE).stages["vae_decoder"]
     more, less = values[PREFERRED] + 300 * MIB, 0.8 * values[PREFERRED]
-    raised = estimate_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, more, "out-of-memory")))
-    same = estimate_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "out-of-memory")))
+    [raised] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, more, "out-of-memory")))
+    [same] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "out-of-memory")))
     assert raised.median > values[PREFERRED] + 200 * MIB
     assert same.median == values[PREFERRED]
-    lowered = estimate_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "full")))
+    [lowered] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "full")))
     assert lowered.median == pytest.approx(less, rel=0.01)
 
 
