@@ -139,6 +139,16 @@ def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_pa
     expect(headroom).to_be_in_viewport()
 
 
+def test_on_a_phone_verify_shows_its_device_first_and_a_wide_window_its_request(open_page):
+    device = open_page("/Verify", width=390).get_by_text("CPU rehearsal", exact=True)
+    expect(device).to_be_in_viewport()
+    width = device.page.get_by_role("spinbutton", name="Width, px")
+    expect(width).not_to_be_visible()
+    device.page.locator("summary", has_text="Request").click()
+    expect(width).to_be_visible()
+    expect(open_page("/Verify").get_by_role("spinbutton", name="Width, px")).to_be_in_viewport()
+
+
 def test_on_a_phone_a_refused_link_says_so_at_once(open_page):
     page = open_page("/?width=99999", width=390)
     expect(page.get_by_text("width must be between 64 and 8192, got 99999")).to_be_in_viewport()
