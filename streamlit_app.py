@@ -1,7 +1,12 @@
-"""Plan: which cards run this request, by how much, and how we know."""
+"""Plan: which cards run this request, by how much, and how we know.
+
+This file is the app as well: ``streamlit run`` finds `app` below, imports this file for it, and serves the HTTP answers
+beside the pages. For every visit it runs the same file as a script.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -16,6 +21,7 @@ from pages.shared.memory_chart import memory_chart
 from pages.shared.parts import need_parts
 from pages.shared.remedies_view import remedies_view
 from pages.shared.report_view import report_view
+from pages.shared.served import ROUTES
 from pages.shared.sizes_view import sizes_view
 from pages.shared.timeline_view import choose_card, timeline_view
 from pages.shared.verdicts import (
@@ -33,8 +39,6 @@ if TYPE_CHECKING:
     from planner.gpus import Card
     from planner.program import Library
     from planner.request import GenerationRequest
-
-open_page("Plan", "Which cards run this Stable Diffusion v1.5 request, by how much, and how we know.")
 
 
 def verdicts(shown: list[Answered]) -> None:
@@ -63,40 +67,49 @@ def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answe
     formula_view(request, one, library)
 
 
-controls, results = controls_and_results("Request, cards and basis")
-with controls:
-    request = request_controls()
-    cards = card_controls()
-    basis = basis_control()
-    with_published = published_control()
-with results:
-    if request is None:
-        st.info("Correct the request and the answer appears here.", icon=":material/arrow_back:")
-    elif not cards:
-        st.info("Choose at least one card and the answer appears here.", icon=":material/arrow_back:")
-    else:
-        programs_notice()
-        library, _ = calls.library()
-        # Most requests take milliseconds; many tiles of many images take long.
-        with st.spinner("Replaying the request on each card"):
-            evidence, notice = calls.evidence(with_published)
-            shown = [answered(request, card, basis, library, evidence) for card in cards]
-        answers = [one.answer for one in shown]
-        st.caption(f"{request.describe()}.")
-        # The list is typed into far below, and what it makes of the verdicts belongs above them.
-        above = st.container()
-        verdicts(shown)
-        meanings, rest, below = st.container(), st.container(), st.container()
-        with below:
-            listed = batch_list_view(request, cards, basis, library, evidence)
-            report_view(request, shown, library, listed)
-            history_notice()
-        with above:
-            images_notice(request, listed)
-        with meanings:
-            worst = [one.answer for one in listed.worst] if listed else []
-            verdict_words({answer.verdict for answer in (*answers, *worst)})
-        with rest:
-            if notice:
-                st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
-            explanation(request, cards, shown, library)
+def plan_page() -> None:
+    """Draw the page: the request, the cards and the basis, and what they come to."""
+    open_page("Plan", "Which cards run this Stable Diffusion v1.5 request, by how much, and how we know.")
+    controls, results = controls_and_results("Request, cards and basis")
+    with controls:
+        request = request_controls()
+        cards = card_controls()
+        basis = basis_control()
+        with_published = published_control()
+    with results:
+        if request is None:
+            st.info("Correct the request and the answer appears here.", icon=":material/arrow_back:")
+        elif not cards:
+            st.info("Choose at least one card and the answer appears here.", icon=":material/arrow_back:")
+        else:
+            programs_notice()
+            library, _ = calls.library()
+            # Most requests take milliseconds; many tiles of many images take long.
+            with st.spinner("Replaying the request on each card"):
+                evidence, notice = calls.evidence(with_published)
+                shown = [answered(request, card, basis, library, evidence) for card in cards]
+            answers = [one.answer for one in shown]
+            st.caption(f"{request.describe()}.")
+            # The list is typed into far below, and what it makes of the verdicts belongs above them.
+            above = st.container()
+            verdicts(shown)
+            meanings, rest, below = st.container(), st.container(), st.container()
+            with below:
+                listed = batch_list_view(request, cards, basis, library, evidence)
+                report_view(request, shown, library, listed)
+                history_notice()
+            with above:
+                images_notice(request, listed)
+            with meanings:
+                worst = [one.answer for one in listed.worst] if listed else []
+                verdict_words({answer.verdict for answer in (*answers, *worst)})
+            with rest:
+                if notice:
+                    st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
+                explanation(request, cards, shown, library)
+
+
+if __name__ == "__main__":
+    plan_page()
+else:
+    app = st.App(Path(__file__), routes=ROUTES)

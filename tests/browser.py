@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# Two ways to start the app: ``make run``, and how everyone starts a Streamlit app.
+MAKE_RUN = ("pages.shared.serve",)
+STREAMLIT_RUN = ("streamlit", "run", "streamlit_app.py", "--server.address", "127.0.0.1")
+
+
 @contextlib.contextmanager
-def server(history: Path) -> Generator[str]:
-    """The app as ``make run`` starts it, on a free port of this machine; its address."""
+def server(history: Path, module: Sequence[str] = MAKE_RUN) -> Generator[str]:
+    """The app, started as ``python -m`` this module, on a free port of this machine; its address."""
     port = free_port()
-    command = [sys.executable, "-m", "pages.shared.serve", "--server.headless", "true", "--server.port", str(port)]
+    command = [sys.executable, "-m", *module, "--server.headless", "true", "--server.port", str(port)]
     environment = os.environ | {"PLANNER_DB": str(history)}
     log = history.with_name("server.log")
     with log.open("w") as output:

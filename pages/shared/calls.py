@@ -68,7 +68,8 @@ def jobs() -> Jobs | None:
     return _jobs(opened) if opened else None
 
 
-@st.cache_data(ttl=2, show_spinner=False)
+# A resource: data is copied for each page, and decorating for that warns while no server runs yet.
+@st.cache_resource(ttl=2, show_spinner=False)
 def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
     """The cards in this machine, each with why it cannot be used (or None), and why there is none (or None)."""
     try:

@@ -1,6 +1,6 @@
-"""``make run``: Streamlit's server, with what every page needs imported before it says that it is healthy.
+"""``make run``: ``streamlit run`` with what every page needs imported before the server says that it is healthy.
 
-``streamlit run streamlit_app.py`` shows the same app without the HTTP answers; its first visitor waits for the imports.
+Started without this, the first visitor waits for these imports; all else is the same.
 """
 
 import sys
@@ -13,5 +13,5 @@ from streamlit.web import cli
 ROOT = Path(__file__).parents[2]
 
 if __name__ == "__main__":
-    sys.argv = ["streamlit", "run", str(ROOT / "pages" / "shared" / "served.py"), *sys.argv[1:]]
+    sys.argv = ["streamlit", "run", str(ROOT / "streamlit_app.py"), *sys.argv[1:]]
     cli.main()
