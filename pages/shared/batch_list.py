@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.image_size import MAX_UPLOAD_MIB, TYPES, fitted, read_size
+from pages.shared.image_size import TYPES, fitted, read_size
 from pages.shared.plan_state import IMAGES_KEY, plan, stays_open
+from pages.shared.uploads import upload_caption
 from pages.shared.verdicts import LOOKS
 from pages.shared.words import plain, sentence
 from planner.answer import Answer
@@ -165,11 +166,11 @@ def batch_list_view(
             TYPES,
             accept_multiple_files=True,
             key=_UPLOADS,
-            max_upload_size=MAX_UPLOAD_MIB,
             on_change=_take_uploads,
             help="PNG, JPEG or WebP. Their headers are read for their sizes, which replace the list; no picture is "
             "decoded or stored.",
         )
+        upload_caption("PNG, JPEG or WebP")
         for text in st.session_state[_TOLD]:
             st.caption(text)
         rows = _rows(request)

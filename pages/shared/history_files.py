@@ -11,6 +11,7 @@ import streamlit as st
 
 from pages.shared import calls
 from pages.shared.history_runs import BASES, Runs, spreadsheet_safe, task_of
+from pages.shared.uploads import upload_caption
 from pages.shared.words import sentence
 from planner.errors import PlannerError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from cache.records import Measurement
 
-MAX_UPLOAD_MIB = 100
 _KEY, _TOLD = "import", "imported"
 _STAGE_BYTES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
 _REQUEST = ("batch", "steps", "guidance_scale", "prompt_tokens", "safety_checker", "vae_tiling", "vae_slicing")
@@ -121,9 +121,9 @@ def import_control() -> None:
             "jsonl",
             key=_KEY,
             on_change=_take_in,
-            max_upload_size=MAX_UPLOAD_MIB,
             help="The file that Download or `python -m planner history export` makes. What is known already is left.",
         )
+        upload_caption("JSON lines", "; `python -m planner history import` takes larger ones")
         file_id, good, told = st.session_state.get(_TOLD, (None, True, ""))
         if uploaded is not None and uploaded.file_id == file_id:
             if good:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.image_size import MAX_UPLOAD_MIB, TYPES, FittedSize, fitted, read_size
+from pages.shared.image_size import TYPES, FittedSize, fitted, read_size
 from pages.shared.presets import set_size
+from pages.shared.uploads import upload_caption
 from pages.shared.words import plain, sentence
 from planner.errors import InvalidArgument
 
@@ -39,11 +40,11 @@ def image_control() -> None:
         "Image",
         TYPES,
         key=_KEY,
-        max_upload_size=MAX_UPLOAD_MIB,
         on_change=_take,
         help="PNG, JPEG or WebP. Its header is read for width and height; the picture is never decoded nor stored.",
     )
     if uploaded is None:
+        upload_caption("PNG, JPEG or WebP")
         return
     try:
         size = _fitted(uploaded)

@@ -14,8 +14,6 @@ from planner.request import MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR
 
 # No camera takes more, and a header may say anything.
 MAX_PIXELS = 400_000_000
-# What a picture may weigh. The planner needs its first bytes, the upload brings all.
-MAX_UPLOAD_MIB = 20
 TYPES = ("png", "jpg", "jpeg", "webp")
 
 _RULE = "must be a PNG, JPEG or WebP picture"
