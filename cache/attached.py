@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from cache.versions import torch_cuda
+from cache.versions import INSTALL, missing, torch_cuda
 from planner.errors import InvalidArgument, NoGpu, UnknownCard
 from planner.gpus import Card, card_named, described_card
 from planner.units import GIB
@@ -204,6 +204,9 @@ def cards() -> list[AttachedCard]:
 def why_not_usable(card: AttachedCard) -> NoGpu | None:
     """Why the installed torch cannot run on this card and what would help, or None when it can."""
     cuda = torch_cuda()
+    lacking = missing()
+    if lacking and "torch" in lacking.names:
+        return NoGpu(f"{card.name}: torch is not installed", INSTALL)
     if cuda is None:
         advice = "install the CUDA build of the same version in a fresh environment on the GPU host"
         return NoGpu(f"{card.name}: the installed torch is a CPU build", advice)

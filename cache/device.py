@@ -15,7 +15,7 @@ from cache.attached import AttachedCard
 from cache.folders import fingerprint
 from cache.process import Cancelled
 from cache.records import REHEARSAL, Environment
-from cache.versions import installed
+from cache.versions import check_installed, installed
 from planner.components import MODEL_ID, MODEL_REVISION
 from planner.errors import InvalidArgument
 from planner.gpus import Card, emulated_card
@@ -150,7 +150,9 @@ def check_runnable(request: GenerationRequest, device: Device, model_dir: str | 
     Raises:
         InvalidArgument: the folder is no pipeline, the capacity cannot be emulated, or the CPU rehearsal is too large
             or asks for offload.
+        NotInstalled: a library that runs pipelines is missing.
     """
+    check_installed()
     if model_dir is not None:
         try:
             readable = (Path(model_dir) / "model_index.json").is_file()

@@ -1,6 +1,5 @@
 """What this machine has, what is wrong with it, and what to do."""
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from cache.attached import cards, why_not_usable
 from cache.history_file import HistoryError
 from cache.programs import find
 from cache.store import Store
-from cache.versions import installed, torch_cuda
+from cache.versions import INSTALL, installed, missing, planned_for, torch_cuda
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu
 from planner.program import shipped
@@ -47,10 +46,11 @@ def _gpu_checks() -> list[Check]:
 
 
 def _library_checks() -> list[Check]:
-    try:
-        versions = installed()
-    except importlib.metadata.PackageNotFoundError as error:
-        return [Check("Libraries", "problem", f"{error.name} is not installed", "run 'make run', which installs it")]
+    lacking = missing()
+    if lacking:
+        found = f"{lacking.reason}: planning needs none of it, verify and compile do"
+        return [Check("Libraries", "note", found, INSTALL)]
+    versions = installed()
     cuda = torch_cuda()
     build = f"built for CUDA {cuda}" if cuda else "a CPU build"
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -69,7 +69,7 @@ def _history_checks() -> list[Check]:
         checks.append(
             Check("Damaged history", "note", f"{path} was set aside", f"try 'sqlite3 {path} .recover', or delete it")
         )
-    facts = store.model_facts(MODEL_ID, installed())
+    facts = store.model_facts(MODEL_ID, planned_for())
     if facts is None:
         text = f"not counted yet with these versions; the {SD_V15.source} are used"
         checks.append(Check("Model facts", "note", text, "the first verify counts them"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cache.curve_store import CurveStore
 from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
 from cache.records import METHOD, VERSIONS, Measurement
-from cache.versions import installed
+from cache.versions import planned_for
 from planner.errors import InvalidArgument
 from planner.evidence import Evidence, Observation
 from planner.posterior import Kind
@@ -228,4 +228,4 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
         shipped = (one for run in reference_runs() if (one := observation_of(run)))
         observations += [one for one in shipped if one.run_id not in known]
     curves = CurveStore(library, where)
-    return Gathered(Evidence(observations, curves.curves_of, versions_text(installed())), notice)
+    return Gathered(Evidence(observations, curves.curves_of, versions_text(planned_for())), notice)

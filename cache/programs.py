@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.versions import installed
+from cache.versions import INSTALL, check_installed, installed, missing
 from planner.errors import NoProgram, PlannerError
 from planner.program import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
 
@@ -47,7 +47,16 @@ def wanted_versions() -> dict[str, str]:
 
 
 def find() -> Found:
-    """The programs of the installed versions, else the shipped ones with a notice."""
+    """The programs of the installed versions, else the shipped ones with a notice.
+
+    Where libraries are missing, so that nothing can be compiled, predictions are for the shipped ones' versions.
+    """
+    lacking = missing()
+    if lacking:
+        try:
+            return Found(shipped(), None)
+        except NoProgram as error:
+            return Found(None, f"{error}; {INSTALL}, until then the formula answers")
     versions = wanted_versions()
     try:
         library = shipped()
@@ -126,8 +135,10 @@ def last_failure() -> str | None:
 def repair_in_background() -> bool:
     """Start a compile that outlives this process; returns whether one is under way now.
 
-    Nothing is started while another is, nor after one of the same versions has failed.
+    Nothing is started while another is, nor after one of the same versions has failed, nor without the libraries.
     """
+    if missing():
+        return False
     try:
         with _alone() as alone:
             if not alone:
@@ -157,7 +168,9 @@ def compile_installed(report: Callable[[float, str], None]) -> str:
 
     Raises:
         CompileFailed: the child could not compile them, another compile is under way, or there is no place to keep it.
+        NotInstalled: there is nothing to trace.
     """
+    check_installed()
     try:
         with _alone() as alone, tempfile.TemporaryDirectory() as folder:
             if not alone:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from cache.device import Device, check_runnable
 from cache.jobs import Jobs
+from cache.versions import NotInstalled, missing
 from pages.shared import calls
 from pages.shared.capacity_input import capacity_input
 from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
@@ -42,6 +43,9 @@ with controls:
     request = request_controls()
 with results:
     programs_notice()
+    lacking = missing()
+    if lacking:
+        st.warning(f"**Nothing can be run here.** {sentence(str(lacking))}", icon=":material/build:")
     attached_cards_view()
     if request is None:
         st.info("Correct the request, then verify it.", icon=":material/arrow_back:")
@@ -67,6 +71,9 @@ with results:
     if is_possible:
         try:
             check_runnable(request, device)
+        except NotInstalled:
+            # Said above, where it is seen before anything is chosen.
+            is_possible = False
         except PlannerError as error:
             is_possible = False
             st.info(sentence(str(error)), icon=":material/info:")

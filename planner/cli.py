@@ -297,10 +297,10 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if as_format == "json":
         print_json(fit_object(request, answers, estimate(request)))
     elif as_format == "md":
-        from cache.versions import installed
+        from cache.versions import planned_for
 
         command = fit_command(request, cards, arguments.basis, with_reference=not arguments.no_reference)
-        print(fit_markdown(request, answers, installed(), command))
+        print(fit_markdown(request, answers, planned_for(), command))
     else:
         print(fit_text(request, answers))
     if as_format != "md":

@@ -11,7 +11,7 @@ from cache.programs import compile_installed, find
 from cache.records import VERSIONS, Measurement
 from cache.reference import reference_runs
 from cache.store import Store
-from cache.versions import installed
+from cache.versions import check_installed, planned_for
 from planner.cli import print_json, say
 from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
@@ -118,7 +118,7 @@ def measurement_text(measurement: Measurement) -> str:
 
 def _runs_table(found: Sequence[Measurement]) -> str:
     """One line a run; who measured them is said once somebody else did, and options once a run has one."""
-    versions = installed()
+    versions = planned_for()
     is_mixed = any(measurement.origin != "own" for measurement in found)
     has_options = any(measurement.options for measurement in found)
     rows = []
@@ -207,6 +207,7 @@ def history_delete(arguments: argparse.Namespace) -> int:
 
 def compile_programs(arguments: argparse.Namespace) -> int:
     """``compile``: programs for the installed versions, unless there are some."""
+    check_installed()
     found = find()
     if found.library is not None and found.notice is None and not arguments.force:
         versions = ", ".join(f"{name} {version}" for name, version in found.library.versions.items())

@@ -18,7 +18,7 @@ from cache.programs import find
 from cache.records import Environment, Measurement
 from cache.store import now
 from cache.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
-from cache.versions import installed
+from cache.versions import check_installed, installed
 from planner.answer import EXIT_CODES, worst
 from planner.card import emulated_name
 from planner.cli import print_json, request_from, say
@@ -149,6 +149,8 @@ class _Bench:
 def verify(arguments: argparse.Namespace) -> int:
     """``verify``: measure the request on the device, or answer from the history; with ``--sweep``, many requests."""
     request = request_from(arguments)
+    # Before the device is looked for: without the libraries no device helps.
+    check_installed()
     arguments.weights = _weights_from(arguments)
     capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
     device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from cache.attached import AttachedCard, cards, why_not_usable
-from cache.versions import installed
+from cache.versions import planned_for
 from planner.components import MODEL_ID, SD_V15, ModelFacts
 from planner.errors import InvalidArgument, NoGpu
 
@@ -81,7 +81,7 @@ def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
 def facts() -> ModelFacts:
     """Parameter counts made from the installed modules where a run made them, else the published ones."""
     opened, _ = store()
-    return (opened.model_facts(MODEL_ID, installed()) if opened else None) or SD_V15
+    return (opened.model_facts(MODEL_ID, planned_for()) if opened else None) or SD_V15
 
 
 class _Programs:

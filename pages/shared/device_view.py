@@ -3,6 +3,7 @@
 import streamlit as st
 
 from cache.device import Device
+from cache.versions import missing
 from pages.shared import calls
 from planner.units import gib
 
@@ -12,8 +13,9 @@ def attached_cards_view() -> None:
     """Every attached card as it is now; redrawn every few seconds."""
     found, problem = calls.attached()
     if problem:
+        rehearse = "" if missing() else "Rehearse the path on the CPU below. "
         st.info(
-            f"**No GPU to measure here:** {problem.reason}. Rehearse the path on the CPU below. To measure a GPU:\n"
+            f"**No GPU to measure here:** {problem.reason}. {rehearse}To measure a GPU:\n"
             "1. run the command below on a machine that has one, in a checkout of this planner;\n"
             "2. `python -m planner history export runs.jsonl` there writes what it measured;\n"
             "3. import that file on the History page here, or with `python -m planner history import runs.jsonl`.",

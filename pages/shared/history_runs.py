@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from cache.versions import installed
+from cache.versions import planned_for
 from pages.shared import calls
 from planner.units import gib_value
 
@@ -75,7 +75,7 @@ class Runs:
 
         from cache.compare import peak_error
 
-        runs, versions = self.measurements, installed()
+        runs, versions = self.measurements, planned_for()
         errors = [{told.basis: peak_error(run, told) for told in run.predictions} for run in runs]
         request_ids = {request: request.request_id for request in {run.request for run in runs}}
         columns = {

@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 
 import streamlit as st
 
-from cache.versions import installed
+from cache.versions import planned_for
 from pages.shared.parts import card_to_look_at, need_parts
 from pages.shared.plan_state import BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
 from pages.shared.verdicts import Answered
@@ -59,7 +59,7 @@ class Report(NamedTuple):
             for row, answer in self.images.worst:
                 by_row.setdefault(row, []).append(answer.card)
             commands += [self._command(row.of(self.request), cards) for row, cards in by_row.items()]
-        return f"{fit_markdown(self.request, answers, installed(), *commands, images=self.images)}\n".encode()
+        return f"{fit_markdown(self.request, answers, planned_for(), *commands, images=self.images)}\n".encode()
 
     def _command(self, request: GenerationRequest, cards: Sequence[Card]) -> str:
         return fit_command(request, cards, self.basis, with_reference=self.with_published)
@@ -76,7 +76,7 @@ class Report(NamedTuple):
     def caption(self, now: datetime | None = None) -> str:
         """When, with which versions and on what basis this was planned."""
         when = f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        versions = ", ".join(f"{name} {version}" for name, version in installed().items())
+        versions = ", ".join(f"{name} {version}" for name, version in planned_for().items())
         bases = list(dict.fromkeys(one.answer.basis for one in self.shown if one.answer.need_bytes is not None))
         basis = f"Basis: {' and '.join(bases)}" if bases else "No basis has an answer"
         predicted = "; what is not measured is predicted" if set(bases) - {"measured"} else ""
