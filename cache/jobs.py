@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache.attached import AttachedCard
 from cache.attached import cards as attached_cards
 from cache.device import Device, Weights, check_runnable, device_lock, environment_of
 from cache.job import ENDED, Job, JobView
@@ -222,8 +223,12 @@ class Jobs:
             with device_lock(job.device, waiting, job.cancelled):
                 self._on_progress(job, {"phase": "starting"})
                 worker = self._worker_for(job)
-                holders = self._holders(job.device, worker.pid)
+                now = self._card_now(job.device)
+                holders = self._holders(now, worker.pid)
                 measured = self._outcome_of(job, worker)
+                if measured.outcome == "out-of-memory" and measured.free_before_bytes is None and now is not None:
+                    # A worker without room for itself cannot say what was free, which is all that such a run tells.
+                    measured = replace(measured, free_before_bytes=now.free_bytes)
                 # After a retry cuDNN remembers the smaller plans it fell back to; the next run deserves its choice.
                 if measured.outcome != "ok" or measured.num_alloc_retries:
                     self._end_worker()
@@ -266,17 +271,19 @@ class Jobs:
         return worker
 
     @staticmethod
-    def _holders(device: Device, worker_pid: int) -> tuple[dict[str, Any], ...]:
-        """Other processes on the card as the run begins."""
-        if device.card is None:
-            return ()
+    def _card_now(device: Device) -> AttachedCard | None:
+        """The job's card as the run begins, or None on the CPU and where the driver does not tell."""
         try:
-            now = next(card for card in attached_cards() if card.uuid == device.card.uuid)
+            return next(card for card in attached_cards() if device.card and card.uuid == device.card.uuid)
         except (NoGpu, StopIteration):
-            return ()
+            return None
+
+    @staticmethod
+    def _holders(card: AttachedCard | None, worker_pid: int) -> tuple[dict[str, Any], ...]:
+        """Other processes on the card as the run begins."""
         return tuple(
             {"pid": holder.pid, "name": holder.name, "used_bytes": holder.used_bytes}
-            for holder in now.holders
+            for holder in (card.holders if card else ())
             if holder.pid != worker_pid
         )
 
