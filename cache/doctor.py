@@ -59,10 +59,13 @@ def _library_checks() -> list[Check]:
 
 def _history_checks() -> list[Check]:
     try:
-        store = Store()
+        return _checks_of(Store())
     except HistoryError as error:
         reason, _, advice = str(error).partition(" - ")
         return [Check("History", "problem", reason, advice)]
+
+
+def _checks_of(store: Store) -> list[Check]:
     count = len(store.measurements())
     checks = [Check("History", "ok", f"{store.path}, {count} measured run{'' if count == 1 else 's'}")]
     for path in store.damaged_files():

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from cache.location import BUSY_TIMEOUT_S, HistoryError, address, cannot_be_opened, checked, default_path
+from cache.location import BUSY_TIMEOUT_S, HistoryError, address, checked, default_path, refused
 from cache.migrations import migrations
+from cache.refusals import Refusal, refusal_of
 
 # What stands beside a history while it is in use.
 _BESIDE = ("-wal", "-shm", "-journal", ".lock")
@@ -40,7 +41,11 @@ class HistoryFile:
                 self._check_or_move_aside()
                 self._migrate()
         except (OSError, sqlite3.OperationalError) as error:
-            raise cannot_be_opened(self.path, error) from error
+            raise refused(self.path, "opened", error) from error
+        except sqlite3.DatabaseError as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, "opened", error) from error
 
     def is_part(self, path: Path) -> bool:
         """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
@@ -58,11 +63,12 @@ class HistoryFile:
         if not self.path.exists():
             return
         try:
-            with self._connect() as db:
+            with self._connection() as db:
                 healthy = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            # Whatever else is wrong with so plain a statement is wrong with what is in the file.
+            if refusal_of(error) not in (None, Refusal.DAMAGED):
+                raise
             healthy = False
         if healthy:
             return
@@ -75,7 +81,7 @@ class HistoryFile:
                 self.moved_aside = self.moved_aside or moved
 
     def _migrate(self) -> None:
-        with self._connect(create=True) as db:
+        with self._connection(create=True) as db:
             db.enable_wal()
             with self._immediate(db):
                 known = {migration.name for migration in migrations._migrations}
@@ -88,7 +94,7 @@ class HistoryFile:
                 migrations.apply(db)
 
     @contextlib.contextmanager
-    def _connect(self, *, create: bool = False) -> Generator[Database]:
+    def _connection(self, *, create: bool = False) -> Generator[Database]:
         # Only opening makes a file: one that vanished under a running server must not come back without its tables.
         where = address(self.path, "rwc" if create else "rw")
         connection = sqlite3.connect(where, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -98,20 +104,37 @@ class HistoryFile:
         finally:
             connection.close()
 
+    @contextlib.contextmanager
+    def _connect(self, done: str = "read") -> Generator[Database]:
+        """A connection for what is done inside.
+
+        Raises:
+            HistoryRefused: the disk, the file's permissions or another program do not let it be done.
+        """
+        try:
+            with self._connection() as db:
+                yield db
+        except sqlite3.Error as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, done, error) from error
+
     @staticmethod
     @contextlib.contextmanager
     def _immediate(db: Database) -> Generator[None]:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            db.commit()
         except BaseException:
-            db.rollback()
+            # Where the disk is full SQLite may have done so already, or not be able to; closing does it at last.
+            with contextlib.suppress(sqlite3.Error):
+                db.rollback()
             raise
-        db.commit()
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[Database]:
-        with self._connect() as db, self._immediate(db):
+        with self._connect("written") as db, self._immediate(db):
             yield db
 
     def damaged_files(self) -> list[Path]:
