@@ -7,6 +7,7 @@ transaction that reads and then writes fails at once under WAL when another writ
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Generator
@@ -21,6 +22,20 @@ from cache.refusals import Refusal, refusal_of
 
 # What stands beside a history while it is in use.
 _BESIDE = ("-wal", "-shm", "-journal", ".lock")
+
+
+# What is added to the name of a file that was set aside, once its runs are saved or given up.
+RECOVERED, DISCARDED = ".recovered", ".discarded"
+_STAMP = re.compile(r"\d{8}T\d{12}")
+
+
+def is_part_of(history: Path, path: Path) -> bool:
+    """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+    own = [history.with_name(f"{history.name}{suffix}") for suffix in ("", *_BESIDE)]
+    if os.path.realpath(path) in map(os.path.realpath, own):
+        return True
+    # A second name of the same file.
+    return path.exists() and history.exists() and os.path.samefile(path, history)
 
 
 class HistoryFile:
@@ -49,8 +64,7 @@ class HistoryFile:
 
     def is_part(self, path: Path) -> bool:
         """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
-        own = (self.path.with_name(f"{self.path.name}{suffix}") for suffix in ("", *_BESIDE))
-        return os.path.realpath(path) in map(os.path.realpath, own)
+        return is_part_of(self.path, path)
 
     @contextlib.contextmanager
     def _file_lock(self) -> Generator[None]:
@@ -138,6 +152,30 @@ class HistoryFile:
             yield db
 
     def damaged_files(self) -> list[Path]:
-        """Files that were set aside next to the history, oldest first."""
-        aside = self.path.parent.glob(f"{self.path.name}.damaged-*")
-        return sorted(path for path in aside if not path.name.endswith(("-wal", "-shm")))
+        """Files that were set aside next to the history and not dealt with since, oldest first."""
+        before = f"{self.path.name}.damaged-"
+        try:
+            aside = [path for path in self.path.parent.iterdir() if path.name.startswith(before)]
+        except OSError:
+            # What is wrong with the folder is said where the history is opened.
+            return []
+        return sorted(path for path in aside if _STAMP.fullmatch(path.name.removeprefix(before)))
+
+    def is_set_aside(self, path: Path) -> bool:
+        """Whether this path, with links followed, is one of `damaged_files`."""
+        return os.path.realpath(path) in map(os.path.realpath, self.damaged_files())
+
+    @staticmethod
+    def put_away(path: Path, suffix: str) -> Path:
+        """Rename a file that was set aside, with what SQLite kept beside it; returns its new name.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        path = Path(os.path.realpath(path))
+        name = path.with_name(f"{path.name}{suffix}")
+        for beside in ("-wal", "-shm", ""):
+            part = path.with_name(f"{path.name}{beside}")
+            if part.exists():
+                part.rename(name.with_name(f"{name.name}{beside}"))
+        return name

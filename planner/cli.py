@@ -172,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("file", metavar="FILE", help="where to; - is stdout")
     imports = action("import", "cli_exchange", "bring in the runs of a file, all or none; those known stay as they are")
     imports.add_argument("file", metavar="FILE", help="where from; - is stdin")
+    recovering = action("recover", "cli_recover", "save what can be read of a damaged history")
+    recovering.add_argument("file", metavar="FILE", help="a file that history list and doctor name, or another history")
+    recovering.add_argument("--discard", action="store_true", help="save nothing, and mention the file no more")
     return parser
 
 

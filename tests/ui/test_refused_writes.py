@@ -100,4 +100,4 @@ def test_a_history_damaged_under_the_server_is_said_and_then_begun_anew(open_pag
     assert not at.exception and "file is not a database" in texts(at.error)
     at.run()
     assert not at.exception and not at.error
-    assert "was damaged and was set aside" in texts(at.warning)
+    assert "A damaged history was set aside as" in texts(at.warning)
