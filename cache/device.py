@@ -15,9 +15,10 @@ from cache.attached import AttachedCard
 from cache.folders import fingerprint
 from cache.process import Cancelled
 from cache.records import REHEARSAL, Environment
+from cache.refusals import why
 from cache.versions import check_installed, installed
 from planner.components import MODEL_ID, MODEL_REVISION
-from planner.errors import InvalidArgument
+from planner.errors import CannotWrite, InvalidArgument
 from planner.gpus import Card, emulated_card
 from planner.request import GenerationRequest
 from planner.units import GIB, short_gib
@@ -98,6 +99,7 @@ def device_lock(device: Device, waiting: Callable[[], None], cancelled: threadin
 
     Raises:
         Cancelled: `cancelled` was set while waiting.
+        CannotWrite: there is no place for the lock.
     """
     # Not TMPDIR, which differs between users and batch jobs that share a card.
     path = Path("/tmp") / f"will-it-fit-{device.key}.lock"
@@ -105,7 +107,10 @@ def device_lock(device: Device, waiting: Callable[[], None], cancelled: threadin
         # Another user's file may be read and locked, but in a sticky directory not created again.
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CannotWrite(path, why(error), "free space there, or make its folder writable") from error
     try:
         told = False
         while True:

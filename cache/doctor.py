@@ -1,6 +1,7 @@
 """What this machine has, what is wrong with it, and what to do."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,16 +60,19 @@ def _library_checks() -> list[Check]:
 
 def _history_checks() -> list[Check]:
     try:
-        store = Store()
+        return _checks_of(Store())
     except HistoryError as error:
         reason, _, advice = str(error).partition(" - ")
         return [Check("History", "problem", reason, advice)]
+
+
+def _checks_of(store: Store) -> list[Check]:
     count = len(store.measurements())
     checks = [Check("History", "ok", f"{store.path}, {count} measured run{'' if count == 1 else 's'}")]
     for path in store.damaged_files():
-        checks.append(
-            Check("Damaged history", "note", f"{path} was set aside", f"try 'sqlite3 {path} .recover', or delete it")
-        )
+        command = f"python -m planner history recover {shlex.quote(str(path))}"
+        advice = f"'{command}' saves the runs that can be read; with --discard it is mentioned no more"
+        checks.append(Check("Damaged history", "note", f"{path} was set aside", advice))
     facts = store.model_facts(MODEL_ID, planned_for())
     if facts is None:
         text = f"not counted yet with these versions; the {SD_V15.source} are used"

@@ -7,6 +7,7 @@ transaction that reads and then writes fails at once under WAL when another writ
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Generator
@@ -15,11 +16,26 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from cache.location import BUSY_TIMEOUT_S, HistoryError, address, cannot_be_opened, checked, default_path
+from cache.location import BUSY_TIMEOUT_S, HistoryError, address, checked, default_path, refused
 from cache.migrations import migrations
+from cache.refusals import Refusal, refusal_of
 
 # What stands beside a history while it is in use.
 _BESIDE = ("-wal", "-shm", "-journal", ".lock")
+
+
+# What is added to the name of a file that was set aside, once its runs are saved or given up.
+RECOVERED, DISCARDED = ".recovered", ".discarded"
+_STAMP = re.compile(r"\d{8}T\d{12}")
+
+
+def is_part_of(history: Path, path: Path) -> bool:
+    """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+    own = [history.with_name(f"{history.name}{suffix}") for suffix in ("", *_BESIDE)]
+    if os.path.realpath(path) in map(os.path.realpath, own):
+        return True
+    # A second name of the same file.
+    return path.exists() and history.exists() and os.path.samefile(path, history)
 
 
 class HistoryFile:
@@ -40,12 +56,15 @@ class HistoryFile:
                 self._check_or_move_aside()
                 self._migrate()
         except (OSError, sqlite3.OperationalError) as error:
-            raise cannot_be_opened(self.path, error) from error
+            raise refused(self.path, "opened", error) from error
+        except sqlite3.DatabaseError as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, "opened", error) from error
 
     def is_part(self, path: Path) -> bool:
         """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
-        own = (self.path.with_name(f"{self.path.name}{suffix}") for suffix in ("", *_BESIDE))
-        return os.path.realpath(path) in map(os.path.realpath, own)
+        return is_part_of(self.path, path)
 
     @contextlib.contextmanager
     def _file_lock(self) -> Generator[None]:
@@ -58,11 +77,12 @@ class HistoryFile:
         if not self.path.exists():
             return
         try:
-            with self._connect() as db:
+            with self._connection() as db:
                 healthy = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            # Whatever else is wrong with so plain a statement is wrong with what is in the file.
+            if refusal_of(error) not in (None, Refusal.DAMAGED):
+                raise
             healthy = False
         if healthy:
             return
@@ -75,7 +95,7 @@ class HistoryFile:
                 self.moved_aside = self.moved_aside or moved
 
     def _migrate(self) -> None:
-        with self._connect(create=True) as db:
+        with self._connection(create=True) as db:
             db.enable_wal()
             with self._immediate(db):
                 known = {migration.name for migration in migrations._migrations}
@@ -88,7 +108,7 @@ class HistoryFile:
                 migrations.apply(db)
 
     @contextlib.contextmanager
-    def _connect(self, *, create: bool = False) -> Generator[Database]:
+    def _connection(self, *, create: bool = False) -> Generator[Database]:
         # Only opening makes a file: one that vanished under a running server must not come back without its tables.
         where = address(self.path, "rwc" if create else "rw")
         connection = sqlite3.connect(where, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -98,23 +118,64 @@ class HistoryFile:
         finally:
             connection.close()
 
+    @contextlib.contextmanager
+    def _connect(self, done: str = "read") -> Generator[Database]:
+        """A connection for what is done inside.
+
+        Raises:
+            HistoryRefused: the disk, the file's permissions or another program do not let it be done.
+        """
+        try:
+            with self._connection() as db:
+                yield db
+        except sqlite3.Error as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, done, error) from error
+
     @staticmethod
     @contextlib.contextmanager
     def _immediate(db: Database) -> Generator[None]:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            db.commit()
         except BaseException:
-            db.rollback()
+            # Where the disk is full SQLite may have done so already, or not be able to; closing does it at last.
+            with contextlib.suppress(sqlite3.Error):
+                db.rollback()
             raise
-        db.commit()
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[Database]:
-        with self._connect() as db, self._immediate(db):
+        with self._connect("written") as db, self._immediate(db):
             yield db
 
     def damaged_files(self) -> list[Path]:
-        """Files that were set aside next to the history, oldest first."""
-        aside = self.path.parent.glob(f"{self.path.name}.damaged-*")
-        return sorted(path for path in aside if not path.name.endswith(("-wal", "-shm")))
+        """Files that were set aside next to the history and not dealt with since, oldest first."""
+        before = f"{self.path.name}.damaged-"
+        try:
+            aside = [path for path in self.path.parent.iterdir() if path.name.startswith(before)]
+        except OSError:
+            # What is wrong with the folder is said where the history is opened.
+            return []
+        return sorted(path for path in aside if _STAMP.fullmatch(path.name.removeprefix(before)))
+
+    def is_set_aside(self, path: Path) -> bool:
+        """Whether this path, with links followed, is one of `damaged_files`."""
+        return os.path.realpath(path) in map(os.path.realpath, self.damaged_files())
+
+    @staticmethod
+    def put_away(path: Path, suffix: str) -> Path:
+        """Rename a file that was set aside, with what SQLite kept beside it; returns its new name.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        path = Path(os.path.realpath(path))
+        name = path.with_name(f"{path.name}{suffix}")
+        for beside in ("-wal", "-shm", ""):
+            part = path.with_name(f"{path.name}{beside}")
+            if part.exists():
+                part.rename(name.with_name(f"{name.name}{beside}"))
+        return name

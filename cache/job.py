@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cache.device import Device, Weights
-from cache.records import Environment, Measured, Prediction
+from cache.records import Environment, Measured, Measurement, Prediction
 from planner.request import GenerationRequest
 
 # Where each phase begins and ends on the progress bar.
@@ -45,6 +45,8 @@ class JobView:
     measurement_id: str | None = None
     reason: str | None = None
     measured: Measured | None = None
+    # The run where the history could not keep it, as an import would take it in.
+    unkept: Measurement | None = None
 
     @property
     def ended(self) -> bool:
@@ -86,6 +88,7 @@ class Job:
     measurement_id: str | None = None
     reason: str | None = None
     measured: Measured | None = None
+    unkept: Measurement | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def enter(self, message: dict[str, Any], at: float) -> None:
@@ -136,4 +139,5 @@ class Job:
             measurement_id=self.measurement_id,
             reason=self.reason,
             measured=self.measured,
+            unkept=self.unkept,
         )

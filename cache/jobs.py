@@ -4,6 +4,7 @@ One thread runs one job at a time and never touches Streamlit. The model stays r
 is released by ending the process: after an idle time, an out-of-memory, a cancel, a failure, or on request.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -14,13 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache.attached import AttachedCard
 from cache.attached import cards as attached_cards
 from cache.device import Device, Weights, check_runnable, device_lock, environment_of
 from cache.job import ENDED, Job, JobView
+from cache.location import HistoryError
 from cache.owner import Owner
 from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
-from cache.records import Measured, Prediction
-from cache.store import Store
+from cache.records import Measured, Measurement, Prediction
+from cache.store import Store, now
 from cache.versions import installed
 from planner.components import MODEL_ID
 from planner.errors import NoGpu, PlannerError
@@ -50,9 +53,12 @@ class Jobs:
         worker_command: Callable[[str], Sequence[str]] = real_worker,
         silence_s: float = SILENCE_S,
         idle_s: float = IDLE_S,
+        on_unkept: Callable[[Measurement, str], None] | None = None,
     ):
+        """`on_unkept` is told of each run that the history could not keep, and why."""
         self.store = store
         self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
+        self._on_unkept = on_unkept
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._worker: WorkerProcess | None = None
@@ -60,7 +66,11 @@ class Jobs:
         self._closing = False
         # Held for as long as this queue lives, however it ends: that is how others know that its jobs are orphans.
         self._owner = Owner.claim(store.path)
-        close_orphans(store)
+        try:
+            close_orphans(store)
+        except BaseException:
+            self._owner.leave()
+            raise
         self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
         self._thread.start()
 
@@ -80,6 +90,7 @@ class Jobs:
 
         Raises:
             InvalidArgument: the request cannot run on this device.
+            HistoryRefused: the job cannot be noted, so its run could not be kept either.
         """
         check_runnable(request, device, model_dir)
         # The worker runs in another folder.
@@ -222,8 +233,12 @@ class Jobs:
             with device_lock(job.device, waiting, job.cancelled):
                 self._on_progress(job, {"phase": "starting"})
                 worker = self._worker_for(job)
-                holders = self._holders(job.device, worker.pid)
+                card = self._card_now(job.device)
+                holders = self._holders(card, worker.pid)
                 measured = self._outcome_of(job, worker)
+                if measured.outcome == "out-of-memory" and measured.free_before_bytes is None and card:
+                    # A worker without room for itself cannot say what was free, which is all that such a run tells.
+                    measured = replace(measured, free_before_bytes=card.free_bytes)
                 # After a retry cuDNN remembers the smaller plans it fell back to; the next run deserves its choice.
                 if measured.outcome != "ok" or measured.num_alloc_retries:
                     self._end_worker()
@@ -232,7 +247,8 @@ class Jobs:
         except Exception as error:
             # A bug of ours must not end the queue: it is kept where the user sees it.
             self._end_worker()
-            measured = Measured(outcome="failed", reason=f"{type(error).__name__}: {error}"[:2000], ended_in=job.phase)
+            reason = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
+            measured = Measured(outcome="failed", reason=reason[:2000], ended_in=job.phase)
         return measured, holders
 
     def _outcome_of(self, job: Job, worker: WorkerProcess) -> Measured:
@@ -266,17 +282,19 @@ class Jobs:
         return worker
 
     @staticmethod
-    def _holders(device: Device, worker_pid: int) -> tuple[dict[str, Any], ...]:
-        """Other processes on the card as the run begins."""
-        if device.card is None:
-            return ()
+    def _card_now(device: Device) -> AttachedCard | None:
+        """The job's card as the run begins, or None on the CPU and where the driver does not tell."""
         try:
-            now = next(card for card in attached_cards() if card.uuid == device.card.uuid)
+            return next(card for card in attached_cards() if device.card and card.uuid == device.card.uuid)
         except (NoGpu, StopIteration):
-            return ()
+            return None
+
+    @staticmethod
+    def _holders(card: AttachedCard | None, worker_pid: int) -> tuple[dict[str, Any], ...]:
+        """Other processes on the card as the run begins."""
         return tuple(
             {"pid": holder.pid, "name": holder.name, "used_bytes": holder.used_bytes}
-            for holder in now.holders
+            for holder in (card.holders if card else ())
             if holder.pid != worker_pid
         )
 
@@ -295,7 +313,9 @@ class Jobs:
         elif message["type"] == "facts":
             counts = {name: tuple(pair) for name, pair in message["counts"].items()}
             model = job.environment.weights if job.weights == "local" else MODEL_ID
-            self.store.save_model_facts(model, installed(), counts)
+            # The next run counts them again; this one is worth more than they are.
+            with contextlib.suppress(HistoryError):
+                self.store.save_model_facts(model, installed(), counts)
 
     def _on_progress(self, job: Job, message: dict[str, Any]) -> None:
         with self._changed:
@@ -308,8 +328,19 @@ class Jobs:
             )
         except Exception as error:
             # The run is over either way; what could not be kept is said where it is looked for.
+            unkept = Measurement(
+                measurement_id=str(uuid.uuid4()),
+                created_at=now(),
+                request=job.request,
+                environment=job.environment,
+                measured=measured,
+                holders=holders,
+                predictions=job.predictions,
+            )
             measured = replace(measured, reason=f"the history could not keep this run: {error}")
-            job.measurement_id = None
+            job.measurement_id, job.unkept = None, unkept
+            if self._on_unkept:
+                self._on_unkept(unkept, str(error))
         with self._changed:
             job.close_phase(time.monotonic())
             job.measured = measured

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import platformdirs
 
+from cache.refusals import way_out_of_history, why
 from planner.errors import PlannerError
 from planner.gpus import family_of
 
@@ -20,9 +21,25 @@ class HistoryError(PlannerError):
     """The history cannot be used; the message says why and what to do."""
 
 
-def cannot_be_opened(path: Path, why: object) -> HistoryError:
-    """The error of a history that cannot be opened."""
-    return HistoryError(f"the history {path} cannot be opened ({why}) - set PLANNER_DB to a file you may write")
+class HistoryRefused(HistoryError):
+    """The history's file cannot be opened, read or written: which, what was done to it, why, and the way out."""
+
+    def __init__(self, path: object, done: str, why: str, advice: str):
+        self.path, self.done, self.why, self.advice = str(path), done, why, advice
+        super().__init__(f"the history {path} cannot be {done} ({why}) - {advice}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.done, self.why, self.advice)
+
+
+def refused(path: Path, done: str, error: BaseException) -> HistoryRefused:
+    """The error of a history that the disk, its permissions or another program refuse; `done` is such as written."""
+    return HistoryRefused(path, done, why(error), way_out_of_history(error))
+
+
+def cannot_be_opened(path: Path, reason: object) -> HistoryError:
+    """The error of a path that cannot be a history."""
+    return HistoryRefused(path, "opened", str(reason), "set PLANNER_DB to a file you may write")
 
 
 def checked(path: Path) -> Path:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from cache import pipelines
-from cache.pipelines import Report, Source
+from cache.backend import DeviceFull, Report
+from cache.pipelines import Source
 from cache.probes import CpuProbe, CudaProbe, Probe
 from cache.records import Measured, StageMeasure
-from cache.worker import DeviceFull
 from planner.modules import LOADED_COMPONENTS, apply_options, call_arguments
 from planner.request import GenerationRequest
 
@@ -41,6 +41,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def _first_sentence(error: RuntimeError) -> str:
     # What follows is the state of the card, which the row has in numbers.
     return str(error).partition(". GPU")[0].partition("\n")[0][:500]
+
+
+@contextlib.contextmanager
+def _or_device_full() -> Generator[None]:
+    """Say of a device without room for what is inside that it is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise DeviceFull(_first_sentence(error)) from error
+        raise
 
 
 class _Stages:
@@ -129,12 +140,8 @@ class PipelineBackend:
     def __init__(self, device_kind: str):
         self.device = torch.device(device_kind)
         self.dtype = DTYPES[device_kind]
-        try:
+        with _or_device_full():
             self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise DeviceFull(_first_sentence(error)) from error
-            raise
         self.pipeline: Any = None
         self.load_seconds: float | None = None
         self.weights_bytes: int | None = None
@@ -169,13 +176,18 @@ class PipelineBackend:
         return {name: module for name, module in loaded.items() if module is not None}
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
-        """Run the job's request once and say what it took. Being out of memory is an outcome, not an error."""
+        """Run the job's request once and say what it took. Being out of memory is an outcome, not an error.
+
+        Raises:
+            DeviceFull: not even the driver's own questions found room.
+        """
         request = GenerationRequest.from_dict(job["request"])
         source = Source(job["weights"], job.get("model_dir"))
         stages: _Stages | None = None
-        # Before anything is loaded: on a card of that capacity the weights would count as well.
-        self.probe.limit(job.get("emulated_bytes"))
-        free_before = self.probe.free_bytes()
+        with _or_device_full():
+            # Before anything is loaded: on a card of that capacity the weights would count as well.
+            self.probe.limit(job.get("emulated_bytes"))
+            free_before = self.probe.free_bytes()
         phase = "loading"
         try:
             if self.pipeline is None:

@@ -190,3 +190,9 @@ def m007_curves(db: Database) -> None:
 def m008_emulated_capacities(db: Database) -> None:
     """A run may be limited to less than its card has; null, as in every row before, is one that had it all."""
     db.table("environments").add_column("emulated_bytes", int)
+
+
+@migrations()
+def m009_digests(db: Database) -> None:
+    """A hash of a run's rows, by which recovery knows them; null, as in every row before, is a run that has none."""
+    db.table("measurements").add_column("digest", str)

@@ -10,6 +10,8 @@ import uuid
 from pathlib import Path
 from typing import Self
 
+from cache.location import refused
+
 
 def _file_of(history: Path, name: str) -> Path:
     return history.with_name(f"{history.name}.owner-{name}")
@@ -24,9 +26,16 @@ class Owner:
 
     @classmethod
     def claim(cls, history: Path) -> Self:
-        """A new owner, named by chance."""
+        """A new owner, named by chance.
+
+        Raises:
+            HistoryRefused: no file can be made beside the history.
+        """
         name = uuid.uuid4().hex
-        descriptor = os.open(_file_of(history, name), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(_file_of(history, name), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise refused(history, "written", error) from error
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return cls(history, name, descriptor)
 
@@ -38,13 +47,17 @@ class Owner:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return False
+        except OSError:
+            # A file of another user that may not be read: nothing says that its process has ended.
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
             os.close(descriptor)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return False
 
     def leave(self) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from cache.backend import Report
 from planner.components import MODEL_ID, MODEL_REVISION
 from planner.modules import LOADED_COMPONENTS, PIPELINES, assemble, component_modules
 from planner.request import GenerationRequest
 
 # Float16 values that repeat through all weights: enough to be unlike zeros, small enough to cost nothing.
 PATTERN_NUMEL = 1 << 20
-
-Report = Callable[..., None]
 
 
 @dataclass(frozen=True)

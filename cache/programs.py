@@ -7,6 +7,7 @@ the background, and until it is done the shipped programs answer.
 import contextlib
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.refusals import why
 from cache.versions import INSTALL, check_installed, installed, missing
 from planner.errors import NoProgram, PlannerError
 from planner.program import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
 
 ROOT = Path(__file__).parents[1]
+_ROOM = "free space there and make it writable, or set PLANNER_DB to a file elsewhere"
 _ADVICE = "'python -m planner compile' makes new ones"
 
 
@@ -31,6 +34,10 @@ class CompileFailed(PlannerError):
     def __init__(self, message: str, why: str | None = None):
         self.why = why or message
         super().__init__(message)
+
+
+class _NoPlace(CompileFailed):
+    """The versions compiled, but there is no place for the result: nothing is wrong with them."""
 
 
 class Found(NamedTuple):
@@ -178,14 +185,17 @@ def compile_installed(report: Callable[[float, str], None]) -> str:
             failed = _beside_the_history("failed")
             try:
                 library = _compiled(Path(folder) / "program", report)
+            except _NoPlace:
+                raise
             except CompileFailed as error:
                 failed.write_text(json.dumps({"versions": wanted_versions(), "why": error.why}))
                 raise
             failed.unlink(missing_ok=True)
             return _kept(library)
     except OSError as error:
-        advice = "set PLANNER_DB to a file you may write"
-        raise CompileFailed(f"memory programs cannot be kept ({error}) - {advice}") from None
+        # Beside the history is where all of it happens but for the files that ship and the system's temporary folder.
+        where = error.filename or _beside_the_history("failed").parent
+        raise CompileFailed(f"memory programs cannot be kept in {where} ({why(error)}) - {_ROOM}") from None
 
 
 def _kept(library: Library) -> str:
@@ -230,6 +240,11 @@ def _compiled(path: Path, report: Callable[[float, str], None]) -> Library:
             child.stdout.close()
         if child.returncode:
             errors.seek(0)
-            why = errors.read().strip().rpartition("\n")[2][:500] or f"exit code {child.returncode}"
-            raise CompileFailed(f"the installed versions could not be compiled ({why}) - install the pinned ones", why)
+            said = errors.read().strip().rpartition("\n")[2][:500] or f"exit code {child.returncode}"
+            if child.returncode == os.EX_IOERR:
+                advice = "free space there, or set TMPDIR to a folder with room"
+                raise _NoPlace(f"memory programs cannot be written to {path.parent} ({said}) - {advice}", said)
+            raise CompileFailed(
+                f"the installed versions could not be compiled ({said}) - install the pinned ones", said
+            )
     return read(path)

@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,13 +12,12 @@ from sqlite_utils import Database
 from cache.exchange import line_of
 from cache.history_file import HistoryFile
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
+from cache.rows import digest_of, measurement_from, request_from
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
 from planner.program import Library, decode, encode
 from planner.request import GenerationRequest
 from planner.units import GIB
-
-_BOOLEANS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
 
 
 def now() -> str:
@@ -28,11 +27,6 @@ def now() -> str:
 
 def _canonical(versions: Mapping[str, str]) -> str:
     return json.dumps(dict(versions), sort_keys=True)
-
-
-def _request_of(row: Mapping[str, Any]) -> GenerationRequest:
-    values = {field.name: row[field.name] for field in fields(GenerationRequest)}
-    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _BOOLEANS})
 
 
 def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
@@ -45,7 +39,7 @@ def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
 
 
 class Imported(NamedTuple):
-    """How many runs an import added, and how many were there before."""
+    """How many runs came in, and how many were there before."""
 
     added: int
     known: int
@@ -99,21 +93,21 @@ class Store(HistoryFile):
         for run in runs:
             of = {"measurement_id": run.measurement_id}
             values = asdict(run.measured)
-            stages += [of | stage for stage in values.pop("stages")]
-            predictions += [of | asdict(one) | {"stages": json.dumps(one.stages)} for one in run.predictions]
-            rows.append(
-                {
-                    "id": run.measurement_id,
-                    "request_id": request_ids[run.request],
-                    "environment_id": environment_ids[run.environment],
-                    "created_at": run.created_at,
-                    "kept_at": kept_at,
-                    "origin": run.origin,
-                    "source": run.source,
-                    "holders": json.dumps(list(run.holders)),
-                }
-                | values
-            )
+            own_stages = [of | stage for stage in values.pop("stages")]
+            told = [of | asdict(one) | {"stages": json.dumps(one.stages)} for one in run.predictions]
+            row = {
+                "id": run.measurement_id,
+                "request_id": request_ids[run.request],
+                "environment_id": environment_ids[run.environment],
+                "created_at": run.created_at,
+                "kept_at": kept_at,
+                "origin": run.origin,
+                "source": run.source,
+                "holders": json.dumps(list(run.holders)),
+            } | values
+            rows.append(row | {"digest": digest_of(row, own_stages, told)})
+            stages += own_stages
+            predictions += told
         self._keep_shared(db, request_ids, environment_ids)
         for table, made in (("measurements", rows), ("stages", stages), ("predictions", predictions)):
             db.table(table).insert_all(made)
@@ -151,6 +145,17 @@ class Store(HistoryFile):
                 self._insert(db, added)
         return Imported(len(added), len(runs) - len(added))
 
+    def add_recovered(self, measurements: Iterable[Measurement]) -> Imported:
+        """Keep runs of a damaged history of our own, as they were; one that is here already stays as it is."""
+        runs = {run.measurement_id: run for run in measurements}
+        with self._writing() as db:
+            query = "select id from measurements where id in (select value from json_each(?))"
+            known = {row[0] for row in db.execute(query, [json.dumps(list(runs))])}
+            added = [run for run_id, run in runs.items() if run_id not in known]
+            if added:
+                self._insert(db, added)
+        return Imported(len(added), len(known))
+
     def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
         """The runs that meet a condition over m (measurements), r (requests) and e (environments), newest first."""
         with self._connect() as db:
@@ -160,28 +165,18 @@ class Store(HistoryFile):
                 where {where} order by m.created_at desc
             """
             rows = list(db.query(sql, dict(arguments or {})))
-            requests = {row["id"]: _request_of(row) for row in self._shared(db, "requests", rows)}
+            requests = {row["id"]: request_from(row) for row in self._shared(db, "requests", rows)}
             environments = {row["id"]: Environment.from_row(row) for row in self._shared(db, "environments", rows)}
             ids = [row["id"] for row in rows]
             stages = self._children(db, "stages", ids)
             predictions = self._children(db, "predictions", ids)
         return [
-            Measurement(
-                measurement_id=row["id"],
-                created_at=row["created_at"],
-                request=requests[row["request_id"]],
-                environment=environments[row["environment_id"]],
-                measured=Measured.from_dict(
-                    {field.name: row[field.name] for field in fields(Measured) if field.name != "stages"}
-                    | {"stages": stages.get(row["id"], [])}
-                ),
-                holders=tuple(json.loads(row["holders"])),
-                predictions=tuple(
-                    Prediction(**prediction | {"stages": json.loads(prediction["stages"])})
-                    for prediction in predictions.get(row["id"], [])
-                ),
-                origin=row["origin"],
-                source=row["source"],
+            measurement_from(
+                row,
+                requests[row["request_id"]],
+                environments[row["environment_id"]],
+                stages.get(row["id"], []),
+                predictions.get(row["id"], []),
             )
             for row in rows
         ]

@@ -13,23 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
+from cache.backend import Backend, DeviceFull
 from cache.records import Measured
-
-
-class DeviceFull(Exception):
-    """The device had not even room for the worker itself."""
-
-
-class Backend(Protocol):
-    """What a worker serves."""
-
-    def environment(self) -> dict[str, Any]:
-        """What is known of the device only in the worker."""
-
-    def measure(self, job: dict[str, Any], report: Callable[..., None]) -> Measured:
-        """Run one job."""
 
 
 def _jobs_from(stdin: TextIO) -> Iterator[dict[str, Any]]:
@@ -91,6 +78,7 @@ def main() -> None:
         # What they warn of (casts, missing torchvision) is meant here; errors still reach the parent.
         diffusers_logging.set_verbosity_error()
         transformers_logging.set_verbosity_error()
+        # Torch takes seconds: the parent hears of the job before they begin. Nothing imports this module back.
         from cache.measure import PipelineBackend
 
         return PipelineBackend(kind)

@@ -67,7 +67,10 @@ with results:
         force = st.checkbox(
             "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
         )
-    jobs, is_possible = calls.jobs(), capacity.is_possible
+    (jobs, problem), is_possible = calls.queue(), capacity.is_possible
+    if problem and calls.store()[0]:
+        # What is wrong with the history itself stands above.
+        st.error(sentence(problem), icon=":material/error:")
     if is_possible:
         try:
             check_runnable(request, device)

@@ -4,10 +4,12 @@ import streamlit as st
 
 from pages.shared.chrome import history_notice, open_page
 from pages.shared.history_filters import count_line, filtered
+from pages.shared.history_recover import set_aside_notice
 from pages.shared.history_runs import Runs, find, runs
 
 open_page("History", "Every measured run, and how far each prediction was off.")
-history_notice()
+history_notice(with_set_aside=False)
+set_aside_notice()
 
 
 def nothing_yet() -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here; a command imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from planner.program import Library
 
 USAGE_ERROR = 2
+# What a disk answers that takes no more.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def say(text: str) -> None:
@@ -169,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("file", metavar="FILE", help="where to; - is stdout")
     imports = action("import", "cli_exchange", "bring in the runs of a file, all or none; those known stay as they are")
     imports.add_argument("file", metavar="FILE", help="where from; - is stdin")
+    recovering = action("recover", "cli_recover", "save what can be read of a damaged history")
+    recovering.add_argument("file", metavar="FILE", help="a file that history list and doctor name, or another history")
+    recovering.add_argument("--discard", action="store_true", help="save nothing, and mention the file no more")
     return parser
 
 
@@ -333,9 +339,14 @@ def _checked_text(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def _stop_on_closed_pipe() -> NoReturn:
-    # The reader is gone (`... | head`). Python would complain once more while closing stdout.
+def _forget_stdout() -> None:
+    # Python would try once more, and complain, while closing it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stop_on_closed_pipe() -> NoReturn:
+    # The reader is gone (`... | head`).
+    _forget_stdout()
     sys.exit(141)
 
 
@@ -355,3 +366,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     except BrokenPipeError:
         _stop_on_closed_pipe()
+    except OSError as error:
+        # Files have names, and their errors are said where they are written; stdout has none.
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        _forget_stdout()
+        say(f"error: stdout cannot be written ({error.strerror}) - free space there, or send it elsewhere")
+        return USAGE_ERROR

@@ -13,7 +13,7 @@ from cache.exchange import lines_in, lines_of, read_runs
 from cache.history_file import HistoryFile
 from cache.records import Measurement
 from planner.cli import print_json, say
-from planner.cli_history import open_store
+from planner.cli_history import count_text, open_store
 from planner.errors import InvalidArgument
 from planner.report import SCHEMA
 
@@ -59,6 +59,8 @@ def _export_to(name: str, history: HistoryFile, runs: Sequence[Measurement]) -> 
     path = Path(os.path.realpath(name))
     if history.is_part(path):
         raise InvalidArgument("file", "must not be the history itself", name)
+    if history.is_set_aside(path):
+        raise InvalidArgument("file", "must not be a damaged history, whose runs can still be saved", name)
     try:
         _write_at_once(path, runs)
     except OSError as error:
@@ -77,14 +79,10 @@ def history_export(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     else:
         _export_to(arguments.file, store, runs)
-    say(f"exported {_count(len(runs))} to {'stdout' if to_stdout else arguments.file}")
+    say(f"exported {count_text(len(runs))} to {'stdout' if to_stdout else arguments.file}")
     if arguments.json:
         print_json({"schema": SCHEMA, "exported": len(runs)})
     return 0
-
-
-def _count(runs: int) -> str:
-    return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 def history_import(arguments: argparse.Namespace) -> int:
@@ -93,7 +91,7 @@ def history_import(arguments: argparse.Namespace) -> int:
         # Before the history is opened, so that a bad file leaves no trace.
         runs = read_runs(lines_in(file))
     done = open_store().import_measurements(runs)
-    say(f"imported {_count(done.added)}, {done.known} {'was' if done.known == 1 else 'were'} known")
+    say(f"imported {count_text(done.added)}, {done.known} {'was' if done.known == 1 else 'were'} known")
     if arguments.json:
         print_json({"schema": SCHEMA, "imported": done.added, "known": done.known})
     return 0

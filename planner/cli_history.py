@@ -1,9 +1,11 @@
 """Commands that read the history or this machine: history list, show and delete, compile and doctor."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from cache.compare import compare, peak_error
 from cache.doctor import checks
@@ -31,7 +33,19 @@ def open_store() -> Store:
     store = Store()
     if store.moved_aside:
         say(f"the history was damaged and is now {store.moved_aside}; a new one was started")
+        say(recover_hint(store.moved_aside))
     return store
+
+
+def recover_hint(path: Path) -> str:
+    """How to get at the runs of a history that was set aside."""
+    command = f"python -m planner history recover {shlex.quote(str(path))}"
+    return f"'{command}' saves the runs that can be read; with --discard it is mentioned no more"
+
+
+def count_text(runs: int) -> str:
+    """So many runs, in words."""
+    return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 def size_text(size_bytes: int | None) -> str:
@@ -153,7 +167,16 @@ def _runs_table(found: Sequence[Measurement]) -> str:
 
 def history_list(arguments: argparse.Namespace) -> int:
     """``history list``: the runs of the history, or the reference runs."""
-    found = reference_runs() if arguments.reference else open_store().measurements()
+    if arguments.reference:
+        found = reference_runs()
+    else:
+        store = open_store()
+        found = store.measurements()
+        for path in store.damaged_files():
+            # What has just been set aside is said already.
+            if path != store.moved_aside:
+                say(f"{path} is a damaged history that was set aside")
+                say(recover_hint(path))
     if arguments.json:
         print_json({"schema": SCHEMA, "measurements": [measurement.to_dict() for measurement in found]})
     elif found:

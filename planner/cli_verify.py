@@ -11,12 +11,12 @@ from cache.attached import usable_card
 from cache.compare import exit_code_of, peak_error, predictions_for, verdict_of
 from cache.device import Device, Weights, check_runnable, environment_of
 from cache.evidence import gather
+from cache.exchange import line_of
 from cache.history_file import HistoryError
 from cache.job import JobView
 from cache.jobs import Jobs
 from cache.programs import find
 from cache.records import Environment, Measurement
-from cache.store import now
 from cache.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.versions import check_installed, installed
 from planner.answer import EXIT_CODES, worst
@@ -129,21 +129,17 @@ class _Bench:
         """The run of a job that ended.
 
         Raises:
-            HistoryError: it could not be kept; what it measured was said.
+            HistoryError: it could not be kept; what it measured was said, and printed as a line that can be imported.
         """
         if view.measurement_id is not None:
             return _Ran(self.store.measurement(view.measurement_id), view.state == "cached")
-        if view.measured:
-            # An hour's measuring is shown even where it cannot be kept.
-            lost = Measurement(
-                measurement_id="not kept",
-                created_at=now(),
-                request=view.request,
-                environment=self.environment(view.device),
-                measured=view.measured,
-            )
-            say(measurement_text(lost))
-        raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
+        if view.unkept is None:
+            raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
+        # An hour's measuring is shown even where it cannot be kept, and can be kept later.
+        say(f"not kept:\n{measurement_text(view.unkept)}")
+        print(line_of(view.unkept))
+        way = "the line on stdout is the run, which 'python -m planner history import FILE' takes in"
+        raise HistoryError(f"{view.reason}; {way}")
 
 
 def verify(arguments: argparse.Namespace) -> int:

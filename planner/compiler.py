@@ -7,6 +7,7 @@ whole multiple of one of `planner.program.features`; anything else is an error, 
 import importlib.metadata
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -225,7 +226,7 @@ def compile_library(
 def main() -> None:
     """``python -m planner.compiler PATH``: compile the installed versions to ``PATH.json`` and ``PATH.bin``.
 
-    Progress goes to stdout as JSON lines.
+    Progress goes to stdout as JSON lines. Where the files cannot be written the exit code is ``os.EX_IOERR``.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -238,7 +239,12 @@ def main() -> None:
         print(json.dumps({"done": done, "what": what}), flush=True)
 
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in LIBRARIES}
-    save(compile_library(versions, report), Path(sys.argv[1]))
+    library = compile_library(versions, report)
+    try:
+        save(library, Path(sys.argv[1]))
+    except OSError as error:
+        print(error.strerror, file=sys.stderr)
+        sys.exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

@@ -50,5 +50,16 @@ class NoGpu(PlannerError):
         return type(self), (self.reason, self.advice)
 
 
+class CannotWrite(PlannerError):
+    """A file cannot be written: which, why in the system's words, and the way out."""
+
+    def __init__(self, path: object, why: str, advice: str):
+        self.path, self.why, self.advice = str(path), why, advice
+        super().__init__(f"{path} cannot be written ({why}) - {advice}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.why, self.advice)
+
+
 class NoProgram(PlannerError):
     """There is no memory program for what is asked; the message says why and what to do."""

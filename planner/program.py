@@ -247,17 +247,23 @@ class Events:
 
 
 def save(library: Library, path: Path) -> None:
-    """Write the library as ``path.json`` and ``path.bin``, each at once or not at all.
+    """Write the library as ``path.json`` and ``path.bin``, both or neither where the disk is full.
 
     Raises:
         OSError: they cannot be written.
     """
     header, numbers = encode(library)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".bin", numbers), (".json", header.encode())):
-        temporary = path.with_suffix(f"{suffix}.{os.getpid()}")
-        temporary.write_bytes(content)
-        os.replace(temporary, path.with_suffix(suffix))
+    contents = {".bin": numbers, ".json": header.encode()}
+    parts = {suffix: path.with_suffix(f"{suffix}.{os.getpid()}") for suffix in contents}
+    try:
+        for suffix, content in contents.items():
+            parts[suffix].write_bytes(content)
+        for suffix, part in parts.items():
+            os.replace(part, path.with_suffix(suffix))
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def encode(library: Library) -> tuple[str, bytes]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
 
 from cache.attached import AttachedCard, cards, why_not_usable
 from cache.versions import planned_for
+from pages.shared.words import sentence
 from planner.components import MODEL_ID, SD_V15, ModelFacts
-from planner.errors import InvalidArgument, NoGpu
+from planner.errors import InvalidArgument, NoGpu, PlannerError
 
 if TYPE_CHECKING:
     from cache.evidence import Gathered
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from cache.store import Store
     from planner.grading import Graded
     from planner.program import Library
+
+_Answer = TypeVar("_Answer")
 
 # While programs are being compiled, this often they are looked for again.
 LOOK_AGAIN_S = 5
@@ -57,15 +60,45 @@ def store() -> tuple[Store | None, str | None]:
 
 @st.cache_resource(show_spinner=False, on_release=lambda jobs: jobs.close())
 def _jobs(_store: Store) -> Jobs:
+    from cache.exchange import line_of
     from cache.jobs import Jobs
 
-    return Jobs(_store)
+    def on_unkept(run: Measurement, reason: str) -> None:
+        # The page that asked for it may be closed: whoever runs the server finds it in its log, and can import it.
+        print(f"a run could not be kept ({reason}); 'python -m planner history import' takes in its line:")
+        print(line_of(run), flush=True)
+
+    return Jobs(_store, on_unkept=on_unkept)
 
 
 def jobs() -> Jobs | None:
     """The one job queue of this server, or None while there is no history to keep runs in."""
+    return queue()[0]
+
+
+def queue() -> tuple[Jobs | None, str | None]:
+    """The one job queue of this server, or None and why nothing can be queued."""
+    opened, problem = store()
+    try:
+        return (_jobs(opened), None) if opened else (None, problem)
+    except PlannerError as error:
+        return None, str(error)
+
+
+def _asked(ask: Callable[[Store], _Answer], otherwise: _Answer) -> _Answer:
+    """What the history answers; where it cannot any more, that is said in place."""
+    from cache.location import HistoryError
+
     opened, _ = store()
-    return _jobs(opened) if opened else None
+    if opened is None:
+        return otherwise
+    try:
+        return ask(opened)
+    except HistoryError as error:
+        # Opened anew it is set aside if it is damaged, or says what is wrong with it on every page.
+        _open_store.clear()
+        st.error(sentence(str(error)), icon=":material/error:")
+        return otherwise
 
 
 # A resource: data is copied for each page, and decorating for that warns while no server runs yet.
@@ -80,8 +113,7 @@ def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
 
 def facts() -> ModelFacts:
     """Parameter counts made from the installed modules where a run made them, else the published ones."""
-    opened, _ = store()
-    return (opened.model_facts(MODEL_ID, planned_for()) if opened else None) or SD_V15
+    return _asked(lambda opened: opened.model_facts(MODEL_ID, planned_for()), None) or SD_V15
 
 
 class _Programs:
@@ -187,11 +219,15 @@ def graded(with_published: bool, report: Callable[[float], None]) -> list[Graded
 
 def measurement(measurement_id: str) -> Measurement | None:
     """One run, or None when it is not in the history."""
-    opened, _ = store()
     try:
-        return opened.measurement(measurement_id) if opened else None
+        return _asked(lambda opened: opened.measurement(measurement_id), None)
     except InvalidArgument:
         return None
+
+
+def job_row(job_id: str) -> dict[str, Any] | None:
+    """What the history knows of a job, or None."""
+    return _asked(lambda opened: opened.job(job_id), None)
 
 
 @st.cache_resource(show_spinner=False, max_entries=1)
@@ -201,11 +237,9 @@ def _measurements(_store: Store, path: str, revision: tuple[int, str]) -> tuple[
 
 def measurements_revision() -> tuple[str, tuple[int, str]] | None:
     """Something that differs once other runs are in the history, or it is another history; None without one."""
-    opened, _ = store()
-    return (str(opened.path), opened.revision()) if opened else None
+    return _asked(lambda opened: (str(opened.path), opened.revision()), None)
 
 
 def measurements() -> tuple[Measurement, ...]:
     """Every run in the history, newest first; the database is read again only once a run was kept or deleted."""
-    opened, _ = store()
-    return _measurements(opened, str(opened.path), opened.revision()) if opened else ()
+    return _asked(lambda opened: _measurements(opened, str(opened.path), opened.revision()), ())

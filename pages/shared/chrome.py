@@ -7,7 +7,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared import calls
 from pages.shared.plan_state import enter_page
-from pages.shared.words import sentence
+from pages.shared.words import code, sentence
 
 _ICON = Path(__file__).with_name("icon.png")
 _PAGES = (
@@ -49,14 +49,15 @@ def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
     return controls, results
 
 
-def history_notice() -> None:
-    """Say so when the history cannot be used, or was damaged and set aside."""
+def history_notice(*, with_set_aside: bool = True) -> None:
+    """Say so when the history cannot be used, or was damaged and set aside; History shows the second by itself."""
     store, problem = calls.store()
     if problem:
         st.warning(f"{problem}. Plans work without it; nothing is kept until then.", icon=":material/warning:")
-    elif store and store.moved_aside:
+    elif with_set_aside and store and store.moved_aside in store.damaged_files():
         st.warning(
-            f"The history was damaged and was set aside as `{store.moved_aside}`; a new one was started.",
+            f"The history was damaged and was set aside as {code(store.moved_aside)}; a new one was started. "
+            "**History** saves the runs that can be read.",
             icon=":material/warning:",
         )
 

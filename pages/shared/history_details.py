@@ -11,7 +11,8 @@ from pages.shared.capacity_input import CAPACITY_KEY
 from pages.shared.history_table import choose_runs, chosen_runs
 from pages.shared.plan_state import FIELDS, plan
 from pages.shared.run_view import measurement_view
-from pages.shared.words import plain
+from pages.shared.words import plain, sentence
+from planner.errors import PlannerError
 from planner.units import exact_size
 
 if TYPE_CHECKING:
@@ -29,17 +30,28 @@ def address_of(request: GenerationRequest) -> dict[str, Any]:
     return {key: value if isinstance(value, list) else str(value) for key, value in values.items()}
 
 
+def delete(run: Measurement) -> str | None:
+    """Delete a run; returns what kept it from being deleted, or None."""
+    store, _ = calls.store()
+    try:
+        if store:
+            store.delete_measurement(run.measurement_id)
+    except PlannerError as error:
+        return f"{sentence(str(error))} Nothing was deleted."
+    return None
+
+
 @st.dialog("Delete this run?")
 def confirm_delete(run: Measurement, others: list[str]) -> None:
     """Ask before a run is gone for good."""
     st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. It cannot be brought back.")
     with st.container(horizontal=True):
         if st.button("Delete it", type="primary", icon=":material/delete:", key="confirm-delete"):
-            store, _ = calls.store()
-            if store:
-                store.delete_measurement(run.measurement_id)
-            choose_runs(others)
-            st.rerun()
+            if problem := delete(run):
+                st.error(problem, icon=":material/error:")
+            else:
+                choose_runs(others)
+                st.rerun()
         if st.button("Keep it", key="keep"):
             st.rerun()
 

@@ -2,11 +2,13 @@
 
 import streamlit as st
 
+from cache.exchange import line_of
 from cache.job import ENDED, JobView
 from cache.jobs import Jobs
+from cache.records import Measurement
 from pages.shared import calls
 from pages.shared.run_view import PHASE_NAMES, measurement_view
-from pages.shared.words import plain
+from pages.shared.words import plain, sentence
 from planner.card import emulated_name
 from planner.request import GenerationRequest
 
@@ -42,8 +44,7 @@ def _progress(jobs: Jobs, job_id: str) -> None:
 
 def _remembered(job_id: str) -> None:
     """A job this server does not know: from before a restart, or of another planner."""
-    store, _ = calls.store()
-    row = store.job(job_id) if store else None
+    row = calls.job_row(job_id)
     if row is None:
         st.warning("The job in this link is not in the history.", icon=":material/link_off:")
     elif row["state"] in ENDED:
@@ -61,6 +62,25 @@ def _result(measurement_id: str) -> None:
         measurement_view(measurement)
 
 
+def _unkept(run: Measurement, reason: str) -> None:
+    """A run that the history could not keep: shown in full, and as the line that an import takes in."""
+    st.error(
+        f"{sentence(reason)} Nothing is lost yet: download the run, and import it on History once there is room.",
+        icon=":material/error:",
+    )
+    st.download_button(
+        "Download the run",
+        f"{line_of(run)}\n",
+        f"will-it-fit-run-{run.measurement_id[:8]}.jsonl",
+        "application/jsonl",
+        key="download-unkept",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    with st.container(border=True):
+        measurement_view(run)
+
+
 def job_view(jobs: Jobs, request: GenerationRequest) -> None:
     """The job in the address, or the one that runs now, or what to do next."""
     active = jobs.active()
@@ -73,6 +93,8 @@ def job_view(jobs: Jobs, request: GenerationRequest) -> None:
         _remembered(job_id)
     elif not view.ended:
         st.fragment(_progress, run_every=POLL_S)(jobs, job_id)
+    elif view.unkept is not None:
+        _unkept(view.unkept, str(view.reason))
     elif view.measurement_id is None:
         st.error(plain(str(view.reason)), icon=":material/error:")
     else:

@@ -9,7 +9,7 @@ from cache.compare import compare, verdict_of
 from cache.records import ANSWERS, Measurement, Prediction
 from pages.shared.charts import comparison_chart
 from pages.shared.verdicts import verdict_badge
-from pages.shared.words import plain
+from pages.shared.words import code, plain
 from planner.components import STAGE_NAMES
 from planner.units import gib
 
@@ -152,11 +152,6 @@ def what(measurement: Measurement) -> str:
     return ", ".join([f"{scope} {size}", f"batch {request.batch}", *request.vae_options])
 
 
-def _code(value: object) -> str:
-    """The value as code; a backtick in it would end it early."""
-    return "`" + str(value).replace("`", "'") + "`"
-
-
 def off_words(error: float) -> str:
     """How far off a prediction was, in words: 2.3% too low."""
     shown = f"{abs(error):.1%}"
@@ -177,12 +172,12 @@ def measurement_view(measurement: Measurement) -> None:
         names = ("card", "driver", "compute_capability", "cuda", "cudnn", "torch", "diffusers", "transformers")
         names += ("accelerate", "python", "dtype", "attention", "allocator_settings", "weights")
         facts = [(name, getattr(environment, name)) for name in names]
-        lines = [f"- {name.replace('_', ' ')}: {_code(value)}" for name, value in facts if value]
+        lines = [f"- {name.replace('_', ' ')}: {code(value)}" for name, value in facts if value]
         if environment.total_bytes:
             lines.append(f"- total memory: {gib(environment.total_bytes)}")
         if environment.emulated_bytes is not None:
             lines.append(f"- emulated capacity: {gib(environment.emulated_bytes)}")
         for holder in measurement.holders:
             lines.append(f"- also on the card: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
-        lines.append(f"- run: {_code(measurement.measurement_id)}")
+        lines.append(f"- run: {code(measurement.measurement_id)}")
         st.markdown("\n".join(lines))

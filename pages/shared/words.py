@@ -8,6 +8,11 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]()<>$~:!#|])", r"\\\1", text)
 
 
+def code(value: object) -> str:
+    """The value as code; a backtick in it would end it early."""
+    return "`" + str(value).replace("`", "'") + "`"
+
+
 def sentence(text: str) -> str:
     """An error's message as a sentence on a page."""
     return f"{plain(text[:1].upper() + text[1:])}."

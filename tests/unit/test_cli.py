@@ -1,9 +1,11 @@
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 
+from cache.exchange import read_runs
 from cache.jobs import Jobs
 from cache.store import Store
 from planner.cli import main
@@ -322,7 +324,7 @@ def test_a_terminal_that_cannot_show_a_sign_still_gets_the_verdict(encoding):
     assert b"fits" in done.stdout
 
 
-def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypatch):
+def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypatch, nvml, cuda_build):
     command = [sys.executable, "-m", "tests.worker.scripted", "good"]
     monkeypatch.setitem(Jobs.__init__.__kwdefaults__, "worker_command", lambda kind: command)
 
@@ -330,9 +332,14 @@ def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(Store, "end_job", broken)
-    code, out, err = run(capsys, "verify", "--device", "cpu", "--width", "64", "--height", "64")
-    assert (code, out) == (2, "")
-    assert "not kept" in err and "error: the history could not keep this run: disk full" in err
+    code, out, err = run(capsys, "verify", "--width", "64", "--height", "64")
+    assert code == 2 and "not kept:\nrun " in err
+    assert "error: the history could not keep this run: disk full; the line on stdout is the run" in err
+    # Once there is room it is taken in, whole.
+    [run_] = read_runs(out.encode().splitlines())
+    assert run_.measured.peak_allocated_bytes == 1000
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(out.encode())))
+    assert run(capsys, "history", "import", "-")[2] == "imported 1 run, 0 were known\n"
 
 
 def test_a_reader_that_leaves_early_is_no_crash():

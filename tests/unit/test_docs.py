@@ -58,7 +58,7 @@ def test_every_command_in_the_readme_exists(argv):
         "gpus",
         "compile",
         "doctor",
-        *(f"history {action}" for action in ("list", "show", "export", "import", "delete")),
+        *(f"history {action}" for action in ("list", "show", "export", "import", "delete", "recover")),
     ],
 )
 def test_every_command_is_in_the_readme(command):

@@ -32,6 +32,7 @@ SHELLS = {
     "planner/cli_verify.py",
     "planner/cli_exchange.py",
     "planner/cli_sizes.py",
+    "planner/cli_recover.py",
 }
 
 FOLDERS = ("planner", "cache", "pages")
@@ -91,3 +92,60 @@ def test_pages_reach_the_database_only_through_the_store(file):
 
 def test_the_worker_starts_before_torch_is_there():
     assert not {name.partition(".")[0] for name in imported(ROOT / "cache/worker.py", module_level_only=True)} & TORCH
+
+
+ALL = sorted(
+    path.relative_to(ROOT).as_posix() for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def modules_in(path: Path) -> set[str]:
+    """Names of imported modules, with those of what is imported from a package, which may be modules too."""
+    found = set(imported(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def runs_as_main(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        for node in ast.parse(path.read_text()).body
+    )
+
+
+def name_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MAINS = {name_of(file): file for file in ALL if runs_as_main(ROOT / file)}
+IMPORTS = {name_of(file): modules_in(ROOT / file) for file in ALL}
+
+
+def reached_from(module: str) -> set[str]:
+    """Modules of ours that this one imports at any level, itself only where a circle leads back to it."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        new = (IMPORTS[todo.pop()] & IMPORTS.keys()) - found
+        found |= new
+        todo += new
+    return found
+
+
+def test_modules_run_as_main_are_found():
+    assert {"cache.worker", "planner.__main__", "planner.compiler", "pages.shared.serve"} <= MAINS.keys()
+    # As `python -m cache.worker` reaches its backend.
+    assert "cache.measure" in reached_from("cache.worker")
+
+
+@pytest.mark.parametrize("main", MAINS)
+def test_a_module_that_runs_as_main_is_not_imported_a_second_time(main):
+    """It would exist twice: an exception that the one raises is not the one that the other catches."""
+    assert main not in reached_from(main)
+
+
+@pytest.mark.parametrize("main", [main for main in MAINS if not main.startswith("tests.")])
+def test_nothing_that_ships_imports_a_module_that_runs_as_main(main):
+    assert [name for name, modules in IMPORTS.items() if main in modules and not name.startswith("tests.")] == []

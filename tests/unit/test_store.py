@@ -146,7 +146,7 @@ def test_a_file_that_vanished_does_not_come_back_without_its_tables(own_history,
     store = Store(own_history)
     for path in own_history.parent.glob("planner.db*"):
         path.unlink()
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+    with pytest.raises(HistoryError, match=r"cannot be written \(unable to open database file\) - it was moved"):
         store.save_measurement(REQUEST, environment, make_measured())
     assert not own_history.exists()
     Store(own_history).save_measurement(REQUEST, environment, make_measured())

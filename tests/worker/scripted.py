@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache.backend import DeviceFull
 from cache.records import Measured, StageMeasure
-from cache.worker import DeviceFull, serve
+from cache.worker import serve
 
 PHASES = ("loading", "warm-up", "text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker", "reading back")
 GOOD = Measured(

@@ -6,13 +6,16 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from cache.attached import cards
 from cache.device import Device, device_lock, environment_of
+from cache.exchange import line_of, read_runs
 from cache.jobs import Jobs, close_orphans
+from cache.location import HistoryRefused
 from cache.owner import Owner
 from cache.process import Cancelled
 from cache.records import Measured
@@ -399,3 +402,63 @@ def test_two_queues_share_one_history(jobs_with, own_history):
     finally:
         second.close()
     assert (again.state, again.measurement_id) == ("cached", view.measurement_id)
+
+
+def test_a_run_that_could_not_be_kept_can_be_imported(jobs_with, store, monkeypatch, nvml):
+    told = []
+    jobs = jobs_with("good", on_unkept=lambda *of: told.append(of))
+
+    def full(*_, **__):
+        raise HistoryRefused(store.path, "written", "database or disk is full", "free space on its disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "end_job", full)
+        # The next run counts them again.
+        patch.setattr(store, "save_model_facts", full)
+        view = jobs.wait(jobs.submit(REQUEST, Device(cards()[0])))
+    assert (view.state, view.measurement_id) == ("ok", None)
+    assert view.reason.endswith("cannot be written (database or disk is full) - free space on its disk")
+    [(run, reason)] = told
+    assert run == view.unkept and reason in view.reason
+    assert (run.measured, run.environment.cuda) == (replace(GOOD, stages=GOOD.stages), "13.0")
+    [back] = read_runs([line_of(run).encode()])
+    assert store.import_measurements([back]).added == 1
+    # A kept run has nothing to keep.
+    assert jobs.wait(jobs.submit(replace(REQUEST, steps=3), CPU)).unkept is None
+
+
+def test_a_job_that_cannot_be_noted_is_refused(jobs_with, store, monkeypatch):
+    jobs = jobs_with("good")
+
+    def locked(*_, **__):
+        raise HistoryRefused(store.path, "written", "database is locked", "try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "add_job", locked)
+        with pytest.raises(HistoryRefused, match="is locked"):
+            jobs.submit(REQUEST, CPU)
+    assert jobs.active() == [] and jobs.worker_pid is None
+    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "ok"
+
+
+def test_a_queue_that_cannot_begin_leaves_nothing_behind(store, own_history, monkeypatch):
+    def locked(*_, **__):
+        raise HistoryRefused(store.path, "read", "database is locked", "try again")
+
+    monkeypatch.setattr(store, "open_jobs", locked)
+    with pytest.raises(HistoryRefused):
+        Jobs(store)
+    assert not list(own_history.parent.glob("*.owner-*"))
+
+
+def test_facts_that_cannot_be_kept_do_not_end_a_run(store, monkeypatch):
+    def full(*_, **__):
+        raise HistoryRefused(store.path, "written", "database or disk is full", "free space")
+
+    monkeypatch.setattr(store, "save_model_facts", full)
+    jobs = Jobs(store)
+    try:
+        job = SimpleNamespace(weights="synthetic")
+        jobs._on_message(job, {"type": "facts", "counts": {"unet": [1, 2]}})
+    finally:
+        jobs.close()

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cache import programs
+from cache.location import HistoryRefused
 from cache.programs import CompileFailed, compile_installed, find
 from cache.store import Store
 from planner.cli import main
@@ -235,3 +237,56 @@ def test_missing_files_are_said(monkeypatch, tmp_path):
         assert library is None and "until then the formula answers" in notice
     finally:
         shipped.cache_clear()
+
+
+def test_a_full_disk_leaves_the_programs_that_were_there(tmp_path, monkeypatch):
+    save(shipped(), tmp_path / "sd15")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = Library(dict(shipped().versions), shipped().routines, shipped().modules, {"vae": ((4, 0),)})
+    real = Path.write_bytes
+
+    def half(path, content):
+        if ".json" in path.name:
+            real(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        save(other, tmp_path / "sd15")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_compile_without_room_for_its_result_is_no_failure_of_the_versions(monkeypatch, capsys, other_versions):
+    child(monkeypatch, "import os, sys; print('No space left on device', file=sys.stderr); sys.exit(os.EX_IOERR)")
+    assert main(["compile"]) == 2
+    err = capsys.readouterr().err
+    assert "error: memory programs cannot be written to " in err and "set TMPDIR to a folder with room" in err
+    assert "(No space left on device)" in err and "Traceback" not in err
+    assert programs.last_failure() is None
+
+
+def test_the_child_says_that_it_has_no_room(monkeypatch, capsys, tmp_path):
+    from planner import compiler
+
+    monkeypatch.setattr(compiler, "compile_library", lambda *_: shipped())
+    monkeypatch.setattr(sys, "argv", ["planner.compiler", str(tmp_path / "a-file" / "program")])
+    (tmp_path / "a-file").touch()
+    with pytest.raises(SystemExit) as caught:
+        compiler.main()
+    assert caught.value.code == os.EX_IOERR
+    assert capsys.readouterr().err.splitlines()[-1] in ("Not a directory", "File exists")
+
+
+@pytest.mark.parametrize("refusal", ["history", "lock"])
+def test_a_compile_that_cannot_be_kept_is_one_line(monkeypatch, capsys, fast_compile, own_history, refusal):
+    def full(*_, **__):
+        if refusal == "history":
+            raise HistoryRefused(own_history, "written", "database or disk is full", "free space")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*(Store, "save_program", full) if refusal == "history" else ("cache.programs._alone", full))
+    assert main(["compile"]) == 2
+    err = capsys.readouterr().err
+    assert (f"{own_history.parent}" in err and "is full)" in err) or "(No space left on device)" in err
+    assert "Traceback" not in err and err.splitlines()[-1].startswith("error: ")

@@ -173,7 +173,7 @@ def test_a_history_that_keeps_nothing_stops_the_sweep(scripted, sweep, monkeypat
 
     monkeypatch.setattr(Store, "end_job", broken)
     code, out, err = sweep(of_widths(*WIDTHS))
-    assert (code, out) == (2, "")
+    assert (code, out.count("\n")) == (2, 1) and '"format":"will-it-fit/run"' in out
     assert "not kept" in err and "error: the history could not keep this run: disk full" in err
     assert "[2/3]" not in err
 
