@@ -1,8 +1,14 @@
 """A card as a capacity planner sees it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.units import short_gib
+
+# Where the card is from: our list, a person's words, or this machine's driver.
+Origin = Literal["catalogue", "described", "attached"]
 
 _ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
 
@@ -22,7 +28,10 @@ def emulated_name(name: str, emulated_bytes: int | None) -> str:
 class Card:
     """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
 
-    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too.
+    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too. `name` is
+    for people, and nothing is read back from it: what a card is stands in its fields. Of an attached card, `index` is
+    the driver's number and `instance` that of its MIG instance. `workers` processes share the card `shared_from`, which
+    is None for a whole card; `emulated_bytes` is a capacity that is emulated, None where there is none.
     """
 
     name: str
@@ -37,10 +46,21 @@ class Card:
     cloud: tuple[str, ...] = ()
     source: str = ""
     model: str = ""
+    origin: Origin = "described"
+    index: int | None = None
+    instance: int | None = None
+    workers: int = 1
+    emulated_bytes: int | None = None
+    shared_from: Card | None = None
 
     def __post_init__(self):
         if not self.model:
             object.__setattr__(self, "model", self.name)
+
+    @property
+    def whole(self) -> Card:
+        """The card that this is one worker's share of, or the card itself where it is whole."""
+        return self.shared_from or self
 
     @property
     def capability(self) -> str:

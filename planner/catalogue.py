@@ -34,6 +34,7 @@ def _card(
         float16_tflops=rates[1],
         aliases=aliases,
         cloud=cloud,
+        origin="catalogue",
         source="; ".join(part for part in (_USABLE, _CONTEXT, _SHEET, note) if part),
     )
 

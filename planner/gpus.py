@@ -81,9 +81,9 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
 
 
 def shared_card(card: Card, workers: int) -> Card:
-    """One worker's share of a card that `workers` processes use at the same time; the card itself for one.
+    """One worker's share of a card that `workers` processes use at the same time; the whole card for one.
 
-    Each has an equal part of the usable memory and of the rates, and a CUDA context of its own, whole, within it.
+    A share of a share is taken of the same whole card. Each has an equal part of the usable memory and of the rates, and a CUDA context of its own, whole, within it.
     Runs measured on the whole card do not speak of a share: they had all of it.
 
     Raises:
@@ -94,6 +94,7 @@ def shared_card(card: Card, workers: int) -> Card:
     if not 1 <= workers <= MAX_WORKERS:
         nearest = 1 if workers < 1 else MAX_WORKERS
         raise InvalidArgument("workers", f"must be between 1 and {MAX_WORKERS}", workers, f"nearest: {nearest}")
+    card = card.whole
     if workers == 1:
         return card
     return replace(
@@ -105,6 +106,8 @@ def shared_card(card: Card, workers: int) -> Card:
         usable_high_bytes=card.usable_high_bytes // workers,
         bandwidth_gb_s=None if card.bandwidth_gb_s is None else card.bandwidth_gb_s // workers,
         float16_tflops=None if card.float16_tflops is None else card.float16_tflops // workers,
+        workers=workers,
+        shared_from=card,
         source=f"1 of {workers} equal shares of {card.name}; {card.source}",
     )
 
@@ -112,14 +115,18 @@ def shared_card(card: Card, workers: int) -> Card:
 def emulated_card(card: Card, capacity_bytes: int) -> Card:
     """The card as it is once torch is made to refuse beyond this capacity, its CUDA context within it.
 
-    Kernels, context and the model under which runs are found are the real card's.
+    Kernels, context and the model under which runs are found are the real card's. Of a share, it is the whole card
+    that has this capacity.
     """
+    if card.shared_from is not None:
+        return shared_card(emulated_card(card.whole, capacity_bytes), card.workers)
     return replace(
         card,
         name=emulated_name(card.name, capacity_bytes),
         aliases=(),
         usable_bytes=min(card.usable_bytes, capacity_bytes),
         usable_high_bytes=min(card.usable_high_bytes, capacity_bytes),
+        emulated_bytes=capacity_bytes,
         source=f"a capacity emulated on {card.name}; {card.source}",
     )
 
