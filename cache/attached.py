@@ -11,6 +11,7 @@ import psutil
 import pynvml
 
 from cache.versions import torch_cuda
+from planner.card import OLDEST_FOR_CUDA_13
 from planner.errors import InvalidArgument, NoGpu, UnknownCard
 from planner.gpus import Card, card_named, described_card
 from planner.units import GIB
@@ -18,7 +19,7 @@ from planner.units import GIB
 # The oldest Linux driver for each CUDA major version, and the oldest card its libraries still run on.
 # Source: CUDA 12.0 and 13.0 release notes.
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
-_CAPABILITY_FOR_CUDA = {12: (5, 0), 13: (7, 5)}
+_CAPABILITY_FOR_CUDA = {12: (5, 0), 13: OLDEST_FOR_CUDA_13}
 
 _NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
@@ -80,7 +81,7 @@ class AttachedCard:
         """
         own_bytes = sum(holder.used_bytes or 0 for holder in self.holders if holder.pid == own_pid)
         try:
-            known = card_named(self.name)
+            known = card_named(self.name, self.total_bytes)
         except UnknownCard:
             capability = ".".join(str(part) for part in self.compute_capability)
             described = described_card(f"{self.total_bytes / GIB:.6f}GiB", capability)
@@ -90,6 +91,7 @@ class AttachedCard:
             known,
             name=f"{self.name} (attached)",
             aliases=(),
+            shared_names=(),
             origin="attached",
             index=self.index,
             instance=self.instance,

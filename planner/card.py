@@ -13,6 +13,14 @@ Origin = Literal["catalogue", "described", "attached"]
 _ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
 
 
+# Source: CUDA 13.0 release notes.
+OLDEST_FOR_CUDA_13 = (7, 5)
+TOO_OLD = (
+    "can be planned for and not verified: the pinned torch 2.13 is built with CUDA 13, which needs compute capability "
+    f"{OLDEST_FOR_CUDA_13[0]}.{OLDEST_FOR_CUDA_13[1]} or newer"
+)
+
+
 def family_of(capability: tuple[int, int]) -> str:
     """The card family of a compute capability: NVIDIA's name of the architecture."""
     exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
@@ -43,10 +51,12 @@ class Card:
     bandwidth_gb_s: int | None = None
     float16_tflops: int | None = None
     aliases: tuple[str, ...] = ()
+    shared_names: tuple[str, ...] = ()
     cloud: tuple[str, ...] = ()
     source: str = ""
     model: str = ""
     origin: Origin = "described"
+    is_laptop: bool = False
     index: int | None = None
     instance: int | None = None
     workers: int = 1
@@ -61,6 +71,16 @@ class Card:
     def whole(self) -> Card:
         """The card that this is one worker's share of, or the card itself where it is whole."""
         return self.shared_from or self
+
+    @property
+    def runs_pinned_torch(self) -> bool:
+        """Whether the pinned torch runs on it; a card on which it does not can be planned for and not verified."""
+        return self.compute_capability >= OLDEST_FOR_CUDA_13
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said with every answer about the card, each a sentence without its name."""
+        return () if self.runs_pinned_torch else (TOO_OLD,)
 
     @property
     def capability(self) -> str:
