@@ -322,6 +322,8 @@ def run_gpus(arguments: argparse.Namespace) -> int:
         )
     else:
         print(cards_text(CATALOGUE))
+        for note in dict.fromkeys(note for card in CATALOGUE for note in card.notes):
+            say(f"verify no: {note}")
         say(f"MIG slices, by name: {', '.join(card.name for card in SLICES)}")
     return 0
 

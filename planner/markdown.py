@@ -7,7 +7,7 @@ from planner.answer import Answer
 from planner.formula import not_in_the_formula
 from planner.gpus import Card
 from planner.images import Listed
-from planner.report import SIGNS, threshold_notes, verify_command
+from planner.report import SIGNS, card_notes, threshold_notes, verify_command
 from planner.request import GenerationRequest
 from planner.units import exact_size, gib, signed_gib
 
@@ -18,6 +18,7 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
     """What must be known beside the table, a line each: reasons, measured runs, thresholds, assumptions, omissions."""
     notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
     notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
+    notes += card_notes([answer.card for answer in answers])
     notes += threshold_notes(answers)
     assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
     notes += [f"assumed - {assumption}" for assumption in assumed]
