@@ -28,6 +28,7 @@ from pages.shared.verdicts import (
     Answered,
     answered,
     assumptions_view,
+    card_notes_view,
     evidence_view,
     reasons_view,
     verdict_card,
@@ -54,6 +55,7 @@ def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answe
     """What the verdicts rest on, what would change them, and what the memory goes to."""
     answers = [one.answer for one in shown]
     reasons_view(answers)
+    card_notes_view(answers)
     evidence_view(answers)
     assumptions_view(answers)
     if any(answer.basis == "formula" for answer in answers):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ import psutil
 import pynvml
 
 from cache.versions import INSTALL, missing, torch_cuda
+from planner.card import OLDEST_FOR_CUDA_13
 from planner.errors import InvalidArgument, NoGpu, UnknownCard
 from planner.gpus import Card, card_named, described_card
 from planner.units import GIB
@@ -18,7 +19,7 @@ from planner.units import GIB
 # The oldest Linux driver for each CUDA major version, and the oldest card its libraries still run on.
 # Source: CUDA 12.0 and 13.0 release notes.
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
-_CAPABILITY_FOR_CUDA = {12: (5, 0), 13: (7, 5)}
+_CAPABILITY_FOR_CUDA = {12: (5, 0), 13: OLDEST_FOR_CUDA_13}
 
 _NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
@@ -50,12 +51,18 @@ class AttachedCard:
     compute_capability: tuple[int, int]
     driver: str
     mig: bool
+    instance: int | None = None
     holders: tuple[Holder, ...] = ()
 
     @property
     def uuid_hash(self) -> str:
         """A stable key that does not give the serial away."""
         return hashlib.sha256(self.uuid.encode()).hexdigest()[:16]
+
+    @property
+    def place(self) -> str:
+        """Its number in the machine, ``0``; of a MIG instance as containers write it, ``0:2``."""
+        return f"{self.index}" if self.instance is None else f"{self.index}:{self.instance}"
 
     @property
     def used_bytes(self) -> int:
@@ -74,19 +81,35 @@ class AttachedCard:
         """
         own_bytes = sum(holder.used_bytes or 0 for holder in self.holders if holder.pid == own_pid)
         try:
-            known = card_named(self.name)
+            known = card_named(self.name, self.total_bytes)
         except UnknownCard:
             capability = ".".join(str(part) for part in self.compute_capability)
-            known = described_card(f"{self.total_bytes / GIB:.6f}GiB", capability)
+            described = described_card(f"{self.total_bytes / GIB:.6f}GiB", capability)
+            # Runs on it are kept under the driver's name, and are found by it.
+            known = replace(described, model=self.name)
         return replace(
             known,
             name=f"{self.name} (attached)",
             aliases=(),
+            shared_names=(),
+            origin="attached",
+            index=self.index,
+            instance=self.instance,
             usable_bytes=self.free_bytes + own_bytes,
             usable_high_bytes=self.free_bytes + own_bytes,
             compute_capability=self.compute_capability,
             source=f"free and total memory as the driver {self.driver} reports them now; {known.source}",
         )
+
+
+def cards_to_plan_on(found: Sequence[AttachedCard], own_pid: int | None = None) -> list[Card]:
+    """Turn attached cards into cards to plan on, as `AttachedCard.as_card`; of those of one name each has its place."""
+    names = [one.name for one in found]
+    planned = [one.as_card(own_pid) for one in found]
+    return [
+        card if names.count(one.name) == 1 else replace(card, name=f"{one.name} (attached, {one.place})")
+        for one, card in zip(found, planned, strict=True)
+    ]
 
 
 @contextmanager
@@ -129,19 +152,19 @@ def _memory(handle) -> tuple[int, int]:
         return int(memory.total), int(memory.free)
 
 
-def _mig_instances(handle) -> list[Any]:
-    """Handles of the card's MIG instances; the card itself then runs nothing."""
+def _mig_instances(handle) -> dict[int, Any]:
+    """Handles of the card's MIG instances by number; the card itself then runs nothing."""
     try:
         if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
-            return []
+            return {}
         count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     except pynvml.NVMLError:
-        return []
-    instances = []
+        return {}
+    instances = {}
     for index in range(count):
         # The numbers have gaps where no instance was made.
         with suppress(pynvml.NVMLError):
-            instances.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+            instances[index] = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
     return instances
 
 
@@ -150,7 +173,7 @@ def _read(index: int, driver: str) -> list[AttachedCard]:
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
     instances = _mig_instances(card)
     found = []
-    for handle in instances or [card]:
+    for instance, handle in instances.items() or [(None, card)]:
         total, free = _memory(handle)
         found.append(
             AttachedCard(
@@ -162,6 +185,7 @@ def _read(index: int, driver: str) -> list[AttachedCard]:
                 compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card)),
                 driver=driver,
                 mig=bool(instances),
+                instance=instance,
                 holders=_holders(handle),
             )
         )

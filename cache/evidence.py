@@ -114,6 +114,7 @@ def observation_of(measurement: Measurement) -> Observation | None:
             environment.emulated_bytes,
         ),
         emulated_bytes=environment.emulated_bytes,
+        total_bytes=environment.total_bytes,
         is_reference=measurement.origin == "reference",
     )
 
@@ -147,6 +148,7 @@ def _observations_in(rows: Iterable[sqlite3.Row]) -> Iterator[Observation]:
                 row["holders"] != "[]", row["free_before_bytes"], row["total_bytes"], row["emulated_bytes"]
             ),
             emulated_bytes=row["emulated_bytes"],
+            total_bytes=row["total_bytes"],
         )
 
 

@@ -1,10 +1,24 @@
 """A card as a capacity planner sees it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.units import short_gib
 
+# Where the card is from: our list, a person's words, or this machine's driver.
+Origin = Literal["catalogue", "described", "attached"]
+
 _ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
+
+
+# Source: CUDA 13.0 release notes.
+OLDEST_FOR_CUDA_13 = (7, 5)
+TOO_OLD = (
+    "can be planned for and not verified: the pinned torch 2.13 is built with CUDA 13, which needs compute capability "
+    f"{OLDEST_FOR_CUDA_13[0]}.{OLDEST_FOR_CUDA_13[1]} or newer"
+)
 
 
 def family_of(capability: tuple[int, int]) -> str:
@@ -22,7 +36,10 @@ def emulated_name(name: str, emulated_bytes: int | None) -> str:
 class Card:
     """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
 
-    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too.
+    `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too. `name` is
+    for people, and nothing is read back from it: what a card is stands in its fields. Of an attached card, `index` is
+    the driver's number and `instance` that of its MIG instance. `workers` processes share the card `shared_from`, which
+    is None for a whole card; `emulated_bytes` is a capacity that is emulated, None where there is none.
     """
 
     name: str
@@ -34,13 +51,36 @@ class Card:
     bandwidth_gb_s: int | None = None
     float16_tflops: int | None = None
     aliases: tuple[str, ...] = ()
+    shared_names: tuple[str, ...] = ()
     cloud: tuple[str, ...] = ()
     source: str = ""
     model: str = ""
+    origin: Origin = "described"
+    is_laptop: bool = False
+    index: int | None = None
+    instance: int | None = None
+    workers: int = 1
+    emulated_bytes: int | None = None
+    shared_from: Card | None = None
 
     def __post_init__(self):
         if not self.model:
             object.__setattr__(self, "model", self.name)
+
+    @property
+    def whole(self) -> Card:
+        """The card that this is one worker's share of, or the card itself where it is whole."""
+        return self.shared_from or self
+
+    @property
+    def runs_pinned_torch(self) -> bool:
+        """Whether the pinned torch runs on it; a card on which it does not can be planned for and not verified."""
+        return self.compute_capability >= OLDEST_FOR_CUDA_13
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said with every answer about the card, each a sentence without its name."""
+        return () if self.runs_pinned_torch else (TOO_OLD,)
 
     @property
     def capability(self) -> str:

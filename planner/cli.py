@@ -233,10 +233,10 @@ def _cards_from(arguments: argparse.Namespace) -> list[Card]:
     """
     chosen = []
     for name in arguments.gpu or ():
-        if name == "attached":
-            from cache.attached import cards
+        if name.casefold() == "attached":
+            from cache.attached import cards, cards_to_plan_on
 
-            chosen += [card.as_card() for card in cards()]
+            chosen += cards_to_plan_on(cards())
         else:
             chosen.append(card_named(name))
     if (arguments.gpu_memory is None) != (arguments.compute_capability is None):
@@ -328,6 +328,8 @@ def run_gpus(arguments: argparse.Namespace) -> int:
         )
     else:
         print(cards_text(CATALOGUE))
+        for note in dict.fromkeys(note for card in CATALOGUE for note in card.notes):
+            say(f"verify no: {note}")
         say(f"MIG slices, by name: {', '.join(card.name for card in SLICES)}")
     return 0
 

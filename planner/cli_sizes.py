@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planner.gpus import Card
-from planner.report import SCHEMA, text_table
+from planner.report import SCHEMA, card_notes, text_table
 from planner.request import GenerationRequest
 from planner.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.units import gib
@@ -25,6 +25,7 @@ def sizes_row(one: CardSizes) -> dict[str, Any]:
         "usable_bytes": one.card.usable_bytes,
         **{name: _size_object(one.sizes[name]) for name in RATIOS},
         "batch": one.batch.images,
+        "notes": list(one.card.notes),
     }
 
 
@@ -78,6 +79,8 @@ def run_sizes(arguments: argparse.Namespace) -> int:
         print_json(sizes_object(request, found, smallest))
     else:
         print(sizes_text(request, found))
+    for note in card_notes(cards):
+        say(note)
     if any(what and what.is_limit for one in found for what in (*one.sizes.values(), one.batch)):
         say("+ is the largest that the planner takes; nothing larger was tried")
     if smallest:

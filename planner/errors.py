@@ -28,15 +28,18 @@ class InvalidArgument(PlannerError, ValueError):
 
 
 class UnknownCard(PlannerError, LookupError):
-    """No card of this name is in the catalogue."""
+    """No card of this name is in the catalogue; `parts` are the cards that a list in one argument names."""
 
-    def __init__(self, name: str, nearest: str | None):
-        self.name, self.nearest = name, nearest
+    def __init__(self, name: str, nearest: str | None, parts: tuple[str, ...] = ()):
+        self.name, self.nearest, self.parts = name, nearest, parts
         guess = f" - nearest: {nearest!r};" if nearest else " -"
+        if parts:
+            each = " ".join(f"--gpu {part!r}" if " " in part else f"--gpu {part}" for part in parts)
+            guess = f" - name each card by itself: {each};"
         super().__init__(f"unknown card {name!r}{guess} 'python -m planner gpus' lists them all")
 
     def __reduce__(self):
-        return type(self), (self.name, self.nearest)
+        return type(self), (self.name, self.nearest, self.parts)
 
 
 class NoGpu(PlannerError):

@@ -32,10 +32,10 @@ def memory_form(request: GenerationRequest) -> GenerationRequest:
 
 # A name that the catalogue has not is compared with all that it has.
 @lru_cache(maxsize=1024)
-def model_of(card: str) -> str:
-    """The catalogue's name of a card by any of its names, or the name itself where the catalogue has none."""
+def model_of(card: str, total_bytes: int | None = None) -> str:
+    """The catalogue's name of a card by any of its names and its memory, or the name itself where it has none."""
     try:
-        return card_named(card).name
+        return card_named(card, total_bytes).name
     except UnknownCard:
         return card
 
@@ -67,12 +67,18 @@ class Observation:
     ended_in: str | None = None
     is_alone: bool = True
     emulated_bytes: int | None = None
+    total_bytes: int | None = None
     is_reference: bool = False
+
+    @property
+    def model(self) -> str:
+        """The catalogue's name of its card, or the driver's where the catalogue has none."""
+        return model_of(self.card, self.total_bytes)
 
     @property
     def card_name(self) -> str:
         """The catalogue's name of its card, and the capacity that was emulated on it, if one was."""
-        return emulated_name(model_of(self.card), self.emulated_bytes)
+        return emulated_name(self.model, self.emulated_bytes)
 
     @cached_property
     def cell(self) -> Cell:
@@ -141,7 +147,7 @@ class Evidence:
         found = [
             one
             for one in self.observations
-            if one.scope == "pipeline" and model_of(one.card) == model and memory_form(one.request) == form
+            if one.scope == "pipeline" and one.model == model and memory_form(one.request) == form
         ]
         fresh = [one for one in found if one.versions == self.versions]
         return fresh, [one for one in found if one.versions != self.versions]
@@ -160,9 +166,7 @@ class Evidence:
 
         The range is the middle of what was measured, so that one absurd run does not set it.
         """
-        found = sorted(
-            one.context_bytes for one in self.observations if one.context_bytes and model_of(one.card) == card.model
-        )
+        found = sorted(one.context_bytes for one in self.observations if one.context_bytes and one.model == card.model)
         if len(found) < _ENOUGH_CONTEXTS:
             return Contexts(card.context_low_bytes, card.context_bytes, card.context_bytes)
         outer = max(1, len(found) // 10)

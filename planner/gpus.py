@@ -1,12 +1,12 @@
 """Cards by name, by description, and by their share.
 
-Names match exactly, or by a listed alias; never by substring, where "A10" would also be an A100.
+Names match as `planner.card_names` compares them; never by substring, where "A10" would also be an A100.
 """
 
 from dataclasses import replace
-from difflib import get_close_matches
 
 from planner.card import Card, emulated_name, family_of
+from planner.card_names import nearest, normalised
 from planner.catalogue import CATALOGUE
 from planner.errors import InvalidArgument, UnknownCard
 from planner.slices import SLICES
@@ -31,20 +31,32 @@ DEFAULT_CARDS = ("T4", "A10", "A100")
 # Processes that share one card; a limit that keeps a typing mistake from becoming a page of zeros.
 MAX_WORKERS = 64
 
-_BY_NAME = {name: card for card in (*CATALOGUE, *SLICES) for name in (card.name, *card.aliases)}
+_BY_NAME = {normalised(name): card for card in (*CATALOGUE, *SLICES) for name in (card.name, *card.aliases)}
+_SHARED: dict[str, list[Card]] = {}
+for _card in CATALOGUE:
+    for _name in _card.shared_names:
+        _SHARED.setdefault(normalised(_name), []).append(_card)
 
 
-def card_named(name: str) -> Card:
-    """The card of exactly this name or alias.
+def card_named(name: str, total_bytes: int | None = None) -> Card:
+    """Find the card of this name or alias, in any case and with or without its brand.
+
+    Drivers call cards of several sizes the same: with `total_bytes`, it is the one whose memory is nearest, else the
+    smallest.
 
     Raises:
         UnknownCard: there is none; the message names the nearest where one is near.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    by_folded = {known.casefold(): known for known in _BY_NAME}
-    close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
-    raise UnknownCard(name, by_folded[close[0]] if close else None)
+    key = normalised(name)
+    card = _BY_NAME.get(key)
+    if card is None:
+        parts = [part.strip() for part in name.split(",")] if "," in name else []
+        if parts and all(normalised(part) in _BY_NAME for part in parts):
+            raise UnknownCard(name, None, tuple(parts))
+        raise UnknownCard(name, nearest(name, {known: one.name for known, one in _BY_NAME.items()}))
+    if total_bytes is None:
+        return card
+    return min([card, *_SHARED.get(key, ())], key=lambda one: abs(one.usable_high_bytes - total_bytes))
 
 
 def described_card(gpu_memory: str, compute_capability: str) -> Card:
@@ -81,9 +93,10 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
 
 
 def shared_card(card: Card, workers: int) -> Card:
-    """One worker's share of a card that `workers` processes use at the same time; the card itself for one.
+    """One worker's share of a card that `workers` processes use at the same time; the whole card for one.
 
-    Each has an equal part of the usable memory and of the rates, and a CUDA context of its own, whole, within it.
+    A share of a share is taken of the same whole card. Each has an equal part of the usable memory and of the rates,
+    and a CUDA context of its own, whole, within it.
     Runs measured on the whole card do not speak of a share: they had all of it.
 
     Raises:
@@ -94,6 +107,7 @@ def shared_card(card: Card, workers: int) -> Card:
     if not 1 <= workers <= MAX_WORKERS:
         nearest = 1 if workers < 1 else MAX_WORKERS
         raise InvalidArgument("workers", f"must be between 1 and {MAX_WORKERS}", workers, f"nearest: {nearest}")
+    card = card.whole
     if workers == 1:
         return card
     return replace(
@@ -101,10 +115,13 @@ def shared_card(card: Card, workers: int) -> Card:
         name=f"{card.name}, 1 of {workers} workers",
         model="",
         aliases=(),
+        shared_names=(),
         usable_bytes=card.usable_bytes // workers,
         usable_high_bytes=card.usable_high_bytes // workers,
         bandwidth_gb_s=None if card.bandwidth_gb_s is None else card.bandwidth_gb_s // workers,
         float16_tflops=None if card.float16_tflops is None else card.float16_tflops // workers,
+        workers=workers,
+        shared_from=card,
         source=f"1 of {workers} equal shares of {card.name}; {card.source}",
     )
 
@@ -112,14 +129,19 @@ def shared_card(card: Card, workers: int) -> Card:
 def emulated_card(card: Card, capacity_bytes: int) -> Card:
     """The card as it is once torch is made to refuse beyond this capacity, its CUDA context within it.
 
-    Kernels, context and the model under which runs are found are the real card's.
+    Kernels, context and the model under which runs are found are the real card's. Of a share, it is the whole card
+    that has this capacity.
     """
+    if card.shared_from is not None:
+        return shared_card(emulated_card(card.whole, capacity_bytes), card.workers)
     return replace(
         card,
         name=emulated_name(card.name, capacity_bytes),
         aliases=(),
+        shared_names=(),
         usable_bytes=min(card.usable_bytes, capacity_bytes),
         usable_high_bytes=min(card.usable_high_bytes, capacity_bytes),
+        emulated_bytes=capacity_bytes,
         source=f"a capacity emulated on {card.name}; {card.source}",
     )
 
@@ -134,6 +156,8 @@ def card_row(card: Card) -> dict:
         "context_bytes": card.context_bytes,
         "context_low_bytes": card.context_low_bytes,
         "compute_capability": card.capability,
+        "runs_pinned_torch": card.runs_pinned_torch,
+        "notes": list(card.notes),
         "bandwidth_gb_s": card.bandwidth_gb_s,
         "float16_tflops": card.float16_tflops,
         "cloud": list(card.cloud),

@@ -5,22 +5,20 @@ from collections.abc import Mapping, Sequence
 
 from planner.answer import Answer
 from planner.formula import not_in_the_formula
-from planner.gpus import Card, card_named
+from planner.gpus import Card
 from planner.images import Listed
-from planner.report import SIGNS, threshold_notes, verify_command
+from planner.report import SIGNS, card_notes, threshold_notes, verify_command
 from planner.request import GenerationRequest
-from planner.shares import share_of
-from planner.units import gib, signed_gib
+from planner.units import exact_size, gib, signed_gib
 
 FORMATS = ("table", "json", "md")
-
-_ATTACHED = " (attached)"
 
 
 def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str]:
     """What must be known beside the table, a line each: reasons, measured runs, thresholds, assumptions, omissions."""
     notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
     notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
+    notes += card_notes([answer.card for answer in answers])
     notes += threshold_notes(answers)
     assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
     notes += [f"assumed - {assumption}" for assumption in assumed]
@@ -30,29 +28,25 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
 
 
 def _card_flags(cards: Sequence[Card]) -> list[str]:
-    """The flags that name these cards; a described one by its memory, for it is in no list."""
-    flags: list[str] = []
-    workers = 1
-    for card in cards:
-        name, workers = share_of(card)
-        if name.endswith(_ATTACHED):
-            flags.append("--gpu attached")
-        elif name.endswith(f" card, compute capability {card.capability}"):
-            flags.append(f"--gpu-memory {card.usable_bytes * workers}B --compute-capability {card.capability}")
-        else:
-            name = card_named(name).name
-            flags.append(f'--gpu "{name}"' if " " in name else f"--gpu {name}")
-    return [*dict.fromkeys(flags), *([f"--workers {workers}"] if workers > 1 else [])]
+    """The flags that name these cards, each of them once, and how many workers share them."""
+    workers = max((card.workers for card in cards), default=1)
+    flags = dict.fromkeys(_card_flag(card.whole) for card in cards)
+    return [*flags, *([f"--workers {workers}"] if workers > 1 else [])]
+
+
+def _card_flag(card: Card) -> str:
+    if card.origin == "described" or card.emulated_bytes is not None:
+        # It is in no list: its memory and compute capability name it.
+        return f"--gpu-memory {exact_size(card.usable_bytes)} --compute-capability {card.capability}"
+    if card.origin == "attached":
+        return "--gpu attached"
+    return f'--gpu "{card.model}"' if " " in card.model else f"--gpu {card.model}"
 
 
 def fit_command(
     request: GenerationRequest, cards: Sequence[Card], basis: str = "best", *, with_reference: bool = True
 ) -> str:
-    """The command that answers for this request on these cards; defaults are left out.
-
-    Raises:
-        UnknownCard: a card is neither in the catalogue, attached, nor described by its memory.
-    """
+    """Write the command that answers for this request on these cards; defaults are left out."""
     asked = verify_command(request).replace(" verify", " fit", 1)
     chosen = [] if basis == "best" else [f"--basis {basis}"]
     published = [] if with_reference else ["--no-reference"]

@@ -9,13 +9,12 @@ from itertools import combinations, islice
 from planner.answer import Answer, Verdict
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.gpus import Card
+from planner.gpus import Card, shared_card
 from planner.program import Library, shipped
 from planner.remedy_effect import Effect, effect_of, remark
 from planner.remedy_kinds import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
 from planner.remedy_search import may_run, next_card
 from planner.request import GenerationRequest
-from planner.shares import reshared, share_of
 from planner.sizes import anywhere, fits, largest_size, ratio_of, smaller_batch, smaller_size
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
@@ -131,13 +130,13 @@ class _Search:
 
     def _fewer_workers(self) -> Iterator[Remedy]:
         """Of a shared card, as many workers as it fits or, where even one is too many, as it runs."""
-        _, sharing = share_of(self.card)
-        shares = [reshared(self.card, workers) for workers in range(sharing - 1, 0, -1)]
+        sharing = self.card.workers
+        shares = [shared_card(self.card, workers) for workers in range(sharing - 1, 0, -1)]
         answers = [fit(self.request, share, "dry-run", library=self.library) for share in shares]
         better: tuple[Verdict, ...] = ("fits", "tight") if self.base.verdict == "no" else ("fits",)
         for verdict in better:
             if answer := next((answer for answer in answers if answer.verdict == verdict), None):
-                yield self._remedy((to_workers(share_of(answer.card)[1], sharing),), answer, None)
+                yield self._remedy((to_workers(answer.card.workers, sharing),), answer, None)
                 return
 
     def _larger_card(self) -> Iterator[Remedy]:

@@ -5,7 +5,6 @@ from typing import Literal
 from planner.answer import Answer, Verdict
 from planner.components import STAGE_NAMES
 from planner.least import LEAST_STEP
-from planner.shares import share_of
 from planner.units import gib
 
 # The better verdict, or less memory without one, or nothing.
@@ -50,7 +49,7 @@ def _inside(stage: str) -> str:
 def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: str = "") -> str:
     """In a sentence what the change does; `touches` says whether it moves the stage that peaked, `why` it may raise."""
     before, after = _inside(_stage(base)), _inside(_stage(answer))
-    if answer.card != base.card and share_of(answer.card)[0] != share_of(base.card)[0]:
+    if answer.card.whole != base.card.whole:
         return f"The same request has {gib(answer.headroom_bytes or 0)} to spare there."
     if answer.card != base.card:
         makes = "Makes it fit" if effect == "fits" else "Makes it run, more slowly"

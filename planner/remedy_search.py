@@ -4,7 +4,6 @@ from planner.dryrun import live_peaks
 from planner.gpus import CATALOGUE, Card, shared_card
 from planner.program import Library
 from planner.request import GenerationRequest
-from planner.shares import share_of
 from planner.sizes import fits
 from planner.units import GIB
 
@@ -22,10 +21,13 @@ def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
 def next_card(request: GenerationRequest, card: Card, library: Library) -> Card | None:
     """The smallest larger card of the catalogue on which the request fits, shared by as many as this one, or None.
 
+    It is one that can be had and runs the pinned torch: for a rented card one that is rented, else any but a laptop's.
     Of cards of the same size, to a GiB, it is the slowest: there is no price list, and the faster one is dearer.
     """
-    workers = share_of(card)[1]
-    by_size = sorted(CATALOGUE, key=lambda whole: (whole.usable_bytes // GIB, whole.float16_tflops or 0))
-    shares = (shared_card(whole, workers) for whole in by_size)
+    others = [other for other in CATALOGUE if other.runs_pinned_torch and not other.is_laptop]
+    if card.cloud:
+        others = [other for other in others if other.cloud]
+    by_size = sorted(others, key=lambda whole: (whole.usable_bytes // GIB, whole.float16_tflops or 0))
+    shares = (shared_card(whole, card.workers) for whole in by_size)
     larger = (share for share in shares if share.usable_bytes > card.usable_bytes)
     return next((share for share in larger if fits(request, share, library)), None)

@@ -33,6 +33,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "interval_bytes": None if answer.interval_bytes is None else list(answer.interval_bytes),
         "peak_stage": answer.peak_stage,
         "stages": {stage: answer.stages.get(stage) for stage in STAGES},
+        "notes": list(answer.card.notes),
     }
 
 
@@ -113,6 +114,15 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
     return notes
 
 
+def card_notes(cards: Sequence[Card]) -> list[str]:
+    """List what is to be said with every answer about these cards, each note once, after the cards' names."""
+    names: dict[str, list[str]] = {}
+    for card in cards:
+        for note in card.notes:
+            names.setdefault(note, []).append(card.name)
+    return [f"{', '.join(of)}: {note}" for note, of in names.items()]
+
+
 def verify_command(request: GenerationRequest, emulated_bytes: int | None = None) -> str:
     """The command that measures this request, at an emulated capacity if one is given; defaults are left out."""
     default = GenerationRequest()
@@ -140,11 +150,12 @@ def cards_text(cards: Sequence[Card]) -> str:
             gib(card.usable_bytes),
             gib(card.context_bytes),
             card.capability,
-            f"{card.bandwidth_gb_s}",
-            f"{card.float16_tflops}",
+            "-" if card.bandwidth_gb_s is None else f"{card.bandwidth_gb_s}",
+            "-" if card.float16_tflops is None else f"{card.float16_tflops}",
+            "yes" if card.runs_pinned_torch else "no",
             ", ".join(card.cloud) or "-",
         )
         for card in cards
     ]
-    header = ("GPU", "usable", "context", "capability", "GB/s", "TFLOPS", "cloud")
+    header = ("GPU", "usable", "context", "capability", "GB/s", "TFLOPS", "verify", "cloud")
     return text_table(header, rows, right=(1, 2, 3, 4, 5))

@@ -36,6 +36,7 @@ def _slice(whole: Card, compute: int, size_gb: int, percent: int) -> Card:
         whole,
         name=f"{whole.name} {profile}",
         model="",
+        shared_names=(),
         aliases=(*names, f"{whole.name} MIG {profile}"),
         usable_bytes=size_gb * _GB * percent // 100,
         usable_high_bytes=gib_to_bytes(size_gb),

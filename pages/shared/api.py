@@ -88,9 +88,9 @@ def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
     """
     chosen = [card_named(name) for name in names if name and name != ATTACHED_KEY]
     if ATTACHED_KEY in names or truth(ATTACHED_KEY, query.get(ATTACHED_KEY, "false")):
-        from cache.attached import cards
+        from cache.attached import cards, cards_to_plan_on
 
-        chosen += [card.as_card() for card in cards()]
+        chosen += cards_to_plan_on(cards())
     described = [query.get(name) for name in (MEMORY_KEY, CAPABILITY_KEY)]
     if any(described):
         memory, capability = described

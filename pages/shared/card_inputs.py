@@ -1,9 +1,8 @@
 """The controls of the cards to plan on: those of the catalogue, the machine's own, any other, and shares of them."""
 
-from dataclasses import replace
-
 import streamlit as st
 
+from cache.attached import cards_to_plan_on
 from pages.shared import calls
 from pages.shared.plan_state import (
     ATTACHED_KEY,
@@ -87,14 +86,7 @@ def _attached() -> list[Card]:
         st.caption(sentence(problem.reason))
         return []
     jobs = calls.jobs()
-    own_pid = jobs.worker_pid if jobs else None
-    cards = [(one, one.as_card(own_pid)) for one, _ in found]
-    names = [card.name for _, card in cards]
-    # Two of a kind are told apart by their place in the machine.
-    return [
-        card if names.count(card.name) == 1 else replace(card, name=f"{one.name} (attached, {place})")
-        for place, (one, card) in enumerate(cards)
-    ]
+    return cards_to_plan_on([one for one, _ in found], jobs.worker_pid if jobs else None)
 
 
 def _workers() -> int:

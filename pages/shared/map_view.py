@@ -22,6 +22,7 @@ from pages.shared.sizes_view import progress
 from pages.shared.words import sentence
 from planner.errors import NoProgram
 from planner.gpus import CATALOGUE, SLICES, Card
+from planner.report import card_notes
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
         f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
         f"{_legend(shown)}{_beyond(rows, first, last)}"
     )
+    for note in card_notes(cards):
+        st.caption(f"{note}.")
 
 
 def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:

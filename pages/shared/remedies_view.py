@@ -13,7 +13,6 @@ from pages.shared.words import plain, sentence
 from planner.errors import NoProgram
 from planner.gpus import Card
 from planner.request import GenerationRequest
-from planner.shares import share_of
 from planner.units import gib, signed_gib
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ def _changes_of(remedy: Remedy) -> dict[str, Any]:
     """What the plan's controls stand at with this remedy, by key."""
     if remedy.changes:
         return dict(remedy.changes)
-    name, workers = share_of(remedy.answer.card)
+    card = remedy.answer.card
     if remedy.keys == ("workers",):
-        return {WORKERS_KEY: workers}
+        return {WORKERS_KEY: card.workers}
     chosen = plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
-    return {CARDS_KEY: list(dict.fromkeys([*chosen, name]))}
+    return {CARDS_KEY: list(dict.fromkeys([*chosen, card.whole.name]))}
 
 
 def _remedy(remedy: Remedy) -> None:

@@ -67,7 +67,8 @@ def smallest_sentence(request: GenerationRequest, cards: Sequence[Card], library
     from planner.sizes import smallest_card
 
     asked = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
-    chosen, known = smallest_card(request, cards, library), smallest_card(request, CATALOGUE, library)
+    useful = [card for card in CATALOGUE if card.runs_pinned_torch]
+    chosen, known = smallest_card(request, cards, library), smallest_card(request, useful, library)
     text = f"No card of these fits the plan, {asked}."
     if chosen:
         text = f"The smallest of these for the plan, {asked}: **{plain(chosen.name)}**, {gib(chosen.usable_bytes)}."

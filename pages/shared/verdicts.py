@@ -12,6 +12,7 @@ from planner.answer import Answer, Verdict
 from planner.fit import fit
 from planner.gpus import Card
 from planner.intervals import NOMINAL
+from planner.report import card_notes
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
@@ -133,6 +134,8 @@ def verdict_card(shown: Answered) -> None:
                 "a range: see assumptions" if answer.assumptions else None,
                 interval_line(answer),
             ]
+        if not answer.card.runs_pinned_torch:
+            lines.append("to plan for, not to verify: too old for today's torch")
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
 
 
@@ -166,6 +169,12 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
                 ranges.setdefault((*answer.interval_bytes, answer.worst_need_bytes), []).append(answer.card.name)
         notes += [f"- {', '.join(names)}: {range_words(*ends)}." for ends, names in ranges.items()]
         st.markdown("\n".join(notes))
+
+
+def card_notes_view(answers: Sequence[Answer]) -> None:
+    """Draw what is to be said with every answer about these cards, each note once."""
+    for note in card_notes([answer.card for answer in answers]):
+        st.info(plain(f"{note}."), icon=":material/info:")
 
 
 def evidence_view(answers: Sequence[Answer]) -> None:

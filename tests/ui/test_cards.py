@@ -97,6 +97,20 @@ def test_a_machine_without_a_card_says_so_where_it_was_asked_for(open_page, no_d
     assert len(at.metric) == 1
 
 
+def test_a_card_too_old_for_todays_torch_says_so(open_page):
+    at = open_page(gpu=["V100-16GB", "T4"])
+    assert not at.exception
+    assert "V100-16GB: can be planned for and not verified" in texts(at.info)
+    assert texts(at.caption).count("too old for today's torch") == 1
+    assert "planned for and not verified" not in texts(open_page(gpu=["T4"]).info)
+
+
+def test_every_card_of_the_catalogue_can_be_planned_on_at_once(open_page):
+    at = open_page(gpu=[card.name for card in (*CATALOGUE, *SLICES)])
+    assert not at.exception and not at.warning
+    assert len(at.metric) == len(CATALOGUE) + len(SLICES)
+
+
 def test_workers_share_every_card(open_page):
     at = open_page(gpu=["T4", "A10"], workers="3", gpu_memory="12GiB", compute_capability="8.6")
     assert not at.exception and not at.warning

@@ -6,6 +6,7 @@ import pytest
 from cache.attached import cards, usable_card, why_not_usable
 from cache.doctor import checks
 from planner.errors import InvalidArgument, NoGpu
+from planner.evidence import model_of
 from planner.gpus import card_named
 
 
@@ -25,6 +26,28 @@ def test_planning_on_it_uses_what_is_free_now_and_the_catalogues_context(nvml):
     plan = card.as_card()
     assert plan.usable_bytes == 14_000_000_000
     assert plan.context_bytes == card_named("T4").context_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "model"),
+    [
+        ("Tesla T4", (7, 5), "T4"),
+        ("NVIDIA A10", (8, 6), "A10"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), "H100-80GB"),
+        ("GeForce RTX 2080 Ti", (7, 5), "RTX 2080 Ti"),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", (8, 9), "RTX 4070 Laptop"),
+        ("NVIDIA GeForce RTX 4060 Ti", (8, 9), "RTX 4060 Ti 16GB"),
+        ("Tesla V100-SXM2-16GB", (7, 0), "V100-16GB"),
+    ],
+)
+def test_the_catalogue_knows_it_by_the_drivers_name(nvml, name, capability, model):
+    nvml.name, nvml.capability = name, capability
+    card = cards()[0].as_card()
+    assert (card.model, card.context_bytes) == (model, card_named(model).context_bytes)
+    assert card.notes == card_named(model).notes
+    # The driver's memory, 14.56 GiB, is that of the run too.
+    assert model_of(name, cards()[0].total_bytes) == model
 
 
 def test_a_card_that_no_catalogue_has_is_described(nvml):

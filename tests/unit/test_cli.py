@@ -11,7 +11,7 @@ from cache.store import Store
 from planner.cli import main
 from planner.components import STAGES
 from planner.formula import estimate
-from planner.gpus import card_named
+from planner.gpus import CATALOGUE, SLICES, card_named
 from planner.request import GenerationRequest
 from tests.conftest import ROOT, make_environment, make_measured
 
@@ -30,6 +30,7 @@ ANSWER_KEYS = {
     "interval_bytes",
     "peak_stage",
     "stages",
+    "notes",
 }
 
 
@@ -157,9 +158,28 @@ def test_gpus_lists_the_catalogue(capsys):
     code, out, _ = run(capsys, "gpus")
     assert code == 0 and "RTX 5090" in out and "AWS g4dn" in out
     listed = json.loads(run(capsys, "gpus", "--json")[1])
-    assert (len(listed["gpus"]), len(listed["mig_slices"])) == (16, 12)
+    assert (len(listed["gpus"]), len(listed["mig_slices"])) == (len(CATALOGUE), len(SLICES))
+    assert len(CATALOGUE) >= 50
     rows = listed["gpus"] + listed["mig_slices"]
     assert all(row["source"] and type(row["usable_bytes"]) is int for row in rows)
+
+
+@pytest.mark.parametrize("command", ["fit", "sizes"])
+def test_a_card_that_the_pinned_torch_does_not_run_on_is_said_with_each_answer(capsys, command):
+    argv = [command, "--gpu", "V100", "--gpu", "t4", "--gpu", "p100"]
+    note = "V100-16GB, P100: can be planned for and not verified"
+    _, out, err = run(capsys, *argv)
+    assert note in err and note not in out
+    old, new, older = json.loads(run(capsys, *argv, "--json")[1])["gpus"]
+    assert old["notes"] == older["notes"] and old["notes"][0].startswith("can be planned for") and new["notes"] == []
+    if command == "fit":
+        assert f"- {note}" in run(capsys, *argv, "--format", "md")[1]
+    assert "T4: can be" not in err
+
+
+def test_a_list_of_cards_is_told_to_repeat_the_flag(capsys):
+    code, _, err = run(capsys, "fit", "--gpu", "T4,A10")
+    assert code == 2 and "name each card by itself: --gpu T4 --gpu A10" in err
 
 
 def test_gpus_tells_of_slices_beside_the_table(capsys):

@@ -17,7 +17,6 @@ from planner.program import shipped
 from planner.remedies import Remedies, remedies
 from planner.remedy_kinds import settings_for, why_inert
 from planner.request import GenerationRequest
-from planner.shares import reshared, share_of
 from planner.sizes import (
     RATIOS,
     anywhere,
@@ -214,16 +213,15 @@ def test_as_many_workers_are_left_as_fit_or_else_as_run(side, card, workers):
     else:
         most = max(n + 1 for n, verdict in enumerate(verdicts) if verdict == wanted)
         assert found is not None and (found.effect, found.answer.verdict) == (wanted, wanted)
-        assert share_of(found.answer.card) == (card.name, most)
+        assert (found.answer.card.whole, found.answer.card.workers) == (card, most)
 
 
 def test_another_share_is_of_the_same_card():
     for card in (*CATALOGUE, *SLICES):
         for workers in (1, 2, 7):
-            assert reshared(shared_card(card, 3), workers) == shared_card(card, workers)
+            assert shared_card(shared_card(card, 3), workers) == shared_card(card, workers)
     described = described_card("16GiB", "7.5")
-    again = reshared(shared_card(described, 3), 1)
-    assert again.name == described.name and 0 <= described.usable_bytes - again.usable_bytes < 3
+    assert shared_card(shared_card(described, 3), 1) is described
 
 
 def test_what_does_not_help_says_so():

@@ -151,7 +151,7 @@ def test_sizes_as_json(capsys):
     assert value["request"] == request.to_dict()
     for row, name in zip(value["gpus"], ("T4", "RTX 4060"), strict=True):
         found = sizes(request, card_named(name))
-        assert list(row) == ["name", "basis", "usable_bytes", *RATIOS, "batch"]
+        assert list(row) == ["name", "basis", "usable_bytes", *RATIOS, "batch", "notes"]
         assert (row["name"], row["basis"], row["batch"]) == (name, "dry-run", found.batch.images)
         for ratio in RATIOS:
             size = found.sizes[ratio]
