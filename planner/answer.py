@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from planner.gpus import Card
+from planner.units import MIB
 
 Verdict = Literal["fits", "tight", "no", "unknown"]
 Basis = Literal["formula", "dry-run", "calibrated", "measured"]
 
 BASES: tuple[str, ...] = ("best", "formula", "dry-run", "calibrated", "measured")
 EXIT_CODES: dict[Verdict, int] = {"fits": 0, "tight": 11, "no": 10, "unknown": 12}
+# A least capacity is searched in steps of this: no GPU's memory is known to better than ten times as much.
+LEAST_STEP = 16 * MIB
 # Over several cards the worst decides.
 _WORST_FIRST: tuple[Verdict, ...] = ("no", "unknown", "tight", "fits")
 
@@ -45,6 +48,9 @@ class Answer:
     runs: tuple[str, ...] = ()
     # The need if what is assumed, or not known better than an interval, turns out worst; None where nothing is.
     worst_need_bytes: int | None = None
+    # What the replay within this card's memory allocates and reserves at most; None where it fits or does not run.
+    capped_allocated_bytes: int | None = None
+    capped_reserved_bytes: int | None = None
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -64,11 +70,10 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 def verdict_within(*, worst_need_bytes: int, minimum_bytes: int, card: Card) -> Verdict:
     """The verdict that two thresholds leave: `worst_need_bytes` must fit, and below `minimum_bytes` there is no hope.
 
-    There is none only where the most that such a card was seen to leave to a process is too little. In between it runs
-    with kernels that need less, or after the allocator has flushed its cache and tried again. Both have the card's
-    `context_bytes` in them.
+    There is none only where the most that such a card was seen to leave to a process is too little by more than the
+    step in which a minimum is searched. In between it runs with kernels that need less, or after the allocator has
+    flushed its cache and tried again. Both have the card's `context_bytes` in them.
     """
     if worst_need_bytes <= card.usable_bytes:
         return "fits"
-    most = max(card.usable_bytes, card.usable_high_bytes - card.context_low_bytes + card.context_bytes)
-    return "tight" if minimum_bytes <= most else "no"
+    return "tight" if minimum_bytes <= card.best_bytes + LEAST_STEP else "no"

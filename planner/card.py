@@ -83,6 +83,11 @@ class Card:
         return () if self.runs_pinned_torch else (TOO_OLD,)
 
     @property
+    def best_bytes(self) -> int:
+        """Give the most memory that such a card was seen to leave to a process, its context as `context_bytes` says."""
+        return max(self.usable_bytes, self.usable_high_bytes - self.context_low_bytes + self.context_bytes)
+
+    @property
     def capability(self) -> str:
         """Compute capability as torch and NVIDIA write it, such as ``7.5``."""
         return f"{self.compute_capability[0]}.{self.compute_capability[1]}"

@@ -27,6 +27,21 @@ from planner.trace import meta_modules, trace_call, trace_halves
 SIZES = ((2, 19, 26), (3, 29, 21), (5, 14, 35))
 
 
+# Sizes at which upsamplers copy a channels_last input: the last of them, the last two, and all. The UNet's batch is
+# twice what stands here. From batch 64 on all do at any size.
+UNET_COPIES = (
+    ((5, 997, 811), (8, 701, 811), (16, 603, 499)),
+    ((12, 997, 899), (16, 1003, 811), (31, 607, 701)),
+    ((32, 19, 26), (33, 29, 21), (37, 14, 35)),
+)
+VAE_COPIES = (
+    ((2, 419, 397), (3, 331, 347), (5, 229, 307)),
+    ((2, 599, 601), (3, 499, 503), (5, 419, 397)),
+    ((64, 19, 26), (67, 29, 21), (71, 14, 35)),
+)
+# One image is large enough for two of the three.
+VAE_COPIES_OF_ONE = (((1, 499, 601), (1, 613, 787), (1, 509, 997)), ((1, 787, 811), (1, 997, 619), (1, 1013, 701)))
+
 PLAIN = Layout()
 
 
@@ -157,6 +172,13 @@ def _requests() -> Iterator[GenerationRequest]:
             ):
                 values = {**size, **sides, **options, "guidance_scale": guidance_scale, "task": task}
                 yield GenerationRequest.from_dict(values)
+    for attention_slicing, task, at in itertools.product((False, True), TASKS, UNET_COPIES):
+        options = {"channels_last": True, "attention_slicing": attention_slicing, "steps": 1, "task": task}
+        for batch, height, width in at:
+            yield GenerationRequest.from_dict({"batch": batch, "height": 8 * height, "width": 8 * width, **options})
+        if at is UNET_COPIES[-1]:
+            for batch, _, _ in at:
+                yield GenerationRequest.from_dict({"batch": batch, "height": 64, "width": 64, **options})
 
 
 def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
@@ -164,6 +186,14 @@ def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
     one = [(1, *size[1:]) for size in SIZES]
     for batch, height, width in (*SIZES, *one, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
         for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
+            yield request, height, width, Layout(is_cut=True)
+    for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
+        copies = [*VAE_COPIES, *(VAE_COPIES_OF_ONE if channels_last else ())]
+        for batch, height, width in itertools.chain.from_iterable(copies):
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
+            yield request, height, width, Layout()
+        for batch, height, width in (*VAE_COPIES[-1], *((size[0], 1, 1) for size in VAE_COPIES[-1])):
             request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
             yield request, height, width, Layout(is_cut=True)
     for batch, height, width in (*SIZES, *one):

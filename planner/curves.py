@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from planner.components import STAGES
-from planner.dryrun import DryRun, KernelPolicy, dry_run
+from planner.dryrun import REPLAYED_FRACTIONS, DryRun, KernelPolicy, dry_run
 from planner.flatten import events_of
 from planner.halves import STAGE_OF, half_alone
 from planner.needs import peaks_of, same_work
@@ -15,7 +15,7 @@ from planner.program import Events, Library, Op
 from planner.request import GenerationRequest
 
 # Counted up when a curve of the same request comes out differently, so that none kept from before is used.
-VERSION = 2
+VERSION = 3
 
 Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
@@ -23,9 +23,8 @@ Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 # and preferred, which is where cuDNN chooses, wider up to the cautious end.
 FRACTIONS = np.concatenate([np.linspace(0, 1, 41), np.linspace(1, 2, 11)[1:]])
 PREFERRED = 40
-# A reserved peak takes a replay of its own: it is known at these, and between them by a line. They lie close, for it
-# leaps: a workspace a little smaller than the preferred one may no longer fit the blocks that tensors have left.
-KNOTS = np.array([*np.linspace(0, 0.9, 10), 0.95, 1.0, 2.0])
+# A reserved peak takes a replay of its own: it is known at these, and between them by a line.
+KNOTS = np.array(REPLAYED_FRACTIONS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,18 @@ WIDEST_HEAD_IN_REGISTERS = 128
 # Flash attention takes heads up to this width; the VAE's single head of 512 is beyond it.
 WIDEST_FLASH_HEAD = 256
 
+# Convolutions whose input or output has this many elements were seen to take no workspace on torch 2.0: with that rule
+# VAE decode of 32 images of 512x512 is right to 512 bytes. cuDNN 9.3 and newer index beyond 2^31 and may take theirs.
+# Source: the peaks of huggingface/open-muse's benchmark; aten/src/ATen/native/Convolution.cpp, use_cudnn.
+LARGE_CONVOLUTION_NUMEL = 2**31
+
+# The fractions of the workspace at which reserved peaks are replayed: close together, for a reserved peak leaps. A
+# workspace a little smaller than the preferred one may no longer fit the blocks that tensors have left.
+REPLAYED_FRACTIONS = (*(tenth / 10 for tenth in range(10)), 0.95, 1.0, 2.0)
+
+# Repeated runs of one public benchmark of the whole pipeline, on an A10G, gave 3.184 and 3.192 GiB.
+RUN_TO_RUN = 0.0025
+
 # An enum's attribute takes longer to look up than to compare.
 BIRTH, DEATH, CONVOLUTION, ATTENTION = map(int, (Op.BIRTH, Op.DEATH, Op.CONVOLUTION, Op.ATTENTION))
 
@@ -47,13 +59,15 @@ class KernelPolicy:
 
     `workspace_fraction` is how much of that workspace they take: 0 none at all, as if each had fallen back to its last
     plan; 1 what the preferred plan needs; 2 the cautious end, where convolutions that are channels_last already
-    transpose all the same.
+    transpose all the same, and those of `LARGE_CONVOLUTION_NUMEL` elements take their workspace as well.
+    `are_large_like_others` says that such convolutions take what all others take.
     """
 
     convolution: Literal["nhwc", "float32"]
     has_flash_attention: bool
     cublas_bytes: int
     workspace_fraction: float = 1.0
+    are_large_like_others: bool = False
 
     @classmethod
     def of(cls, capability: Capability) -> "KernelPolicy":
@@ -71,12 +85,13 @@ class KernelPolicy:
             (convolutions,), int64.
         """
         x, x_padded, y, y_padded, weight, channels_last = convolutions.T
-        taken = min(self.workspace_fraction, 1.0)
+        taken, beyond = min(self.workspace_fraction, 1.0), max(self.workspace_fraction - 1.0, 0.0)
+        is_large = is_large_convolution(convolutions) & (not self.are_large_like_others)
         if self.convolution == "float32":
-            return (taken * (4 * (x + y + weight))).astype(np.int64)
+            return (np.where(is_large, beyond, taken) * (4 * (x + y + weight))).astype(np.int64)
         # Three channels of an image become eight, and what is channels_last already needs no transpose.
         is_image = 3 * x_padded == 8 * x
-        share = np.where(channels_last != 0, max(self.workspace_fraction - 1.0, 0.0), taken)
+        share = np.where((channels_last != 0) | is_large, beyond, taken)
         return (np.where(is_image, 0, share) * (2 * (x_padded + y_padded + weight))).astype(np.int64)
 
     def without_workspace(self) -> "KernelPolicy":
@@ -98,12 +113,27 @@ class KernelPolicy:
         return np.where(is_flash, log_sum_exp, np.where(head_dim > WIDEST_HEAD_IN_REGISTERS, accumulator, 0))
 
 
-def assumptions(request: GenerationRequest, capability: Capability) -> list[str]:
-    """What the dry run takes for granted of this request on this card, and no measurement has confirmed yet.
+def is_large_convolution(convolutions: np.ndarray) -> np.ndarray:
+    """Tell which rows of `Events.convolutions` read or write `LARGE_CONVOLUTION_NUMEL` elements or more.
 
-    Where there is any, the allocated peak is a range: from kernels without workspace to the cautious policy's.
+    Shape:
+        (convolutions,), bool.
+    """
+    return (convolutions[:, 0] >= LARGE_CONVOLUTION_NUMEL) | (convolutions[:, 2] >= LARGE_CONVOLUTION_NUMEL)
+
+
+def assumptions(request: GenerationRequest, capability: Capability, *, has_large: bool = False) -> list[str]:
+    """List what the dry run takes for granted here, and no measurement has confirmed yet.
+
+    `has_large` says that a convolution of the request is a large one. Where anything is assumed, the allocated peak is
+    a range: from kernels without workspace to the cautious policy's.
     """
     found = []
+    if has_large:
+        found.append(
+            "a convolution of 2^31 elements or more: such were seen to take no workspace on torch 2.0, and newer cuDNN "
+            "may take it"
+        )
     if request.batch > 1:
         found.append(
             "batch above 1: behind its attention the VAE is channels_last, where convolutions are taken to transpose "
@@ -115,6 +145,11 @@ def assumptions(request: GenerationRequest, capability: Capability) -> list[str]
         found.append(
             "no tensor cores: convolutions are taken to convert to float32 in their workspace, which holds where the "
             "VAE decoder peaks; the UNet's own kernels were seen to take more"
+        )
+    if capability == (7, 0):
+        found.append(
+            "compute capability 7.0: kernels are taken to need what those of capability 7.5 need; the one run that was "
+            "published took 3.7 % less"
         )
     if capability >= (9, 0):
         version = ".".join(map(str, capability))

@@ -51,31 +51,35 @@ def _preferred(library: Library, request: GenerationRequest, policy: KernelPolic
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
-    from planner.dryrun import KernelPolicy, assumptions
-    from planner.least import least_capacity_bytes
-    from planner.needs import peaks_of, same_work
+    from planner.dryrun import RUN_TO_RUN, KernelPolicy
+    from planner.least import minimum_bytes, peaks_within
+    from planner.needs import assumed, peaks_of, same_work, worst_peaks
 
     # What an answer depends on: the canonical size, and nothing that moves no allocation.
     request = replace(request.canonical(), prompt_tokens=1)
     policy = KernelPolicy.of(card.compute_capability)
     preferred = _preferred(library, request, policy)
-    notes = tuple(assumptions(request, card.compute_capability))
+    notes = assumed(request, card, library)
     peak, worst_peak, worst_need = (preferred.peak_allocated_bytes,) * 2 + (preferred.peak_reserved_bytes,)
     work = same_work(request)
     if notes:
         # Where something is assumed, the worst that it could turn out to be must fit too.
-        cautious = peaks_of(library, work, policy.cautious())
-        worst_peak, worst_need = max(peak, cautious.allocated_bytes), max(worst_need, cautious.reserved_bytes)
+        worst = worst_peaks(library, work, policy)
+        worst_peak, worst_need = max(peak, worst.allocated_bytes), max(worst_need, worst.reserved_bytes)
     worst_need += card.context_bytes
-    minimum = least_capacity_bytes(request, policy, library) + card.context_bytes
+    minimum = minimum_bytes(request, card, library)
     # Without workspace other blocks are cut, and a few may hold more beyond their requests.
     thrifty = peaks_of(library, work, policy.without_workspace(), is_thrifty=True)
     least_peak = min(thrifty.allocated_bytes, peak)
-    interval = (least_peak, worst_peak) if notes else (peak, peak)
+    low, high = (least_peak, worst_peak) if notes else (peak, peak)
+    # Even where nothing is assumed, a run differs from its repetition.
+    interval = min(low, round(peak * (1 - RUN_TO_RUN))), max(high, round(peak * (1 + RUN_TO_RUN)))
+    verdict = verdict_within(worst_need_bytes=worst_need, minimum_bytes=minimum, card=card)
+    capped = peaks_within(request, card, library) if verdict == "tight" else None
     return Answer(
         card=card,
         basis="dry-run",
-        verdict=verdict_within(worst_need_bytes=worst_need, minimum_bytes=minimum, card=card),
+        verdict=verdict,
         need_bytes=preferred.peak_reserved_bytes + card.context_bytes,
         minimum_bytes=minimum,
         peak_allocated_bytes=peak,
@@ -90,6 +94,8 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         },
         assumptions=notes,
         worst_need_bytes=worst_need if notes else None,
+        capped_allocated_bytes=capped.allocated_bytes if capped else None,
+        capped_reserved_bytes=capped.reserved_bytes if capped else None,
     )
 
 

@@ -26,6 +26,7 @@ from planner.program import (
     features,
 )
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+from planner.upsampling import copied_in_unet, copied_in_vae
 
 # diffusers 0.42.1, AutoencoderKL with sample_size 512: tiles of 64 by 64 latents, a quarter shared with the next.
 TILE = 64
@@ -68,6 +69,7 @@ def routine_name(routine: str, request: GenerationRequest, batch: int, height: i
     The order differs where a tensor is contiguous by chance or by origin. Transposed features are for one image, but
     not for several, in the VAE's linear layers and in sliced attention; a feature map of one pixel is in every memory
     format; a tile cut from an image is in none; latents drawn on the host are not channels_last, encoded ones may be.
+    It also differs where upsamplers copy a channels_last input, which large batches and sizes make them do.
     """
     order = ["pixel" if is_pixel(routine, height, width) else "any"]
     of_vae = routine.startswith("vae.")
@@ -79,7 +81,23 @@ def routine_name(routine: str, request: GenerationRequest, batch: int, height: i
         order.append("planar")
     if request.channels_last and (of_vae or routine == "unet"):
         order.append(request.task)
+    if copied := copied_upsamplers(routine, request, batch, height, width):
+        order.append(f"copied{''.join(map(str, copied))}")
     return "/".join((routine, variant_of(routine, request), *order))
+
+
+def copied_upsamplers(
+    routine: str, request: GenerationRequest, batch: int, latent_height: int, latent_width: int
+) -> tuple[int, ...]:
+    """Give the indices of the routine's upsamplers that copy their input, those whose input is channels_last.
+
+    Without the option the UNet's feature maps never are, and the VAE decoder's are for several images.
+    """
+    if routine == "unet" and request.channels_last:
+        return copied_in_unet(batch, latent_height, latent_width)
+    if routine in ("vae._decode", "vae.decoder") and (request.channels_last or batch > 1):
+        return copied_in_vae(batch, latent_height, latent_width)
+    return ()
 
 
 def is_pixel(routine: str, latent_height: int, latent_width: int) -> bool:
@@ -100,9 +118,11 @@ def pipeline_name(request: GenerationRequest) -> str:
 
 
 def representative(request: GenerationRequest) -> GenerationRequest:
-    """A request with the same order of allocations: one for all sizes, unless their tiles differ."""
+    """Give a request with the same order of allocations: one for all sizes, unless tiles or copies differ."""
     side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if is_pixel("unet", *size_of(request)) else TILE)
-    size = {} if _is_tiled(request) else {"width": side, "height": side}
+    # A request whose upsamplers copy stands for itself.
+    has_own = _is_tiled(request) or _copies(request)
+    size = {} if has_own else {"width": side, "height": side}
     plain = {"prompt_tokens": 1, "steps": min(request.steps, MAX_TRACED_STEPS)}
     guidance_scale = 7.5 if request.unet_batch > request.batch else 1.0
     return replace(request.canonical(), guidance_scale=guidance_scale, **plain, **size)
@@ -111,6 +131,12 @@ def representative(request: GenerationRequest) -> GenerationRequest:
 def size_of(request: GenerationRequest) -> tuple[int, int]:
     """Latent height and width."""
     return request.latent_height, request.latent_width
+
+
+def _copies(request: GenerationRequest) -> bool:
+    size = size_of(request)
+    of_vae = copied_upsamplers("vae.decoder", request, 1 if request.vae_slicing else request.batch, *size)
+    return bool(of_vae or copied_upsamplers("unet", request, request.unet_batch, *size))
 
 
 def _is_tiled(request: GenerationRequest) -> bool:

@@ -10,38 +10,94 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from planner.answer import LEAST_STEP
 from planner.dryrun import KernelPolicy
 from planner.flatten import Play
 from planner.gpus import Card
-from planner.lean import Script, peaks
+from planner.lean import Peaks, Script, peaks
 from planner.needs import peaks_of, same_work, script_of
 from planner.program import Library
 from planner.request import GenerationRequest
-from planner.units import MIB
-
-# Fine enough for a threshold that no card is known to better than ten times this.
-LEAST_STEP = 16 * MIB
 
 
 def least_capacity_bytes(request: GenerationRequest, policy: KernelPolicy, library: Library) -> int:
-    """The least capacity from which on the replay comes to its end, without the CUDA context: a multiple of 16 MiB.
+    """Search the least capacity from which on a replay comes to its end, without the CUDA context, in steps of 16 MiB.
 
-    At most what the preferred kernels reserve, which is enough and no such multiple.
-
-    Raises:
-        NoProgram: no program was compiled for what the request asks for.
-    """
-    return _least(library, same_work(request), policy)
-
-
-def runs_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
-    """Whether so much card memory is at least what `least_capacity_bytes` finds and the context: a shorter search.
+    In a cold process or in a warm one: one that has run the shape before remembers the plans without workspace, and
+    never cuts a block for another. At most what such kernels reserve, which is enough and no multiple of the step.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
+    work = same_work(request)
+    return min(_least(library, work, kernels) for kernels in _cold_and_warm(policy))
+
+
+def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
+    """Give the least memory of such a card at which the request still runs, its CUDA context within.
+
+    A replay within the card's own memory may end well although more memory does not help all others: then that memory
+    is enough.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    policy = KernelPolicy.of(card.compute_capability)
+    least = least_capacity_bytes(request, policy, library) + card.context_bytes
+    own = next(
+        (memory for memory in _own(card) if memory < least and _ends_within(request, card, library, memory)), least
+    )
+    return min(least, own)
+
+
+def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
+    """Tell whether `minimum_bytes` leaves hope on this card, as `planner.answer.verdict_within` does: a shorter search.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    policy = KernelPolicy.of(card.compute_capability)
+    capacity_bytes = card.best_bytes + LEAST_STEP - card.context_bytes
+    work = same_work(request)
+    if any(_is_known_enough(library, work, kernels, capacity_bytes) for kernels in _cold_and_warm(policy)):
+        return True
+    return any(_ends_within(request, card, library, memory) for memory in _own(card))
+
+
+def peaks_within(request: GenerationRequest, card: Card, library: Library) -> Peaks | None:
+    """Replay the request within the card's memory: a cold process, else a warm one; None where neither ends well.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    work, policy = same_work(request), KernelPolicy.of(card.compute_capability)
+    for memory in _own(card):
+        for kernels in _cold_and_warm(policy):
+            if found := _peaks_at(library, work, kernels, memory - card.context_bytes):
+                return found
+    return None
+
+
+def _own(card: Card) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((card.usable_bytes, card.best_bytes)))
+
+
+def _cold_and_warm(policy: KernelPolicy) -> tuple[KernelPolicy, KernelPolicy]:
+    return policy, policy.without_workspace()
+
+
+def _ends_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
+    work, policy = same_work(request), KernelPolicy.of(card.compute_capability)
     capacity_bytes = memory_bytes - card.context_bytes
+    return any(_peaks_at(library, work, kernels, capacity_bytes) for kernels in _cold_and_warm(policy))
+
+
+@lru_cache(maxsize=16384)
+def _peaks_at(library: Library, request: GenerationRequest, policy: KernelPolicy, capacity_bytes: int) -> Peaks | None:
+    return peaks(_script(library, request, policy, "ends"), capacity_bytes)
+
+
+def _is_known_enough(library: Library, request: GenerationRequest, policy: KernelPolicy, capacity_bytes: int) -> bool:
     # One minimum for all cards whose kernels are alike: what is known of one capacity is known of those beyond it.
     known = _known(library, request, policy)
     if known[0] < capacity_bytes < known[1]:

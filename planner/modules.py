@@ -130,8 +130,11 @@ def apply_options(pipeline: Any, request: GenerationRequest) -> None:
     (pipeline.enable_attention_slicing if request.attention_slicing else pipeline.disable_attention_slicing)()
 
 
-def call_arguments(request: GenerationRequest) -> dict[str, Any]:
-    """The arguments of the pipeline call that this request stands for, as its user would write them."""
+def call_arguments(request: GenerationRequest, image: Image.Image | None = None) -> dict[str, Any]:
+    """Give the arguments of the pipeline call that this request stands for, as its user would write them.
+
+    Without an `image` img2img is given noise of the request's size.
+    """
     arguments: dict[str, Any] = {
         "prompt": [prompt_of(request.prompt_tokens)] * request.batch,
         "num_inference_steps": request.steps,
@@ -139,7 +142,8 @@ def call_arguments(request: GenerationRequest) -> dict[str, Any]:
         "generator": torch.Generator().manual_seed(0),
     }
     if request.task == "img2img":
-        image = Image.effect_noise((request.width, request.height), 64).convert("RGB")
+        if image is None:
+            image = Image.effect_noise((request.width, request.height), 64).convert("RGB")
         # With the default strength of 0.8 one step would round to none.
         arguments |= {"image": [image] * request.batch, "strength": max(0.8, 1 / request.steps)}
     else:

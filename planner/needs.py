@@ -5,12 +5,17 @@ Nothing is estimated: each is what `planner.fit` answers, or a bound and said to
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-
-from planner.dryrun import KernelPolicy, allocated_peaks, assumptions
+from planner.dryrun import (
+    REPLAYED_FRACTIONS,
+    KernelPolicy,
+    allocated_peaks,
+    assumptions,
+    is_large_convolution,
+)
 from planner.flatten import TILE, Play, events_of
 from planner.gpus import Card
 from planner.lean import Loaded, Peaks, Script, loaded, peaks, script
@@ -25,10 +30,34 @@ def worst_need_bytes(request: GenerationRequest, card: Card, library: Library) -
         NoProgram: no program was compiled for what the request asks for.
     """
     request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
-    reserved = peaks_of(library, request, policy).reserved_bytes
-    if assumptions(request, card.compute_capability) and _differ(library, request, policy, policy.cautious()):
-        reserved = max(reserved, peaks_of(library, request, policy.cautious()).reserved_bytes)
-    return reserved + card.context_bytes
+    if not assumed(request, card, library):
+        return peaks_of(library, request, policy).reserved_bytes + card.context_bytes
+    return worst_peaks(library, request, policy).reserved_bytes + card.context_bytes
+
+
+def fits_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
+    """Tell whether `worst_need_bytes` is at most this much memory, without replaying more than that takes.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
+    room = memory_bytes - card.context_bytes
+    ends = (policy, policy.cautious()) if assumed(request, card, library) else (policy,)
+    # What the two ends take is most often the worst, and decides against most requests.
+    if any(peaks_of(library, request, end).reserved_bytes > room for end in ends):
+        return False
+    return len(ends) == 1 or worst_peaks(library, request, policy).reserved_bytes <= room
+
+
+def assumed(request: GenerationRequest, card: Card, library: Library) -> tuple[str, ...]:
+    """List what the dry run takes for granted of this request on this GPU.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    has_large = _has_large(library, same_work(request))
+    return tuple(assumptions(request, card.compute_capability, has_large=has_large))
 
 
 def need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
@@ -53,10 +82,24 @@ def least_need_bytes(request: GenerationRequest, card: Card, library: Library, *
 
 
 @lru_cache(maxsize=16384)
-def _differ(library: Library, request: GenerationRequest, one: KernelPolicy, other: KernelPolicy) -> bool:
-    """Whether the two take another workspace for any convolution of the request."""
+def _has_large(library: Library, request: GenerationRequest) -> bool:
+    return bool(is_large_convolution(events_of(library, request).convolutions).any())
+
+
+@lru_cache(maxsize=16384)
+def worst_peaks(library: Library, request: GenerationRequest, policy: KernelPolicy) -> Peaks:
+    """Replay all that kernels could take as workspace, at each of `REPLAYED_FRACTIONS`, and give the largest peaks.
+
+    The reserved peak is not monotonic in the workspace: neither end of the range is always the largest.
+    """
     convolutions = events_of(library, request).convolutions
-    return not np.array_equal(one.convolution_bytes(convolutions), other.convolution_bytes(convolutions))
+    # Fractions at which the kernels take the same need one replay.
+    distinct = {}
+    for fraction, are_alike in itertools.product(REPLAYED_FRACTIONS, (False, True)):
+        kernels = replace(policy, workspace_fraction=fraction, are_large_like_others=are_alike)
+        distinct.setdefault(kernels.convolution_bytes(convolutions).tobytes(), kernels)
+    found = [peaks_of(library, request, kernels) for kernels in distinct.values()]
+    return Peaks(max(one.reserved_bytes for one in found), max(one.allocated_bytes for one in found))
 
 
 def same_work(request: GenerationRequest) -> GenerationRequest:

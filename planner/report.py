@@ -33,6 +33,12 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "interval_bytes": None if answer.interval_bytes is None else list(answer.interval_bytes),
         "peak_stage": answer.peak_stage,
         "stages": {stage: answer.stages.get(stage) for stage in STAGES},
+        "worst_need_bytes": answer.need_bytes if answer.worst_need_bytes is None else answer.worst_need_bytes,
+        "capped_allocated_bytes": answer.capped_allocated_bytes,
+        "capped_reserved_bytes": answer.capped_reserved_bytes,
+        "assumptions": list(answer.assumptions),
+        "evidence": answer.evidence,
+        "reason": answer.reason,
         "notes": list(answer.card.notes),
     }
 
@@ -103,15 +109,24 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
             continue
         if answer.verdict == "tight" and answer.need_bytes is not None and answer.need_bytes <= usable:
             upper = gib(answer.worst_need_bytes or 0)
-            notes.append(f"{answer.card.name}: the need fits, the upper end of its range, {upper}, does not")
+            said = f"the need fits, the upper end of its range, {upper}, does not"
+            notes.append(f"{answer.card.name}: {said}")
         elif answer.verdict == "tight" and minimum > usable:
             better = "where memory and CUDA context are at the better end of what was seen of such cards"
-            notes.append(f"{answer.card.name}: the least is {gib(minimum)}; it may run {better}")
+            notes.append(f"{answer.card.name}: the least is {gib(minimum)}; it may run {better}{_capped(answer)}")
         elif answer.verdict == "tight":
-            notes.append(f"{answer.card.name}: runs from {gib(minimum)}, with slower kernels or allocator retries")
+            slower = f"with slower kernels or allocator retries{_capped(answer)}"
+            notes.append(f"{answer.card.name}: runs from {gib(minimum)}, {slower}")
         elif answer.verdict == "no":
             notes.append(f"{answer.card.name}: even the least, {gib(minimum)}, is {gib(minimum - usable)} too much")
     return notes
+
+
+def _capped(answer: Answer) -> str:
+    if answer.capped_allocated_bytes is None or answer.peak_allocated_bytes is None:
+        return ""
+    within, endless = gib(answer.capped_allocated_bytes), gib(answer.peak_allocated_bytes)
+    return f"; on this GPU its allocated peak is {within}, with unlimited memory {endless}"
 
 
 def card_notes(cards: Sequence[Card]) -> list[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.answer import Verdict
+from planner.answer import LEAST_STEP, Verdict
 from planner.gpus import Card
-from planner.least import runs_within
-from planner.needs import least_need_bytes, need_bytes, worst_need_bytes
+from planner.least import may_run
+from planner.needs import fits_within, least_need_bytes, need_bytes
 from planner.program import Library
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
@@ -70,24 +70,19 @@ def cell(request: GenerationRequest, card: Card, library: Library, *, exact: boo
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    usable, best = card.usable_bytes, max(card.usable_bytes, _best_end_bytes(card))
-    is_hopeless = least_need_bytes(request, card, library, workspace=False) > best
+    usable = card.usable_bytes
+    is_hopeless = least_need_bytes(request, card, library, workspace=False) > card.best_bytes + LEAST_STEP
     if is_hopeless and not exact:
         bound = least_need_bytes(request, card, library)
         return Cell(request=request, card=card, verdict="no", headroom_bytes=usable - bound, is_bound=True)
     need = need_bytes(request, card, library)
-    if worst_need_bytes(request, card, library) <= usable:
+    if fits_within(request, card, library, usable):
         verdict = "fits"
     elif is_hopeless:
         verdict = "no"
     else:
-        verdict = "tight" if need <= best or runs_within(request, card, library, best) else "no"
+        verdict = "tight" if may_run(request, card, library) else "no"
     return Cell(request=request, card=card, verdict=verdict, headroom_bytes=usable - need)
-
-
-def _best_end_bytes(card: Card) -> int:
-    """The card memory that the best of such cards would leave, with the context that the card is taken to have."""
-    return card.usable_high_bytes - card.context_low_bytes + card.context_bytes
 
 
 def left_out(rows: Sequence[Sequence[Cell]]) -> tuple[int, int]:
@@ -113,7 +108,7 @@ def by_card(
         NoProgram: no program was compiled for what the requests ask for.
     """
     columns = []
-    order = _halving(sorted(range(len(cards)), key=lambda place: _best_end_bytes(cards[place])))
+    order = _halving(sorted(range(len(cards)), key=lambda place: cards[place].best_bytes))
     for done, request in enumerate(requests):
         # Of cards whose kernels are alike, what the middle one says often decides for those above or below it.
         cells = {place: cell(request, cards[place], library) for place in order}

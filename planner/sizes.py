@@ -14,7 +14,7 @@ from math import gcd
 
 from planner.answer import Basis
 from planner.gpus import Card
-from planner.needs import least_need_bytes, same_work, worst_need_bytes
+from planner.needs import fits_within, least_need_bytes, same_work
 from planner.program import Library, shipped
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
@@ -94,7 +94,7 @@ def fits(request: GenerationRequest, card: Card, library: Library) -> bool:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    return worst_need_bytes(request, card, library) <= card.usable_bytes
+    return fits_within(request, card, library, card.usable_bytes)
 
 
 def _may_fit(request: GenerationRequest, card: Card, library: Library) -> bool:

@@ -10,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils._pytree import tree_map
 
 from planner.flatten import Layout
@@ -48,6 +50,9 @@ ROUTINES = (
     # Of the whole batch, or image by image.
     ("denormalize", "image_processor", "denormalize"),
 )
+# The pipeline asks for an image and, as its pixels are left out, never looks at its size.
+_SMALL_IMAGE = Image.new("RGB", (8, 8))
+
 # Those that a memory may stand in for: modules, whose results are plain tensors.
 REMEMBERED = ("text_encoder", "vae.encoder", "vae.decoder", "unet", "safety_checker")
 
@@ -192,6 +197,7 @@ def trace_call(
         routines.mark(stack, pipeline)
         _mark_stages(stack, pipeline, recorder)
         _mark_slices(stack, recorder)
+        _leave_out_host_images(stack, pipeline, request)
         if request.offload == "model":
             _offload(stack, pipeline, recorder)
         _keep_thresholds(pipeline)
@@ -200,7 +206,7 @@ def trace_call(
                 for name, module in components:
                     recorder.load(name, module)
             recorder.events.append(Loaded())
-            pipeline(**call_arguments(request))
+            pipeline(**call_arguments(request, _SMALL_IMAGE))
     return list(recorder.events)
 
 
@@ -212,6 +218,20 @@ def _no_collector() -> Generator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationRequest) -> None:
+    """Replace the host's work on pixels, which decides no allocation on the device and takes gigabytes.
+
+    A preprocessed image is float32 and, coming from PIL by way of numpy, channels_last.
+    """
+    shape = (request.batch, 3, request.effective_height, request.effective_width)
+    given = torch.empty(shape, dtype=torch.float32, device=META, memory_format=torch.channels_last)
+    # What has been decoded becomes an image of any size: the safety checker's processor resizes all to one.
+    made = np.zeros((request.batch, 8, 8, 3), dtype=np.float32)
+    processor = pipeline.image_processor
+    stack.enter_context(mock.patch.object(processor, "preprocess", lambda *_, **__: given))
+    stack.enter_context(mock.patch.object(processor, "pt_to_numpy", lambda _: made))
 
 
 def _mark_stages(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:

@@ -94,7 +94,8 @@ def least_line(answer: Answer) -> str | None:
         return f"even the least, {gib(least)}, misses by {gib(least - usable)}"
     if least > usable:
         return f"runs from {gib(least)}, which only some of these cards have"
-    return f"runs from {gib(least)}, more slowly"
+    capped = "" if answer.capped_allocated_bytes is None else f"; allocates {gib(answer.capped_allocated_bytes)} here"
+    return f"runs from {gib(least)}, more slowly{capped}"
 
 
 def interval_line(answer: Answer) -> str | None:

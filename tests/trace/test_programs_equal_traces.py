@@ -2,25 +2,29 @@
 
 import gc
 import itertools
+import os
+import re
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from planner.compiler import SIZES, compile_library, fit_size, routine_from
+from planner.compiler import SIZES, compile_library, fit_size, real_pipeline, routine_from
 from planner.components import STAGES
-from planner.flatten import LOAD_ORDER, events_of
+from planner.flatten import LOAD_ORDER, Layout, events_of
 from planner.frames import CompileError, Frame, Size, folded, kernel_of
 from planner.modules import LOADED_COMPONENTS, call_arguments
 from planner.program import LIBRARIES, SHIPPED, Library, Op, encode, shipped
 from planner.recorder import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage
 from planner.request import GenerationRequest
-from planner.trace import trace
+from planner.trace import trace, trace_halves
+from planner.upsampling import copied_in_vae
 from tests.conftest import ROOT
 from tests.trace.real_storages import RealStorages, Transfers
+from tests.trace.size_conditions import conditions
 from tests.trace.small import small_pipeline, small_pipeline_on_meta
-from tests.unit.strategies import requests
+from tests.trace.straddling import straddling
 
 
 @pytest.fixture(autouse=True)
@@ -82,23 +86,63 @@ def as_programmed(library: Library, request: GenerationRequest) -> list[tuple]:
     return found
 
 
-sides = st.one_of(st.integers(8, 24), st.sampled_from([64, 65, 97, 113])).map(lambda latent: latent * 8)
-
-
-# A trace takes one to five seconds; the examples are the structures that differ.
-@settings(max_examples=12, deadline=None)
-@given(requests(width=sides, height=sides, batch=st.integers(1, 3), steps=st.integers(1, 3)))
+# A trace takes one to five seconds, at any size; the examples are the structures that differ.
+# PLANNER_EXAMPLES=300 tries as many as before a release.
+@settings(max_examples=int(os.environ.get("PLANNER_EXAMPLES", "16")), deadline=None)
+@given(straddling())
 @example(GenerationRequest(steps=6))
 @example(GenerationRequest(task="txt2img", width=64, height=64, batch=2, steps=1))
 @example(GenerationRequest(width=776, height=392, batch=2, vae_tiling=True, vae_slicing=True, steps=1))
 @example(GenerationRequest(width=776, height=776, vae_tiling=True, channels_last=True, steps=1))
 @example(GenerationRequest(width=200, height=136, attention_slicing=True, guidance_scale=1.0, steps=1))
 @example(GenerationRequest(task="txt2img", batch=3, width=232, height=104, offload="model", vae_slicing=True, steps=2))
+@example(GenerationRequest(task="txt2img", width=1024, height=1024, batch=16, steps=1))
+@example(GenerationRequest(task="txt2img", width=1024, height=1024, batch=17, steps=1))
+@example(GenerationRequest(width=8192, height=8192, batch=128, steps=1))
+@example(GenerationRequest(width=8192, height=8192, channels_last=True, attention_slicing=True, steps=1))
+@example(GenerationRequest(task="txt2img", width=72, height=64, batch=63, steps=1))
+@example(GenerationRequest(task="txt2img", width=72, height=64, batch=64, channels_last=True, steps=1))
+@example(GenerationRequest(width=64, height=64, batch=32, channels_last=True, steps=1))
+@example(GenerationRequest(width=776, height=392, batch=64, vae_tiling=True, guidance_scale=1.0, steps=1))
+@example(GenerationRequest(width=8072, height=6552, batch=8, channels_last=True, steps=1))
 def test_a_program_equals_a_live_trace(request_):
     live = as_traced(trace(request_))
     programmed = as_programmed(shipped(), request_)
     assert len(live) > 1000
     assert programmed == live
+
+
+def test_every_condition_on_a_shape_is_known():
+    lines = (ROOT / "tests/data/size_conditions.txt").read_text().splitlines()
+    known = {line.partition(" ")[2].strip() for line in lines if not line.startswith("#")}
+    found = conditions()
+    assert len(found) > 40
+    assert found == known, "a condition on a shape is new or gone: see tests/data/size_conditions.txt"
+
+
+@pytest.mark.parametrize(
+    ("copied", "batch", "height", "width"),
+    [
+        ((), 2, 512, 256),
+        ((2,), 2, 512, 257),
+        ((2,), 2, 512, 512),
+        ((1, 2), 2, 512, 513),
+        ((0, 1, 2), 3, 1024, 1024),
+        ((), 63, 8, 8),
+        ((0, 1, 2), 64, 8, 8),
+    ],
+)
+def test_the_decoder_copies_as_diffusers_does(copied, batch, height, width):
+    pipeline = real_pipeline(GenerationRequest(batch=batch))
+    events = trace_halves(pipeline, GenerationRequest(batch=batch), height, width, Layout())
+    births = Counter(
+        e.module for e in events if isinstance(e, Birth) and re.search(r"decoder.*upsamplers.0$", e.module)
+    )
+    # An upsampler makes its result, and one that copies makes a copy before. What follows it is contiguous already, so
+    # those behind the first have nothing to copy.
+    found = tuple(index for index in range(3) if births[f"vae.decoder.up_blocks.{index}.upsamplers.0"] == 2)
+    assert copied_in_vae(batch, height, width) == copied
+    assert found == copied[:1]
 
 
 def test_the_shipped_programs_are_for_the_pinned_versions():
