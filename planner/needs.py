@@ -43,11 +43,11 @@ def fits_within(request: GenerationRequest, card: Card, library: Library, memory
     """
     request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
     room = memory_bytes - card.context_bytes
-    ends = (policy, policy.cautious()) if assumed(request, card, library) else (policy,)
-    # What the two ends take is most often the worst, and decides against most requests.
-    if any(peaks_of(library, request, end).reserved_bytes > room for end in ends):
+    if peaks_of(library, request, policy).reserved_bytes > room:
         return False
-    return len(ends) == 1 or worst_peaks(library, request, policy).reserved_bytes <= room
+    if not assumed(request, card, library):
+        return True
+    return all(peaks_of(library, request, one).reserved_bytes <= room for one in _possible(library, request, policy))
 
 
 def assumed(request: GenerationRequest, card: Card, library: Library) -> tuple[str, ...]:
@@ -88,17 +88,11 @@ def _has_large(library: Library, request: GenerationRequest) -> bool:
 
 @lru_cache(maxsize=16384)
 def worst_peaks(library: Library, request: GenerationRequest, policy: KernelPolicy) -> Peaks:
-    """Replay all that kernels could take as workspace, at each of `REPLAYED_FRACTIONS`, and give the largest peaks.
+    """Replay all that kernels could take as workspace, and give the largest peaks.
 
     The reserved peak is not monotonic in the workspace: neither end of the range is always the largest.
     """
-    convolutions = events_of(library, request).convolutions
-    # Fractions at which the kernels take the same need one replay.
-    distinct = {}
-    for fraction, are_alike in itertools.product(REPLAYED_FRACTIONS, (False, True)):
-        kernels = replace(policy, workspace_fraction=fraction, are_large_like_others=are_alike)
-        distinct.setdefault(kernels.convolution_bytes(convolutions).tobytes(), kernels)
-    found = [peaks_of(library, request, kernels) for kernels in distinct.values()]
+    found = [peaks_of(library, request, kernels) for kernels in _possible(library, request, policy)]
     return Peaks(max(one.reserved_bytes for one in found), max(one.allocated_bytes for one in found))
 
 
@@ -114,6 +108,17 @@ def same_work(request: GenerationRequest) -> GenerationRequest:
         return request
     low, high = sorted((request.width, request.height))
     return replace(request, width=high, height=low)
+
+
+@lru_cache(maxsize=16384)
+def _possible(library: Library, request: GenerationRequest, policy: KernelPolicy) -> tuple[KernelPolicy, ...]:
+    """Give the kernels at each of `REPLAYED_FRACTIONS`, the largest first, and once where several take the same."""
+    convolutions = events_of(library, request).convolutions
+    distinct: dict[bytes, KernelPolicy] = {}
+    for fraction, are_alike in itertools.product(reversed(REPLAYED_FRACTIONS), (True, False)):
+        kernels = replace(policy, workspace_fraction=fraction, are_large_like_others=are_alike)
+        distinct.setdefault(kernels.convolution_bytes(convolutions).tobytes(), kernels)
+    return tuple(distinct.values())
 
 
 @lru_cache(maxsize=8)

@@ -30,6 +30,12 @@ ANSWER_KEYS = {
     "interval_bytes",
     "peak_stage",
     "stages",
+    "worst_need_bytes",
+    "capped_allocated_bytes",
+    "capped_reserved_bytes",
+    "assumptions",
+    "evidence",
+    "reason",
     "notes",
 }
 
@@ -52,8 +58,12 @@ def test_fit_json_is_the_contracts_object(capsys):
         assert set(gpu) == ANSWER_KEYS
         assert set(gpu["stages"]) == set(STAGES)
         assert gpu["headroom_bytes"] == gpu["usable_bytes"] - gpu["need_bytes"]
-        sizes = [value for key, value in gpu.items() if key.endswith("_bytes") and key != "interval_bytes"]
-        assert all(type(size) is int for size in [*sizes, *gpu["interval_bytes"], *gpu["stages"].values()])
+        sizes = [value for key, value in gpu.items() if key.endswith("_bytes") and type(value) is not list]
+        # What is capped by the GPU's memory has a size only where the answer is tight.
+        assert (gpu["capped_allocated_bytes"], gpu["capped_reserved_bytes"]) == (None, None)
+        assert all(type(s) is int for s in [*sizes, *gpu["interval_bytes"], *gpu["stages"].values()] if s is not None)
+        assert gpu["worst_need_bytes"] == gpu["need_bytes"]
+        assert (gpu["assumptions"], gpu["reason"]) == ([], None)
     assert answer["formula"]["total_bytes"] == estimate(GenerationRequest()).total_bytes
     assert all(type(size) is int for size in answer["formula"].values())
 

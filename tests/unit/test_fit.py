@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.answer import BASES, EXIT_CODES, worst
+from planner.answer import BASES, EXIT_CODES, LEAST_STEP, worst
 from planner.components import STAGES
 from planner.errors import InvalidArgument
 from planner.fit import fit
@@ -67,7 +67,10 @@ def test_the_laws_between_the_sizes(request, card, basis):
         assert answer.verdict in ("fits", "tight")
     if not answer.assumptions:
         assert (answer.verdict == "fits") == (answer.headroom_bytes >= 0)
-        assert answer.interval_bytes == (answer.peak_allocated_bytes,) * 2
+        # A run differs from its repetition: 3.184 and 3.192 GiB were measured of one request on one A10G.
+        low, high = answer.interval_bytes
+        if basis != "formula":
+            assert high - low == pytest.approx(0.005 * answer.peak_allocated_bytes, rel=0.01)
 
 
 def test_the_verdict_turns_at_the_byte():
@@ -81,7 +84,9 @@ def test_the_verdict_turns_at_the_byte():
         (answer.need_bytes, "fits"),
         (answer.need_bytes - 1, "tight"),
         (answer.minimum_bytes, "tight"),
-        (answer.minimum_bytes - 1, "no"),
+        # No memory is known to better than the step in which the least is searched.
+        (answer.minimum_bytes - LEAST_STEP, "tight"),
+        (answer.minimum_bytes - LEAST_STEP - 1, "no"),
     ):
         assert fit(request, a_card(usable_bytes)).verdict == verdict
 
@@ -91,7 +96,7 @@ def test_hope_is_given_up_only_where_the_best_of_such_cards_has_too_little():
     least = fit(request, a_card(GIB)).minimum_bytes
     low_end = replace(a_card(least - 100 * MIB), usable_high_bytes=least)
     assert fit(request, low_end).verdict == "tight"
-    assert fit(request, replace(low_end, usable_high_bytes=least - 2 * MIB)).verdict == "no"
+    assert fit(request, replace(low_end, usable_high_bytes=least - LEAST_STEP - 2 * MIB)).verdict == "no"
 
 
 @pytest.mark.timeout(60)

@@ -119,7 +119,7 @@ def test_where_there_is_no_step_there_is_no_boundary():
 
 
 def test_the_limit_is_said():
-    found = sizes(GenerationRequest(vae_tiling=True), card_named("H200"), shipped())
+    found = sizes(GenerationRequest(vae_tiling=True, width=384, height=384), card_named("H200"), shipped())
     assert found.sizes["square"] is not None and found.sizes["square"].is_limit
     assert found.sizes["square"].width == MAX_SIDE
     assert found.batch.is_limit and found.batch.images == MAX_BATCH
@@ -171,7 +171,7 @@ def test_sizes_that_none_fits_are_null_and_said(capsys):
 
 
 def test_sizes_as_a_table(capsys):
-    assert main(["sizes", "--gpu", "H200", "--vae-tiling"]) == 0
+    assert main(["sizes", "--gpu", "H200", "--vae-tiling", "--width", "384", "--height", "384"]) == 0
     said = capsys.readouterr()
     assert "8192×8192+" in said.out and "128+" in said.out and "dry-run" in said.out
     assert "nothing larger was tried" in said.err and "H200" in said.err
