@@ -1,9 +1,10 @@
 """Memory programs: the allocation history of the pipeline, its sizes symbolic in batch, height and width.
 
 A trace of the real modules (planner/trace.py) costs a second and needs torch. But the order of allocations does not
-depend on the image's size, and every size is a whole number times one of a few areas; so a few traces compile
-(planner/compiler.py) into a program that numpy evaluates for any size in microseconds. A `Routine` is the history of
-one call, such as the UNet's, for any batch and size; a pipeline call is a routine that calls others.
+depend on the image's size, except for the conditions in planner/upsampling.py, and every size is a whole number times
+one of a few areas. So a few traces compile (planner/compiler.py) into a program that numpy evaluates for any size in
+microseconds. A `Routine` is the history of one call, such as the UNet's, for any batch and size; a pipeline call is a
+routine that calls others.
 """
 
 import hashlib

@@ -126,6 +126,8 @@ def _capped(answer: Answer) -> str:
     if answer.capped_allocated_bytes is None or answer.peak_allocated_bytes is None:
         return ""
     within, endless = gib(answer.capped_allocated_bytes), gib(answer.peak_allocated_bytes)
+    if within == endless:
+        return ""
     return f"; on this GPU its allocated peak is {within}, with unlimited memory {endless}"
 
 

@@ -94,7 +94,10 @@ def least_line(answer: Answer) -> str | None:
         return f"even the least, {gib(least)}, misses by {gib(least - usable)}"
     if least > usable:
         return f"runs from {gib(least)}, which only some of these cards have"
-    capped = "" if answer.capped_allocated_bytes is None else f"; allocates {gib(answer.capped_allocated_bytes)} here"
+    here, endless = (
+        None if size is None else gib(size) for size in (answer.capped_allocated_bytes, answer.peak_allocated_bytes)
+    )
+    capped = "" if here is None or here == endless else f"; allocates {here} here"
     return f"runs from {gib(least)}, more slowly{capped}"
 
 

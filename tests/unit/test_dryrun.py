@@ -23,6 +23,7 @@ from planner.flatten import events_of
 from planner.gpus import card_named, described_card
 from planner.least import least_capacity_bytes
 from planner.program import Op, shipped
+from planner.report import threshold_notes
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 from tests.unit.strategies import requests
@@ -172,7 +173,15 @@ def test_a_request_that_ran_with_plans_without_workspace_is_tight():
     assert answer.verdict == "tight"
     assert answer.capped_allocated_bytes / MIB == pytest.approx(6906.07, rel=1e-4)
     assert answer.peak_allocated_bytes > 1.5 * answer.capped_allocated_bytes
+    [note] = threshold_notes([answer])
+    assert "its allocated peak is 6.74 GiB, with unlimited memory 10.25 GiB" in note
     assert answer.minimum_bytes <= answer.card.usable_bytes
+
+
+def test_a_volta_gpus_interval_covers_what_one_was_measured_at():
+    """A V100's txt2img 512x512 with checker took 3,294,293,504 bytes (late 2023)."""
+    low, high = fit(GenerationRequest(task="txt2img"), card_named("V100-16GB"), "dry-run").interval_bytes
+    assert low <= 3_294_293_504 <= high
 
 
 def test_seventeen_large_images_are_not_said_to_fit_an_a100():

@@ -37,9 +37,7 @@ def test_the_table_has_a_row_a_card_and_the_notes_below():
             signed_gib(answer.headroom_bytes),
         ]
     [t4] = [answer for answer in answers if answer.card.name == "T4"]
-    slower = f"- T4: runs from {gib(t4.minimum_bytes)}, with slower kernels or allocator retries; on this GPU its"
-    assert f"{slower} allocated peak is {gib(t4.capped_allocated_bytes)}" in text
-    assert f"with unlimited memory {gib(t4.peak_allocated_bytes)}" in text
+    assert f"- T4: runs from {gib(t4.minimum_bytes)}, with slower kernels or allocator retries" in lines
     assert "torch 2.13.0" in text and "$ python -m planner fit --width 2048" in lines
     assert {line.count("|") for line in lines if line.startswith("|")} == {7}
 
