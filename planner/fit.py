@@ -10,7 +10,7 @@ from planner.answer import BASES, Answer, verdict_within
 from planner.components import SD_V15, STAGES, ModelFacts
 from planner.errors import InvalidArgument, NoProgram
 from planner.formula import estimate
-from planner.gpus import Card
+from planner.gpus import Card, family_of
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -143,8 +143,9 @@ def _calibrated(
     request: GenerationRequest, card: Card, basis: str, library: Library, evidence: Evidence | None, raw: Answer
 ) -> Answer:
     """What calibration makes of the dry run, where that is asked for or has enough runs to be better."""
-    if evidence is None or not evidence.observations:
-        reason = "no run on a GPU was measured yet; --basis dry-run answers without"
+    family = family_of(card.compute_capability)
+    if evidence is None or not evidence.of_family(family):
+        reason = f"no run on {family} GPUs was measured yet; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
         return raw if basis == "best" else nothing
     from planner.taught import calibrated
@@ -154,8 +155,9 @@ def _calibrated(
 
 
 def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None, raw: Answer | None) -> Answer:
-    if evidence is None or not evidence.observations:
-        reason = "no run on a GPU was measured yet; 'python -m planner verify' measures one"
+    family = family_of(card.compute_capability)
+    if evidence is None or not evidence.of_family(family):
+        reason = f"no run on {family} GPUs was measured yet; 'python -m planner verify' measures one"
         return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
     from planner.taught import measured
 

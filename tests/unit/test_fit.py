@@ -132,7 +132,7 @@ def test_a_range_that_straddles_the_capacity_is_tight():
 def test_a_basis_with_nothing_to_say_is_unknown_and_says_why(basis):
     answer = fit(GenerationRequest(), card_named("T4"), basis)
     assert (answer.verdict, answer.basis, answer.need_bytes, answer.headroom_bytes) == ("unknown", basis, None, None)
-    assert "no run on a GPU was measured yet" in answer.reason
+    assert "no run on Turing GPUs was measured yet" in answer.reason
 
 
 def test_without_a_program_the_best_is_the_formula_and_says_so():

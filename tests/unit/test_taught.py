@@ -108,9 +108,9 @@ def test_one_absurd_run_moves_no_verdict():
 def test_asked_for_by_name_calibration_says_what_it_lacks():
     nothing = ask([], "calibrated")
     assert (nothing.verdict, nothing.need_bytes) == ("unknown", None)
-    assert "no run on a GPU was measured yet" in nothing.reason
+    assert "no run on Turing GPUs was measured yet" in nothing.reason
     other = ask(good_runs(), "calibrated", card=card_named("A10"))
-    assert "no run of such cards with such kernels" in other.reason
+    assert "no run on Ampere GPUs was measured" in other.reason
     few = ask(good_runs(2), "calibrated")
     assert "what was measured is worth 2.0 runs just like this one, and 3 are needed" in few.reason
     assert few.peak_allocated_bytes == fit(LARGE, T4, "dry-run").peak_allocated_bytes
