@@ -223,10 +223,11 @@ def _no_collector() -> Generator[None]:
 def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationRequest) -> None:
     """Replace the host's work on pixels, which decides no allocation on the device and takes gigabytes.
 
-    A preprocessed image is float32 and, coming from PIL by way of numpy, channels_last.
+    A preprocessed image is on the host and, coming from PIL by way of numpy, channels_last. Here it is on the meta
+    device, in a dtype of no pipeline's, so that bringing it to the device is a copy all the same.
     """
     shape = (request.batch, 3, request.effective_height, request.effective_width)
-    given = torch.empty(shape, dtype=torch.float32, device=META, memory_format=torch.channels_last)
+    given = torch.empty(shape, dtype=torch.float64, device=META, memory_format=torch.channels_last)
     # What has been decoded becomes an image of any size: the safety checker's processor resizes all to one.
     made = np.zeros((request.batch, 8, 8, 3), dtype=np.float32)
     processor = pipeline.image_processor

@@ -86,8 +86,9 @@ def as_programmed(library: Library, request: GenerationRequest) -> list[tuple]:
     return found
 
 
-# A trace takes one to five seconds, at any size; the examples are the structures that differ.
+# A trace takes one to five seconds alone, at any size; the examples are the structures that differ.
 # PLANNER_EXAMPLES=300 tries as many as before a release.
+@pytest.mark.timeout(600)
 @settings(max_examples=int(os.environ.get("PLANNER_EXAMPLES", "16")), deadline=None)
 @given(straddling())
 @example(GenerationRequest(steps=6))
@@ -151,6 +152,8 @@ def test_the_shipped_programs_are_for_the_pinned_versions():
     assert set(shipped().versions) == set(LIBRARIES)
 
 
+# It traces everything, for two to five minutes.
+@pytest.mark.timeout(900)
 def test_a_recompile_is_the_same_byte_for_byte():
     library = compile_library(shipped().versions)
     header, numbers = encode(library)
