@@ -53,6 +53,12 @@ class Answer:
     capped_reserved_bytes: int | None = None
 
     @property
+    def less_on_card_bytes(self) -> int | None:
+        """Give the allocated peak on the card itself where that is less than with unlimited memory, else None."""
+        capped, unlimited = self.capped_allocated_bytes, self.peak_allocated_bytes
+        return capped if capped is not None and unlimited is not None and capped < unlimited else None
+
+    @property
     def headroom_bytes(self) -> int | None:
         """``usable - need``; negative is by how much it misses."""
         return None if self.need_bytes is None else self.card.usable_bytes - self.need_bytes

@@ -98,10 +98,6 @@ class KernelPolicy:
         """The same card where every convolution has fallen back to a plan without workspace."""
         return replace(self, workspace_fraction=0.0)
 
-    def cautious(self) -> "KernelPolicy":
-        """The same card where every convolution transposes, whatever its layout."""
-        return replace(self, workspace_fraction=2.0)
-
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
         """What each fused attention call takes beside its output, from `Events.attentions`.
 
@@ -126,7 +122,7 @@ def assumptions(request: GenerationRequest, capability: Capability, *, has_large
     """List what the dry run takes for granted here, and no measurement has confirmed yet.
 
     `has_large` says that a convolution of the request is a large one. Where anything is assumed, the allocated peak is
-    a range: from kernels without workspace to the cautious policy's.
+    a range: from kernels without workspace to the most that kernels of any of `REPLAYED_FRACTIONS` allocate.
     """
     found = []
     if has_large:

@@ -143,9 +143,8 @@ def _calibrated(
     request: GenerationRequest, card: Card, basis: str, library: Library, evidence: Evidence | None, raw: Answer
 ) -> Answer:
     """What calibration makes of the dry run, where that is asked for or has enough runs to be better."""
-    family = family_of(card.compute_capability)
-    if evidence is None or not evidence.of_family(family):
-        reason = f"no run on {family} GPUs was measured yet; --basis dry-run answers without"
+    if evidence is None or not _has_runs(evidence, card):
+        reason = f"{_no_run(card)}; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
         return raw if basis == "best" else nothing
     from planner.taught import calibrated
@@ -154,10 +153,17 @@ def _calibrated(
     return answer if is_better or basis == "calibrated" else raw
 
 
+def _has_runs(evidence: Evidence, card: Card) -> bool:
+    return bool(evidence.of_family(family_of(card.compute_capability)))
+
+
+def _no_run(card: Card) -> str:
+    return f"no run on {family_of(card.compute_capability)} GPUs was measured yet"
+
+
 def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None, raw: Answer | None) -> Answer:
-    family = family_of(card.compute_capability)
-    if evidence is None or not evidence.of_family(family):
-        reason = f"no run on {family} GPUs was measured yet; 'python -m planner verify' measures one"
+    if evidence is None or not _has_runs(evidence, card):
+        reason = f"{_no_run(card)}; 'python -m planner verify' measures one"
         return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
     from planner.taught import measured
 

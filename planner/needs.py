@@ -23,20 +23,10 @@ from planner.program import MAX_TRACED_STEPS, Library
 from planner.request import GenerationRequest
 
 
-def worst_need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
-    """The card memory that decides over ``fits`` by the dry run: the upper end of the need where something is assumed.
-
-    Raises:
-        NoProgram: no program was compiled for what the request asks for.
-    """
-    request, policy = same_work(request), KernelPolicy.of(card.compute_capability)
-    if not assumed(request, card, library):
-        return peaks_of(library, request, policy).reserved_bytes + card.context_bytes
-    return worst_peaks(library, request, policy).reserved_bytes + card.context_bytes
-
-
 def fits_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
-    """Tell whether `worst_need_bytes` is at most this much memory, without replaying more than that takes.
+    """Tell whether the need that decides over ``fits`` is at most this much memory.
+
+    That is the worst of all that kernels could take, where something is assumed; the first that is too much decides.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.

@@ -123,12 +123,10 @@ def threshold_notes(answers: Sequence[Answer]) -> list[str]:
 
 
 def _capped(answer: Answer) -> str:
-    if answer.capped_allocated_bytes is None or answer.peak_allocated_bytes is None:
+    if answer.less_on_card_bytes is None:
         return ""
-    within, endless = gib(answer.capped_allocated_bytes), gib(answer.peak_allocated_bytes)
-    if within == endless:
-        return ""
-    return f"; on this GPU its allocated peak is {within}, with unlimited memory {endless}"
+    unlimited = _size(answer.peak_allocated_bytes)
+    return f"; on this GPU its allocated peak is {gib(answer.less_on_card_bytes)}, with unlimited memory {unlimited}"
 
 
 def card_notes(cards: Sequence[Card]) -> list[str]:

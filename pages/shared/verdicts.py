@@ -94,10 +94,8 @@ def least_line(answer: Answer) -> str | None:
         return f"even the least, {gib(least)}, misses by {gib(least - usable)}"
     if least > usable:
         return f"runs from {gib(least)}, which only some of these cards have"
-    here, endless = (
-        None if size is None else gib(size) for size in (answer.capped_allocated_bytes, answer.peak_allocated_bytes)
-    )
-    capped = "" if here is None or here == endless else f"; allocates {here} here"
+    here = answer.less_on_card_bytes
+    capped = "" if here is None else f"; allocates {gib(here)} here"
     return f"runs from {gib(least)}, more slowly{capped}"
 
 

@@ -1,11 +1,13 @@
 """Requests on both sides of every condition on a size that the traced code has, up to the largest that are allowed."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 from planner.upsampling import COPIED_ABOVE_NUMEL, COPIED_FROM_BATCH, UNET_UPSAMPLERS, VAE_UPSAMPLERS
+from tests.unit.strategies import requests
 
 LEAST, MOST = MIN_SIDE // VAE_SCALE_FACTOR, MAX_SIDE // VAE_SCALE_FACTOR
 
@@ -26,17 +28,11 @@ latents = st.one_of(
     st.sampled_from([LEAST, 9, 48, 49, 63, 64, 65, 96, 97, 112, 113, MOST - 1, MOST]),
     st.integers(LEAST, MOST),
 )
-options = {
-    "task": st.sampled_from(["img2img", "txt2img"]),
-    "guidance_scale": st.sampled_from([1.0, 7.5]),
-    "steps": st.integers(1, 3),
-    "safety_checker": st.booleans(),
-    "vae_tiling": st.booleans(),
-    "vae_slicing": st.booleans(),
-    "attention_slicing": st.booleans(),
-    "channels_last": st.booleans(),
-    "offload": st.sampled_from(["none", "model"]),
-}
+sides = latents.map(lambda latent: latent * VAE_SCALE_FACTOR)
+# Few steps: each is traced.
+anything = requests(
+    width=sides, height=sides, batch=batches, steps=st.integers(1, 3), guidance_scale=st.sampled_from([1.0, 7.5])
+)
 
 # A tiled or sliced trace plays every tile of every image: more than this many take a minute.
 MOST_CALLS = 60
@@ -53,21 +49,19 @@ def is_quick(request: GenerationRequest) -> bool:
 @st.composite
 def at_an_edge(draw: st.DrawFn) -> GenerationRequest:
     """Draw a request whose largest feature map is near the size from which an upsampler copies."""
-    values = {name: draw(strategy) for name, strategy in options.items()}
+    request = draw(anything)
     of_unet = draw(st.booleans())
     if of_unet:
-        values |= {"channels_last": True, "vae_tiling": False}
-    guided = of_unet and values["guidance_scale"] > 1
+        request = replace(request, channels_last=True, vae_tiling=False)
+    guided = of_unet and request.unet_batch > request.batch
     edge = draw(st.sampled_from(UNET_EDGES if of_unet else VAE_EDGES)) // (2 if guided else 1)
     batch = draw(st.integers(max(1, -(-edge // MOST**2)), COPIED_FROM_BATCH))
     height = draw(st.integers(max(LEAST, -(-edge // (batch * MOST))), MOST))
     width = edge // (batch * height) + draw(st.integers(-1, 2))
-    sides = {"height": 8 * height, "width": 8 * min(max(width, LEAST), MOST)}
-    return GenerationRequest.from_dict({**values, "batch": batch, **sides})
+    width = min(max(width, LEAST), MOST)
+    return replace(request, batch=batch, height=VAE_SCALE_FACTOR * height, width=VAE_SCALE_FACTOR * width)
 
 
 def straddling() -> st.SearchStrategy[GenerationRequest]:
     """Draw any request that a live trace answers in seconds, every second one at an edge."""
-    sides = {name: latents.map(lambda latent: latent * VAE_SCALE_FACTOR) for name in ("width", "height")}
-    anything = st.builds(GenerationRequest, batch=batches, **sides, **options)
     return st.one_of(anything, at_an_edge()).filter(is_quick)

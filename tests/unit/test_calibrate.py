@@ -62,7 +62,7 @@ def test_a_curve_meets_the_dry_runs_at_its_ends(request_, capability):
     for index, run in (
         (0, dry_run(events, policy.without_workspace())),
         (PREFERRED, dry_run(events, policy)),
-        (-1, dry_run(events, policy.cautious())),
+        (-1, dry_run(events, replace(policy, workspace_fraction=2.0))),
     ):
         assert of.reserved[index] == run.peak_reserved_bytes
         for stage, values in of.stages.items():

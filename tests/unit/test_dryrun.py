@@ -251,7 +251,7 @@ def test_a_convolutions_workspace_is_its_transposed_input_filter_and_output():
     rows = np.array([out, image, inner])
     whole = 2 * (136 * pixels + weight)
     assert TENSOR_CORES.convolution_bytes(rows).tolist() == [whole, 0, 0]
-    cautious = TENSOR_CORES.cautious()
+    cautious = replace(TENSOR_CORES, workspace_fraction=2.0)
     assert cautious.convolution_bytes(rows).tolist() == [whole, 0, 2 * (256 * pixels + 9 * 128 * 128)]
     assert POLICIES[0].convolution_bytes(rows)[0] == 4 * (131 * pixels + weight)
 
