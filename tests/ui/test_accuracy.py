@@ -144,7 +144,7 @@ def test_published_runs_count_unless_switched_off(open_page):
     link = {"basis": "calibrated", "gpu": ["RTX 4090"]}
     assert "calibrated on 13 runs of Ada cards" in texts(open_page(**link).markdown)
     at = open_page(**link, published="false")
-    assert "No run on a GPU was measured yet" in texts(at.caption)
+    assert "No run on Ada GPUs was measured yet" in texts(at.caption)
     at.switch_page("pages/3_Accuracy.py").run()
     assert at.toggle(key="published").value is False
 
