@@ -87,7 +87,8 @@ def observation_of(measurement: Measurement) -> Observation | None:
     is_usual = environment.dtype == "float16" and not environment.allocator_settings and environment.method == METHOD
     if environment.device_kind != "cuda" or capability is None or not is_usual:
         return None
-    if measured.outcome not in ("ok", "out-of-memory") or not measured.peak_allocated_bytes:
+    has_peak = measured.peak_allocated_bytes or measured.peak_reserved_bytes
+    if measured.outcome not in ("ok", "out-of-memory") or not has_peak:
         return None
     stages = {stage.stage: stage.peak_allocated_bytes for stage in measured.stages if stage.peak_allocated_bytes}
     return Observation(

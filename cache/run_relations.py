@@ -28,10 +28,10 @@ def _parts(measured: Measured) -> Iterable[tuple[str, Measured | StageMeasure]]:
     yield from ((f"{_WHOLE}.stages[{index}]", stage) for index, stage in enumerate(measured.stages))
 
 
-def _check_peaks(measured: Measured) -> None:
+def _check_peaks(measured: Measured, may_lack_allocated: bool) -> None:
     peak = measured.peak_allocated_bytes
     if measured.outcome == "ok":
-        if peak is None:
+        if peak is None and not (may_lack_allocated and measured.peak_reserved_bytes):
             _refuse(f"{_WHOLE}.peak_allocated_bytes", "must be given where the outcome is ok", peak)
         if peak == 0:
             _refuse(f"{_WHOLE}.peak_allocated_bytes", "must be above 0 where the outcome is ok", peak)
@@ -80,8 +80,10 @@ def _check_card(environment: Environment, measured: Measured) -> None:
         _at_most(f"{_WHOLE}.{name}", getattr(measured, name), total, "the card's")
 
 
-def check_relations(environment: Environment, measured: Measured) -> None:
+def check_relations(environment: Environment, measured: Measured, *, may_lack_allocated: bool = False) -> None:
     """Refuse what cannot be of one run.
+
+    `may_lack_allocated` takes a run to the end of which only the reserved peak was published.
 
     Raises:
         Broken: with the path of the field from the run's own level, the rule and the value.
@@ -95,4 +97,4 @@ def check_relations(environment: Environment, measured: Measured) -> None:
         _check_rehearsal(environment, measured)
     else:
         _check_card(environment, measured)
-    _check_peaks(measured)
+    _check_peaks(measured, may_lack_allocated)

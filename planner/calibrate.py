@@ -16,6 +16,7 @@ import numpy as np
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
 from planner.cells import Cell
 from planner.curves import PREFERRED, Curve
+from planner.dryrun import RUN_TO_RUN
 from planner.intervals import ALWAYS_ABSURD, MIN_WEIGHT, half_width
 from planner.posterior import (
     LOG_EVEN,
@@ -130,7 +131,7 @@ class Calibration:
     """
 
     def __init__(self, runs: Iterable[Run], told: Told | None = None):
-        self.runs = newest(runs)
+        self.runs = newest(run for run in runs if run.peak_allocated_bytes is not None)
         self._told = {} if told is None else told
         self._by_cell: dict[Cell, list[Run]] = {}
         for run in self.runs:
@@ -350,11 +351,12 @@ def _shift(residuals: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _interval(
-    estimate: Estimate, curve: np.ndarray, width: float | None, residuals: np.ndarray, grain: int
+    estimate: Estimate, curve: np.ndarray, width: float | None, residuals: np.ndarray, grain: float
 ) -> tuple[int, int]:
     """The ends between which the peak is to be expected.
 
     A block may count beyond its request, and what is reserved moves in segments: no residual shows less than `grain`.
+    Nor does one run repeat another to less than `RUN_TO_RUN`.
     """
     if width is None:
         seen = estimate.median * np.exp([0.0, *residuals[np.abs(residuals) <= ALWAYS_ABSURD]])
@@ -364,6 +366,7 @@ def _interval(
         below, above = (abs(np.log(end / estimate.median)) for end in (estimate.low, estimate.high))
         low = estimate.median * np.exp(-np.hypot(width, below))
         high = estimate.median * np.exp(np.hypot(width, above))
+    grain = max(grain, RUN_TO_RUN * estimate.median)
     low, high = min(low, estimate.median - grain), max(high, estimate.median + grain)
     return max(0, round(float(low))), round(float(high))
 

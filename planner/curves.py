@@ -15,7 +15,7 @@ from planner.program import Events, Library, Op
 from planner.request import GenerationRequest
 
 # Counted up when a curve of the same request comes out differently, so that none kept from before is used.
-VERSION = 3
+VERSION = 4
 
 Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 

@@ -44,6 +44,8 @@ def model_of(card: str, total_bytes: int | None = None) -> str:
 class Observation:
     """One measured run on a GPU. Bytes; `stages` are allocated peaks by stage, empty where only the whole is known.
 
+    `peak_allocated_bytes` is None where only the reserved peak was published: such a run is graded, and calibrates
+    nothing.
     `is_alone` says that it had the whole card, so that its end was the card's own: nobody else held memory of it and,
     as `emulated_bytes` says, no smaller capacity was emulated. `ended_in` is the stage or phase in which it was out of
     memory.
@@ -59,7 +61,7 @@ class Observation:
     cudnn: int | None = None
     versions: str
     kind: Kind
-    peak_allocated_bytes: int
+    peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None = None
     context_bytes: int | None = None
     num_alloc_retries: int = 0

@@ -1,38 +1,45 @@
-"""Every measured run against what each basis says of it, calibration without the run itself."""
+"""Grade every measured run against what each basis predicts, calibration without the run itself."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from planner.calibrate import Calibrated, Run, held_out
 from planner.curves import PREFERRED
+from planner.errors import UnknownCard
 from planner.evidence import Evidence, Observation
 from planner.formula import estimate
-from planner.gpus import family_of
+from planner.gpus import Card, card_named, emulated_card, family_of
 from planner.halves import STAGE_OF
+from planner.lean import Peaks
+from planner.least import peaks_within
+from planner.program import Library, shipped
 from planner.request import GenerationRequest
 
 # The bases that predict a peak; a measured one does not predict.
 GRADED_BASES = ("formula", "dry-run", "calibrated")
 
+Peak = Literal["allocated", "reserved"]
+
 
 @dataclass(frozen=True, eq=False)
 class Graded:
-    """One full run and the allocated peak that each basis gives it. Bytes.
+    """One full run and what each basis predicts of the peak that was measured. Bytes.
 
-    `calibrated` is what the other runs say. `stages` has, by stage that was measured, (measured, dry run, calibrated).
+    `peak` is ``allocated``, or ``reserved`` where that alone was published. `calibrated` is what the other runs say.
+    `is_capped` says that the run met the end of its GPU's memory by the dry run: predictions are then those of the
+    replay within that memory. `stages` has, by stage that was measured, (measured, dry run, calibrated).
     """
 
     observation: Observation
+    peak: Peak
+    measured_bytes: int
     predicted: dict[str, int]
     reserved: dict[str, int]
     calibrated: Calibrated
     stages: dict[str, tuple[int, int, int]]
-
-    @property
-    def measured_bytes(self) -> int:
-        """The measured allocated peak."""
-        return self.observation.peak_allocated_bytes
+    is_capped: bool = False
 
     @property
     def peak_stage(self) -> str:
@@ -42,14 +49,24 @@ class Graded:
             return self.calibrated.corrected.peak_stage
         return max(reversed(stages), key=lambda stage: stages[stage])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole pipeline ran, and not one half of the VAE alone."""
+        return self.observation.scope == "pipeline"
+
     def error(self, basis: str) -> float:
-        """``predicted / measured - 1`` of the allocated peak: negative is a prediction that was too low."""
+        """Give ``predicted / measured - 1``: negative is a prediction that was too low."""
         return self.predicted[basis] / self.measured_bytes - 1
+
+    @property
+    def interval_bytes(self) -> tuple[int, int]:
+        """The calibrated interval of `peak`."""
+        return self.calibrated.allocated if self.peak == "allocated" else self.calibrated.reserved
 
     @property
     def is_covered(self) -> bool:
         """Whether the measured peak lies in the calibrated interval."""
-        low, high = self.calibrated.allocated
+        low, high = self.interval_bytes
         return low <= self.measured_bytes <= high
 
     @property
@@ -59,10 +76,13 @@ class Graded:
         return None if size is None else low <= size <= high
 
 
-def grade(evidence: Evidence, report: Callable[[float], None] | None = None) -> list[Graded]:
-    """Every full run of the evidence that the memory programs can play, newest first.
+def grade(
+    evidence: Evidence, report: Callable[[float], None] | None = None, library: Library | None = None
+) -> list[Graded]:
+    """Grade every full run of the evidence that the memory programs can play, newest first.
 
-    `report` is told how much is done, 0 to 1.
+    `report` is told how much is done, 0 to 1. `library` has the programs for runs that met the end of their GPU's
+    memory, the shipped ones where it is None.
     """
     families = sorted({family_of(one.capability) for one in evidence.observations})
     found: dict[str, Graded] = {}
@@ -76,37 +96,71 @@ def grade(evidence: Evidence, report: Callable[[float], None] | None = None) -> 
         part(0.0)
         runs = evidence.with_curves(evidence.of_family(family))
         said = held_out(runs, part)
-        found |= {run.run_id: _graded(by_id[run.run_id], run, said[run.run_id]) for run in runs if run.run_id in said}
+        found |= {
+            run.run_id: _graded(by_id[run.run_id], run, said[run.run_id], library or shipped())
+            for run in runs
+            if run.run_id in said
+        }
     return [found[one.run_id] for one in evidence.observations if one.run_id in found]
 
 
-def _graded(observation: Observation, run: Run, said: Calibrated) -> Graded:
+def _graded(observation: Observation, run: Run, said: Calibrated, library: Library) -> Graded:
     raw = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
     corrected = {stage: round(one.median) for stage, one in said.corrected.stages.items()}
-    peak = round(said.corrected.allocated.median)
+    allocated = {"dry-run": max(raw.values()), "calibrated": round(said.corrected.allocated.median)}
+    reserved = {
+        "dry-run": round(float(run.curve.reserved[PREFERRED])),
+        "calibrated": max(round(said.corrected.reserved.median), allocated["calibrated"]),
+    }
+    capped = _capped(observation, reserved["dry-run"], library)
+    if capped is not None:
+        allocated = dict.fromkeys(allocated, capped.allocated_bytes)
+        reserved = dict.fromkeys(reserved, capped.reserved_bytes)
+    peak: Peak = "allocated" if observation.peak_allocated_bytes else "reserved"
+    measured = observation.peak_allocated_bytes or observation.peak_reserved_bytes
+    assert measured is not None, "a run without a peak was graded"
     return Graded(
         observation=observation,
-        predicted={
-            "formula": _formula_bytes(observation),
-            "dry-run": max(raw.values()),
-            "calibrated": peak,
-        },
-        reserved={
-            "dry-run": round(float(run.curve.reserved[PREFERRED])),
-            "calibrated": max(round(said.corrected.reserved.median), peak),
-        },
+        peak=peak,
+        measured_bytes=measured,
+        predicted={"formula": _formula_bytes(observation, peak)} | (allocated if peak == "allocated" else reserved),
+        reserved=reserved,
         calibrated=said,
         stages={
             stage: (size, raw[stage], corrected[stage]) for stage, size in observation.stages.items() if stage in raw
         },
+        is_capped=capped is not None,
     )
 
 
-def _formula_bytes(observation: Observation) -> int:
+def _capped(observation: Observation, reserved_bytes: int, library: Library) -> Peaks | None:
+    """Replay a run within its GPU's memory where that has no room for what preferred kernels reserve.
+
+    Such a run takes what the memory leaves, so its peak is compared with that of the replay within it. None where the
+    memory has room, where no replay ends well, and for a GPU that the catalogue lacks.
+    """
+    card = card_of(observation)
+    if observation.scope != "pipeline" or card is None:
+        return None
+    if reserved_bytes + card.context_low_bytes <= card.best_bytes:
+        return None
+    return peaks_within(observation.request, card, library)
+
+
+def card_of(observation: Observation) -> Card | None:
+    """Give the catalogue's GPU that a run was measured on, with its emulated capacity; None where it has none."""
+    try:
+        card = card_named(observation.card, observation.total_bytes)
+    except UnknownCard:
+        return None
+    return card if observation.emulated_bytes is None else emulated_card(card, observation.emulated_bytes)
+
+
+def _formula_bytes(observation: Observation, peak: Peak) -> int:
     breakdown = estimate(observation.request)
     if observation.scope != "pipeline":
         return breakdown.stages[STAGE_OF[observation.scope]]
-    return breakdown.base_bytes + breakdown.activation_bytes
+    return breakdown.total_bytes if peak == "reserved" else breakdown.base_bytes + breakdown.activation_bytes
 
 
 @dataclass(frozen=True)

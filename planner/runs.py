@@ -22,6 +22,8 @@ _REACHED = 0.99
 class Run:
     """A measured run as calibration sees it. Bytes; `stages` are allocated peaks, none where only the whole is known.
 
+    `peak_allocated_bytes` is None where only the reserved peak was published: such a run calibrates nothing.
+
     Of a half of the VAE alone, peaks and curve are above what stood before.
     """
 
@@ -30,14 +32,14 @@ class Run:
     cell: Cell
     curve: Curve
     kind: Kind = "full"
-    peak_allocated_bytes: int
+    peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None = None
     stages: Mapping[str, int]
 
     @property
     def known_stages(self) -> Mapping[str, int]:
         """The stages, if one of them reaches the whole's peak; else some are lacking, and only the whole is known."""
-        if not self.stages or max(self.stages.values()) < _REACHED * self.peak_allocated_bytes:
+        if not self.stages or max(self.stages.values()) < _REACHED * (self.peak_allocated_bytes or 0):
             return {}
         return self.stages
 
@@ -47,6 +49,8 @@ class Run:
             for stage, size in self.known_stages.items():
                 if stage in self.curve.stages:
                     yield stage, size, self.kind
+            return
+        if self.peak_allocated_bytes is None:
             return
         for stage in self.curve.stages:
             is_peak = stage == self.curve.peak_stage

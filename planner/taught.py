@@ -103,7 +103,7 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
     fresh, stale = evidence.of_request(request, card)
     cudnn = evidence.target(request, card).cudnn
     alike = [one for one in fresh if one.attention == ATTENTION and one.cudnn in (None, cudnn)]
-    able = [one for one in alike if one.kind == "full" or one.is_alone]
+    able = [one for one in alike if one.peak_allocated_bytes and (one.kind == "full" or one.is_alone)]
     heard = [one for one in able if raw is None or _is_believable(one, raw)]
     full = [one for one in heard if one.kind == "full" and one.peak_reserved_bytes]
     limited = [one for one in heard if one.kind == "limited" and one.peak_reserved_bytes]

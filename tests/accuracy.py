@@ -83,7 +83,7 @@ def table(graded: list[Graded]) -> str:
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for one in graded:
-        lines.append(_row(one, "allocated", one.measured_bytes, one.predicted["dry-run"], one.calibrated.allocated))
+        lines.append(_row(one, "allocated", one.measured_bytes, one.predicted["dry-run"], one.interval_bytes))
         if reserved := one.observation.peak_reserved_bytes:
             lines.append(_row(one, "reserved", reserved, one.reserved["dry-run"], one.calibrated.reserved))
     return "\n".join(lines)
