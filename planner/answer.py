@@ -43,6 +43,8 @@ class Answer:
     stages: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     assumptions: tuple[str, ...] = ()
+    # What the dry run takes for granted of the user's software, whatever the request and the GPU.
+    stack: tuple[str, ...] = ()
     # The measured runs that it rests on, in words, and their ids.
     evidence: str | None = None
     runs: tuple[str, ...] = ()
@@ -71,6 +73,11 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
         ValueError: there are no verdicts.
     """
     return min(verdicts, key=_WORST_FIRST.index)
+
+
+def not_measured(card: Card) -> str:
+    """Say that no run of the request on such a GPU is known."""
+    return f"this request was not measured on such a card ({card.name}) yet"
 
 
 def verdict_within(*, worst_need_bytes: int, minimum_bytes: int, card: Card) -> Verdict:

@@ -263,7 +263,7 @@ class Calibration:
         said = Calibration(()).correct(run.curve, run.cell) if of_raw else self.correct(run.curve, run.cell, run)
         # Where stages are not known, the whole is off by as much whichever stage it is put down to.
         stages = run.known_stages
-        peaks = stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes)
+        peaks = stages or dict.fromkeys(said.looked_at, run.peak_allocated_bytes or 0)
         of = said.stages if stages else dict.fromkeys(said.looked_at, said.allocated)
         allocated = {
             stage: float(np.log(size / of[stage].median)) for stage, size in peaks.items() if stage in said.looked_at

@@ -1,10 +1,13 @@
 """Which measured runs are alike, and how much one counts for another."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.curves import Scope
 from planner.gpus import family_of
 from planner.request import GenerationRequest
+
+# What a run tells of a peak: the peak itself, that its GPU's memory bounded it, that it is more, or that it is no more.
+Kind = Literal["full", "limited", "out-of-memory", "at-most"]
 
 # What the pipelines use, unless somebody set another processor.
 ATTENTION = "sdpa"

@@ -1,20 +1,24 @@
 """What was measured, as the planner sees it: rows without storage, found by card family and by request."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from planner.calibrate import Calibration
-from planner.cells import Cell, cell_of
+from planner.cells import Cell, Kind, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
 from planner.gpus import Card, card_named, emulated_name, family_of
-from planner.posterior import Kind
+from planner.intervals import MIN_WEIGHT
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 from planner.runs import Run, newest
+
+if TYPE_CHECKING:
+    from planner.calibrate import Calibration
 
 # So many runs of a card tell its context better than the catalogue does.
 _ENOUGH_CONTEXTS = 3
@@ -138,10 +142,18 @@ class Evidence:
         """What the runs of this capability's card family say, or None where there are none."""
         family = family_of(capability)
         if family not in self._calibrations:
+            # Most answers do without, and its tables take longer to set up than a dry run.
+            from planner.calibrate import Calibration
+
             # Before their curves: those of older runs need not be made.
             runs = self.with_curves(newest(self.of_family(family)))
             self._calibrations[family] = Calibration(runs) if runs else None
         return self._calibrations[family]
+
+    def has_enough_for(self, request: GenerationRequest, card: Card) -> bool:
+        """Tell whether enough runs like this request may be known to correct it, before any of their curves is made."""
+        target = self.target(request, card)
+        return sum(target.weight(one.cell) for one in self.of_family(target.family)) >= MIN_WEIGHT
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
         """The runs of this very request on this kind of card, newest first: those that hold today, and stale ones."""

@@ -22,6 +22,9 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
     notes += threshold_notes(answers)
     assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
     notes += [f"assumed - {assumption}" for assumption in assumed]
+    granted = dict.fromkeys(item for answer in answers for item in answer.stack)
+    if granted:
+        notes.append(f"taken for granted - {'; '.join(granted)}")
     if any(answer.basis == "formula" for answer in answers):
         notes += [f"not in the formula - {note}" for note in not_in_the_formula(request)]
     return notes

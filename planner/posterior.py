@@ -5,15 +5,13 @@ one out is a subtraction. The prior holds half of its mass on the raw dry run, w
 runs say otherwise; each run's likelihood is bounded from below, so none can drag the answer far on its own.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from planner.cells import Kind
 from planner.curves import FRACTIONS, PREFERRED
 from planner.units import MIB
-
-# What a run says of a peak: what it is, that its card set an end to it, that it is more, or that it is no more.
-Kind = Literal["full", "limited", "out-of-memory", "at-most"]
 
 # Beside the workspace: what the replay leaves out, such as scratch of kernels, or counts too much.
 _STEPS = 2.0 ** np.concatenate([[1, 2], np.arange(3, 9.25, 0.25)]) * MIB

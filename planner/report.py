@@ -37,6 +37,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "capped_allocated_bytes": answer.capped_allocated_bytes,
         "capped_reserved_bytes": answer.capped_reserved_bytes,
         "assumptions": list(answer.assumptions),
+        "stack": list(answer.stack),
         "evidence": answer.evidence,
         "reason": answer.reason,
         "notes": list(answer.card.notes),

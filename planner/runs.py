@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from planner.cells import Cell
+from planner.cells import Cell, Kind
 from planner.curves import Curve
-from planner.posterior import Kind
 from planner.request import GenerationRequest
 
 # A residual of a run that peaks in another stage tells less of this one.
