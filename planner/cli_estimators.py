@@ -53,7 +53,7 @@ def run_estimators(arguments: argparse.Namespace) -> int:
     evidence, notice = gather(library, with_reference=with_reference)
     if notice:
         say(f"{notice}; the tables stand without it")
-    comparison = compare(grade(evidence), evidence.observations)
+    comparison = compare(grade(evidence, library=library), evidence.observations)
     if as_format == "json":
         print_json(comparison_object(comparison))
     if not comparison.sections:

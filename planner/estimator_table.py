@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.dryrun import RUN_TO_RUN
 from planner.estimators import CAVEATS, ESTIMATORS, Scope
@@ -20,26 +20,33 @@ from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
     from planner.evidence import Observation
-    from planner.grading import Graded
-
-Peak = Literal["allocated", "reserved"]
+    from planner.grading import Graded, Peak
 
 # The formulas are for attention that keeps no score matrix, which both of these are.
 FUSED_ATTENTION = ("sdpa", "xformers")
 DRY_RUN, FORMULA = "dry-run", "formula"
 # Ours first, then the others in their own order.
 NAMES = {DRY_RUN: "Will It Fit, dry run", FORMULA: "published formula"} | {one.key: one.name for one in ESTIMATORS}
-OURS = (DRY_RUN, FORMULA)
+
+TITLES: dict[Scope, str] = {
+    "pipeline": "Whole pipelines",
+    "vae.decode": "VAE decode alone",
+    "vae.encode": "VAE encode alone",
+}
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One measured peak and what each estimator says of it. Bytes; None where it has no formula for such a run."""
+    """One measured peak and what each estimator says of it. Bytes; None where it has no formula for such a run.
+
+    `is_capped` says that by the dry run it met the end of its GPU's memory, within which it was then replayed.
+    """
 
     observation: Observation
     peak: Peak
     measured_bytes: int
     predicted: dict[str, int | None]
+    is_capped: bool = False
 
     def error(self, key: str) -> float | None:
         """Compute ``predicted / measured - 1``; None where the estimator has no formula for such a run."""
@@ -92,10 +99,20 @@ class Line:
 class Section:
     """Runs of one kind, `columns` their groups with how many runs each has, and a line for each estimator."""
 
-    title: str
+    scope: Scope
     runs: tuple[ComparedRun, ...]
     columns: dict[str, int]
     lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        """The section's heading."""
+        return TITLES[self.scope]
+
+    @property
+    def label(self) -> str:
+        """The heading, with the peak where there is a section for each."""
+        return self.title if self.scope == "pipeline" else f"{self.title}, {self.runs[0].peak}"
 
     @property
     def counts(self) -> dict[Peak, int]:
@@ -111,8 +128,9 @@ class Comparison(NamedTuple):
     left_out: dict[str, int]
 
 
-def _reason_to_leave_out(observation: Observation) -> str | None:
-    """Why a run that was graded is not compared, or None."""
+def _reason_to_leave_out(one: Graded) -> str | None:
+    """Give why a run that was graded is not compared, or None."""
+    observation = one.observation
     if observation.request.offload != "none":
         return f"{observation.request.offload} offload, which no estimator counts"
     if observation.attention not in FUSED_ATTENTION:
@@ -121,6 +139,7 @@ def _reason_to_leave_out(observation: Observation) -> str | None:
 
 
 def _reason_not_graded(observation: Observation) -> str:
+    """Give why a run was not graded, and so is not compared."""
     if observation.kind == "out-of-memory":
         return "out of memory, so that the peak is not known"
     if observation.kind == "limited":
@@ -129,28 +148,23 @@ def _reason_not_graded(observation: Observation) -> str:
 
 
 def _formula_bytes(scope: Scope, peak: Peak, request: GenerationRequest) -> int:
-    """The published formula's peak allocated, or with its 20 % the peak reserved, as its answer has them."""
+    """Compute the published formula's peak allocated, or with its 20 % the peak reserved, as its answer has them."""
     breakdown = estimate(request)
     if scope == "pipeline":
-        allocated = breakdown.base_bytes + breakdown.activation_bytes
-    else:
-        allocated = breakdown.stages[STAGE_OF[scope]]
-    return allocated if peak == "allocated" else allocated * 12 // 10
+        return breakdown.total_bytes if peak == "reserved" else breakdown.base_bytes + breakdown.activation_bytes
+    half = breakdown.stages[STAGE_OF[scope]]
+    return half * 12 // 10 if peak == "reserved" else half
 
 
 def _compared(one: Graded, peak: Peak, measured_bytes: int) -> ComparedRun:
+    """Set one peak of a run beside what each estimator says of it."""
     observation = one.observation
     request, scope = observation.request, observation.scope
-    ours: dict[str, int | None] = {
-        DRY_RUN: (one.predicted if peak == "allocated" else one.reserved)["dry-run"],
-        FORMULA: _formula_bytes(scope, peak, request),
-    }
+    # `predicted` is of the peak that the run is graded by.
+    dry_run = one.predicted[DRY_RUN] if peak == one.peak else one.reserved[DRY_RUN]
+    ours: dict[str, int | None] = {DRY_RUN: dry_run, FORMULA: _formula_bytes(scope, peak, request)}
     others = {of.key: of.bytes_of(scope, request) for of in ESTIMATORS}
-    return ComparedRun(observation, peak, measured_bytes, ours | others)
-
-
-def _measured(observation: Observation, peak: Peak) -> int | None:
-    return observation.peak_allocated_bytes if peak == "allocated" else observation.peak_reserved_bytes
+    return ComparedRun(observation, peak, measured_bytes, ours | others, one.is_capped)
 
 
 def _line(key: str, runs: Sequence[ComparedRun], columns: Sequence[Column]) -> Line | None:
@@ -175,10 +189,10 @@ def _line(key: str, runs: Sequence[ComparedRun], columns: Sequence[Column]) -> L
     )
 
 
-def _section(title: str, runs: Sequence[ComparedRun], columns: Sequence[Column]) -> Section:
+def _section(scope: Scope, runs: Sequence[ComparedRun], columns: Sequence[Column]) -> Section:
     lines = [line for key in NAMES if (line := _line(key, runs, columns))]
     counts = {column.name: sum(column.holds(run.observation.request) for run in runs) for column in columns}
-    return Section(title, tuple(runs), {name: count for name, count in counts.items() if count}, tuple(lines))
+    return Section(scope, tuple(runs), {name: count for name, count in counts.items() if count}, tuple(lines))
 
 
 def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Comparison:
@@ -192,28 +206,18 @@ def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Co
     left_out = Counter(_reason_not_graded(one) for one in observations if one.run_id not in known)
     kept: list[Graded] = []
     for one in graded:
-        reason = _reason_to_leave_out(one.observation)
+        reason = _reason_to_leave_out(one)
         if reason:
             left_out[reason] += 1
         else:
             kept.append(one)
-    pipelines = []
-    for one in kept:
-        if one.observation.scope == "pipeline":
-            peak: Peak = "reserved" if one.observation.peak_allocated_bytes is None else "allocated"
-            if size := _measured(one.observation, peak):
-                pipelines.append(_compared(one, peak, size))
-    sections = [_section("Whole pipelines", pipelines, BY_BATCH)]
-    peaks: tuple[Peak, ...] = ("allocated", "reserved")
-    halves: tuple[tuple[str, Scope], ...] = (("VAE decode alone", "vae.decode"), ("VAE encode alone", "vae.encode"))
-    for title, scope in halves:
-        for peak in peaks:
-            found = [
-                _compared(one, peak, size)
-                for one in kept
-                if one.observation.scope == scope and (size := _measured(one.observation, peak))
-            ]
-            sections.append(_section(f"{title}, peak {peak}", found, BY_TILING))
+    pipelines = [_compared(one, one.peak, one.measured_bytes) for one in kept if one.is_whole]
+    sections = [_section("pipeline", pipelines, BY_BATCH)]
+    for scope in ("vae.decode", "vae.encode"):
+        alone = [one for one in kept if one.observation.scope == scope]
+        allocated = [_compared(one, one.peak, one.measured_bytes) for one in alone if one.peak == "allocated"]
+        reserved = [_compared(one, "reserved", size) for one in alone if (size := one.observation.peak_reserved_bytes)]
+        sections += [_section(scope, allocated, BY_TILING), _section(scope, reserved, BY_TILING)]
     return Comparison(tuple(section for section in sections if section.runs), dict(left_out.most_common()))
 
 
@@ -273,8 +277,10 @@ LEGEND = (
 
 def notes(comparison: Comparison) -> list[str]:
     """Everything that must be known beside the tables, a line each: columns, caveats, and which runs were left out."""
+    capped = sum(run.is_capped for section in comparison.sections for run in section.runs)
+    met = [f"by the dry run, {capped} of the runs met the end of their GPU's memory; it is replayed within that memory"]
     left = [f"left out: {count} with {reason}" for reason, count in comparison.left_out.items()]
-    return [*LEGEND, *CAVEATS, *left]
+    return [*LEGEND, *CAVEATS, *(met if capped else []), *left]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -324,6 +330,7 @@ def comparison_object(comparison: Comparison) -> dict[str, Any]:
         "too_little_below": -RUN_TO_RUN,
         "sections": [
             {
+                "scope": section.scope,
                 "title": section.title,
                 "allocated_runs": section.counts["allocated"],
                 "reserved_runs": section.counts["reserved"],

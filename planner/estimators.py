@@ -194,7 +194,7 @@ def _invokeai(request: GenerationRequest) -> int | None:
 
 
 def _comfyui_decode(request: GenerationRequest) -> int | None:
-    # No formula for tiles was found, in either tool.
+    # Among the formulas that were read, neither tool has one for tiles.
     return None if request.vae_tiling else comfyui_vae_decode(request.latent_height, request.latent_width)
 
 
@@ -310,12 +310,12 @@ ESTIMATORS = (
 CAVEATS = (
     "the adding of weights to the larger phase is ours: InvokeAI, ComfyUI, Forge, gguf-parser and MemTracker have "
     "formulas for the UNet or the VAE, and claim no such number for a diffusers pipeline",
-    "ComfyUI and Forge choose how many images the VAE takes at once from what is free, and then move weights away: "
-    "their formula is for one image",
-    "InvokeAI decodes one image at a time, by its own code; its nodes other than the VAE's have a setting, 3 GB by "
-    "default, which is no formula and is not counted",
-    "gguf-parser estimates stable-diffusion.cpp, not torch; its UNet grows with the square of the pixels",
+    "ComfyUI chooses how many images its VAE takes at once from the memory that is free: the formula is for one image",
+    "InvokeAI decodes by code of its own; its nodes other than the VAE's have a setting, 3 GB by default, which is no "
+    "formula and is not counted",
+    "the formulas of gguf-parser are for stable-diffusion.cpp, not for torch; its UNet grows with the square of the "
+    "pixels",
     "MemTracker counts live tensors, and neither cuDNN's workspace nor what the allocator rounds up",
-    "the estimates are for memory in use, so that the peak allocated is what they are compared with where it was "
-    "measured, else the peak reserved",
+    "the formulas of InvokeAI, ComfyUI, Forge and gguf-parser for the VAE have no batch",
+    "whole pipelines are compared by the peak allocated where it was measured, else by the peak reserved",
 )
