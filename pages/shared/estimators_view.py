@@ -98,7 +98,8 @@ def errors_chart(section: Section) -> None:
     zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=x)
     draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_told(section))
     st.caption(
-        "A bar is the median of an estimator, each dot one run. The scale is fine near zero and coarse far away."
+        "◆ is the median error of an estimator with its sign, each dot one run. Left of the dashed line is too little; "
+        "the scale is fine near zero and coarse far from it."
     )
 
 
