@@ -22,6 +22,9 @@ _COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}
 # Errors in per cent at which the axis has a mark; beyond 100 % too little there is nothing.
 _TICKS = (-100, -30, -10, -1, 0, 1, 10, 30, 100, 300, 1000, 3000)
 
+# Each run is a dot for each estimator: of more runs than this the newest are drawn.
+_MOST_DRAWN = 200
+
 
 def side_of(error: float) -> str:
     """Say to which side an error is; what repeated runs differ by is to neither."""
@@ -47,7 +50,7 @@ def errors_chart(section: Section) -> None:
         {"estimator": line.name, "off": 100 * error, "side": side_of(error), "gpu": run.observation.card_name}
         | {"request": run.observation.request.describe()}
         for line in section.lines
-        for run in section.runs
+        for run in section.runs[:_MOST_DRAWN]
         if (error := run.error(line.key)) is not None
     ]
     bars = [
@@ -55,7 +58,8 @@ def errors_chart(section: Section) -> None:
         | {"median": percent(line.bias)}
         for line in section.lines
     ]
-    low, high = min(dot["off"] for dot in dots), max(dot["off"] for dot in dots)
+    ends = [mark["off"] for mark in (*dots, *bars)]
+    low, high = min(ends), max(ends)
     domain = [min(1.3 * low, -1.3), max(1.3 * high, 1.3)]
     scale = alt.Scale(type="symlog", constant=0.3, domain=domain, nice=False)
     signed = "(datum.value > 0 ? '+' : datum.value < 0 ? '\u2212' : '') + abs(datum.value)"
@@ -97,9 +101,10 @@ def errors_chart(section: Section) -> None:
     )
     zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=x)
     draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_told(section))
+    newest = f", of which the newest {_MOST_DRAWN} are drawn" if len(section.runs) > _MOST_DRAWN else ""
     st.caption(
-        "◆ is the median error of an estimator with its sign, each dot one run. Left of the dashed line is too little; "
-        "the scale is fine near zero and coarse far from it."
+        f"◆ is the median error of an estimator with its sign, each dot one run{newest}. Left of the dashed line is too "
+        "little; the scale is fine near zero and coarse far from it."
     )
 
 

@@ -62,6 +62,14 @@ def test_own_runs_alone_have_one_section(open_page, store):
     assert (first["Estimator"], first["Says too little"], first["Median"]) == ("Will It Fit, dry run", "0 of 3", 0.0)
 
 
+def test_of_many_runs_the_newest_are_drawn_and_all_are_counted(open_page, monkeypatch):
+    monkeypatch.setattr("pages.shared.estimators_view._MOST_DRAWN", 3)
+    at = open_page(ACCURACY)
+    assert not at.exception
+    assert "each dot one run, of which the newest 3 are drawn" in texts(at.caption)
+    assert not table(at)["Says too little"].str.endswith("of 3").any()
+
+
 def test_without_a_run_there_is_no_section(open_page):
     at = open_page(ACCURACY, published="false")
     assert not at.exception
