@@ -53,7 +53,7 @@ def errors_chart(section: Section) -> None:
         for run in section.runs[:_MOST_DRAWN]
         if (error := run.error(line.key)) is not None
     ]
-    bars = [
+    bars: list[dict[str, Any]] = [
         {"estimator": line.name, "off": 100 * line.bias, "zero": 0, "side": side_of(line.bias)}
         | {"median": percent(line.bias)}
         for line in section.lines
@@ -103,8 +103,8 @@ def errors_chart(section: Section) -> None:
     draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_told(section))
     newest = f", of which the newest {_MOST_DRAWN} are drawn" if len(section.runs) > _MOST_DRAWN else ""
     st.caption(
-        f"◆ is the median error of an estimator with its sign, each dot one run{newest}. Left of the dashed line is too "
-        "little; the scale is fine near zero and coarse far from it."
+        f"◆ is the median error of an estimator with its sign, each dot one run{newest}. Left of the dashed line is "
+        "too little; the scale is fine near zero and coarse far from it."
     )
 
 
