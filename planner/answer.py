@@ -10,7 +10,12 @@ from planner.units import MIB
 Verdict = Literal["fits", "tight", "no", "unknown"]
 Basis = Literal["formula", "dry-run", "calibrated", "measured"]
 
+# The version of every JSON object that the planner prints: a change that a reader would get wrong counts it up.
+SCHEMA = 1
+
 BASES: tuple[str, ...] = ("best", "formula", "dry-run", "calibrated", "measured")
+# Never by colour alone: each verdict has a word and a sign.
+SIGNS: dict[Verdict, str] = {"fits": "✓", "tight": "▲", "no": "✕", "unknown": "?"}
 EXIT_CODES: dict[Verdict, int] = {"fits": 0, "tight": 11, "no": 10, "unknown": 12}
 # A least capacity is searched in steps of this: no GPU's memory is known to better than ten times as much.
 LEAST_STEP = 16 * MIB

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from planner.answer import BASES, EXIT_CODES, worst
+from planner.answer import BASES, EXIT_CODES, SCHEMA, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, Card, card_named, card_row, described_card, shared_card
 from planner.markdown import FORMATS, fit_command, fit_markdown, fit_notes
-from planner.report import SCHEMA, cards_text, fit_object, fit_text
+from planner.report import cards_text, fit_object, fit_text
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
 
 if TYPE_CHECKING:

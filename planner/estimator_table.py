@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from planner.answer import SCHEMA
 from planner.dryrun import RUN_TO_RUN
 from planner.estimators import CAVEATS, ESTIMATORS, Scope
 from planner.formula import estimate
 from planner.halves import STAGE_OF
-from planner.report import SCHEMA
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:

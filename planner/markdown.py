@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from planner.answer import Answer
+from planner.answer import SIGNS, Answer
 from planner.formula import not_in_the_formula
 from planner.gpus import Card
 from planner.images import Listed
-from planner.report import SIGNS, card_notes, threshold_notes, verify_command
+from planner.report import card_notes, threshold_notes, verify_command
 from planner.request import GenerationRequest
 from planner.units import exact_size, gib, signed_gib
 
