@@ -73,7 +73,8 @@ class Convolution:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The convolution of `asdict`, by way of JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        told: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**told)
 
 
 @dataclass(frozen=True, kw_only=True)

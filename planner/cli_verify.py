@@ -202,14 +202,13 @@ def _write_workspaces(name: str, record_to: Path, measurement: Measurement, libr
     if not record_to.exists():
         say(f"{name} was not written: nothing was recorded of a run that is {measurement.measured.outcome}")
         return
-    report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | recording_report(
-        Recording.read(record_to), library or shipped(), measurement
-    )
+    found = recording_report(Recording.read(record_to), library or shipped(), measurement)
+    report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | found
     try:
         Path(name).write_text(json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise CannotWrite(name, error.strerror or str(error), "free space there, or name another file") from error
-    say(f"{name} has the workspace of {len(report['convolutions'])} convolutions")
+    say(f"{name} has the workspace of {len(found['convolutions'])} convolutions")
 
 
 def _weights_from(arguments: argparse.Namespace) -> Weights:
