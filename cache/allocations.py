@@ -209,23 +209,25 @@ def _where(
 
 
 def compared(
-    recording: Recording, library: Library, request: GenerationRequest, policy: KernelPolicy
+    recording: Recording, library: Library, request: GenerationRequest, policy: KernelPolicy | None
 ) -> dict[str, Any]:
     """A recorded run beside the dry run of its request, as JSON: what only one of them allocates, and where.
 
-    The run was in a process that had made cuBLAS's handle. On the CPU kernels take nothing beside their results, so
-    there `policy` decides nothing, and no workspace is compared.
+    The run was in a process that had made cuBLAS's handle. A `policy` of None is the CPU, where kernels take nothing
+    beside their results, and no workspace is compared.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    on_gpu = recording.of == CUDA
     events = events_of(library, request, "all")
-    ours = predicted(events, policy if on_gpu else None, has_handle=True)
+    ours = predicted(events, policy, has_handle=True)
     theirs = list(zip(recording.sizes, recording.modules, strict=True))
     found = difference(recording.sizes, (size for size, _ in ours))
-    replayed = dry_run(events, policy) if on_gpu else None
-    live_bytes = max(live_peaks(library, request).values())
+    if policy is None:
+        allocated_bytes, reserved_bytes = max(live_peaks(library, request).values()), None
+    else:
+        replayed = dry_run(events, policy)
+        allocated_bytes, reserved_bytes = replayed.peak_allocated_bytes, replayed.peak_reserved_bytes
     return {
         "of": recording.of,
         "real": found.real,
@@ -234,17 +236,21 @@ def compared(
         "share": found.share,
         "only_real": _where(found.only_real, theirs, ours),
         "only_predicted": _where(found.only_predicted, ours, theirs),
-        "predicted_allocated_bytes": replayed.peak_allocated_bytes if replayed else live_bytes,
-        "predicted_reserved_bytes": replayed.peak_reserved_bytes if replayed else None,
-        "convolutions": convolution_rows(recording, policy) if on_gpu else [],
+        "predicted_allocated_bytes": allocated_bytes,
+        "predicted_reserved_bytes": reserved_bytes,
+        "convolutions": [] if policy is None else convolution_rows(recording, policy),
     }
 
 
 def recording_report(recording: Recording, library: Library, measurement: Measurement) -> dict[str, Any]:
-    """What `compared` says of a run in the history, with its measured peaks, as JSON."""
+    """What `compared` says of a run in the history, with its measured peaks, as JSON.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+        ValueError: the run does not say on what compute capability it was recorded.
+    """
     capability = measurement.environment.compute_capability
-    # The CPU has none, and there a policy decides nothing.
-    policy = KernelPolicy.of(_numbers(capability) if capability else (0, 0))
+    policy = None if recording.of == STORAGES else KernelPolicy.of(_numbers(capability))
     measured = measurement.measured
     return {
         "request": measurement.request.to_dict(),
@@ -255,6 +261,8 @@ def recording_report(recording: Recording, library: Library, measurement: Measur
     } | compared(recording, library, measurement.request, policy)
 
 
-def _numbers(capability: str) -> tuple[int, int]:
+def _numbers(capability: str | None) -> tuple[int, int]:
+    if capability is None:
+        raise ValueError("the run does not say the compute capability of its GPU")
     major, _, minor = capability.partition(".")
     return int(major), int(minor)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,11 +28,12 @@ from cache.records import Measurement
 from cache.store import Store
 from cache.versions import installed, torch_cuda
 from planner.answer import Verdict
-from planner.errors import InvalidArgument
+from planner.errors import InvalidArgument, PlannerError
 from planner.program import Library, shipped
 
 # Named in environment.json where they are installed.
 _PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "pillow", "nvidia-ml-py", "pytest")
+COMPILE = (sys.executable, "-m", "planner", "compile")
 # Kept for the summary, and for a worker to end.
 _CLOSING_SECONDS = 2.0
 # The real duration of what ran, against the estimate, counts from so many on.
@@ -71,9 +73,8 @@ class Check:
 
     def run(self) -> None:
         """Run all that the time allows; what was measured into this folder before is not run again."""
-        self._tell(
-            f"gpu-check of {self.device.card.name if self.card else 'the CPU, a rehearsal'} into {self.folder.path}"
-        )
+        name = self.device.card.name if self.device.card else "the CPU, a rehearsal"
+        self._tell(f"gpu-check of {name} into {self.folder.path}")
         self._write_environment()
         self._look_for_programs()
         try:
@@ -105,7 +106,7 @@ class Check:
                 if not self._fits(estimate) and self._ran:
                     # A shorter one may still fit.
                     continue
-                self._run_one(jobs, one, estimate)
+                self._try_one(jobs, one, estimate)
                 waiting.remove((one, estimate))
             self.report.reached_end = not waiting
         finally:
@@ -151,6 +152,18 @@ class Check:
         environment = environment_of(device, self.weights)
         known = self.store.already_measured(one.request, environment, device.free_bytes)
         return known is not None and (not one.records or self.folder.has_recording(known.measurement_id))
+
+    def _try_one(self, jobs: Jobs, one: Experiment, estimate: float) -> None:
+        """Run the experiment; an error of our own in it is told, and does not take the others with it."""
+        try:
+            self._run_one(jobs, one, estimate)
+        except (OutOfTime, PlannerError):
+            # Without a place for results there is no use in going on.
+            raise
+        except Exception as error:
+            self._ran += 1
+            self.report.crashed.append((one, f"{type(error).__name__}: {error}"[:300]))
+            self._tell(f"broke off: {plan.name_of(one)}\n{traceback.format_exc()}")
 
     def _run_one(self, jobs: Jobs, one: Experiment, estimate: float) -> None:
         device = plan.with_capacity(self.device, one)
@@ -254,7 +267,7 @@ class Check:
         self.report.no_programs = f"a compile for {wanted} had not ended"
         self._tell(f"compiling programs for {wanted} beside the measuring; until then nothing is compared")
         self._compile = subprocess.Popen(
-            [sys.executable, "-m", "planner", "compile"],
+            COMPILE,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cache.gpu_check",
         description="Run what teaches most about this GPU within a time, and say where prediction and GPU disagree. "
         "Started again with the same folder it goes on where it was stopped.",
-        epilog="exit codes: 0 the end or the time was reached, 2 usage error or no GPU, 130 and 143 a signal stopped it",
+        epilog="exit codes: 0 the end or the time was reached, 2 usage error or no GPU, 130 and 143 stopped",
         allow_abbrev=False,
     )
     parser.add_argument("out", metavar="OUT", nargs="?", help="the folder for results")
@@ -72,8 +72,8 @@ def _minutes(text: str) -> float:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.out is None:
-        raise InvalidArgument("OUT", "must be given", None, "for example /tmp/gpu-check")
+    if not arguments.out:
+        raise InvalidArgument("OUT", "must be given", arguments.out, "for example /tmp/gpu-check")
     minutes = _minutes(arguments.minutes)
     limit = None if arguments.limit is None else parse_whole("limit", arguments.limit)
     if limit is not None and limit < 1:

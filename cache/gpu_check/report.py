@@ -93,6 +93,8 @@ class Report:
     not_reached_because: str = "the time did not suffice"
     reached_end: bool = False
     unkept: list[Measurement] = field(default_factory=list)
+    # Experiments that ended in an error of the check's own, with its words.
+    crashed: list[tuple[Experiment, str]] = field(default_factory=list)
     estimated_seconds: float | None = None
     estimated_chosen_seconds: float | None = None
     seconds: float | None = None
@@ -210,8 +212,8 @@ class Report:
         if self.library is None:
             why_not = self.no_programs or "there are no memory programs"
             return (
-                f"{title}\n\nNothing was compared: {why_not}. Start the check again with the same folder, or import the "
-                "runs where there are such programs."
+                f"{title}\n\nNothing was compared: {why_not}. Start the check again with the same folder, or "
+                "import the runs where there are such programs."
             )
         if not compared:
             return f"{title}\n\nNo run came to an end yet."
@@ -350,14 +352,16 @@ class Report:
         low, high = self.card.context_low_bytes, self.card.context_bytes
         return (
             f"## CUDA context\n\nMeasured {gib(min(found))} to {gib(max(found))}, median "
-            f"{gib(round(statistics.median(found)))}, over {_count(len(found))}; planned with {gib(low)} to {gib(high)}."
+            f"{gib(round(statistics.median(found)))}, over {_count(len(found))}; planned with "
+            f"{gib(low)} to {gib(high)}."
         )
 
     def _failures(self, compared: Sequence[Compared]) -> str:
         failed = [one.run for one in compared if one.run.measured.outcome == "failed"]
-        if not failed and not self.unkept:
+        if not failed and not self.unkept and not self.crashed:
             return ""
         lines = [f"- {_name(run)}: {_first_line(run.measured.reason)}" for run in failed]
+        lines += [f"- {plan.name_of(one)}: {reason}" for one, reason in self.crashed]
         if self.unkept:
             lines.append(
                 f"- {_count(len(self.unkept))} could not be kept in history.db, and stand in runs.jsonl all the same"

@@ -203,7 +203,7 @@ def test_what_differs_is_named_with_its_module(of, policy):
     lost = made.pop(unlike)
     made.append((4100 * MIB, "vae.decoder.conv_in"))
     sizes, modules = zip(*made, strict=True)
-    found = compared(Recording(of=of, sizes=sizes, modules=modules), shipped(), request, TURING)
+    found = compared(Recording(of=of, sizes=sizes, modules=modules), shipped(), request, policy)
     assert found["only_real"] == [{"size_bytes": 4100 * MIB, "count": 1, "modules": ["vae.decoder.conv_in"]}]
     assert found["only_predicted"] == [{"size_bytes": lost[0], "count": 1, "modules": [lost[1]]}]
     assert found["matched"] == len(made) - 1 and found["share"] == found["matched"] / len(made)
