@@ -509,6 +509,50 @@ def test_a_report_keeps_what_it_compared(scripted, out, monkeypatch):
     assert len(compared) == 3 and isinstance(shipped(), Library)
 
 
+# verify --workspaces
+
+
+def test_verify_writes_the_workspace_of_each_convolution(scripted, t4, tmp_path, capsys):
+    scripted("good")
+    path = tmp_path / "convolutions.json"
+    assert planner_main(["verify", "--device", "0", "--workspaces", str(path)]) == 0
+    assert f"{path} has the workspace of 1 convolutions" in capsys.readouterr().err
+    found = json.loads(path.read_text())
+    (convolution,) = found["convolutions"]
+    assert (convolution["module"], convolution["workspace_bytes"]) == ("vae.decoder.conv_in", 5 << 20)
+    assert convolution["predicted_bytes"] > 0 and found["schema"] == 1
+    assert found["measurement"]["request"]["width"] == 512
+    # An answer from the history would have no workspaces, so it is measured again.
+    path.unlink()
+    assert planner_main(["verify", "--device", "0", "--workspaces", str(path)]) == 0 and path.exists()
+
+
+def test_a_run_that_recorded_nothing_writes_nothing(scripted, t4, tmp_path, capsys):
+    scripted("killed")
+    path = tmp_path / "convolutions.json"
+    assert planner_main(["verify", "--device", "0", "--workspaces", str(path)]) == 12
+    assert "was not written: nothing was recorded of a run that is failed" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--device", "cpu"], "error: workspaces needs a GPU: on the CPU no kernel's workspace comes from"),
+        (["--device", "0", "--sweep", "grid"], "error: workspaces must not be given with --sweep: it is for one"),
+    ],
+)
+def test_workspaces_are_refused_before_anything_runs(t4, tmp_path, capsys, own_history, argv, message):
+    assert planner_main(["verify", "--workspaces", str(tmp_path / "file.json"), *argv]) == 2
+    assert capsys.readouterr().err.startswith(message) and not own_history.exists()
+
+
+def test_a_file_of_workspaces_needs_its_folder(t4, capsys, own_history):
+    assert planner_main(["verify", "--device", "0", "--workspaces", "/nowhere/file.json"]) == 2
+    said = "error: workspaces must be a file in a folder that is there, got '/nowhere/file.json'\n"
+    assert capsys.readouterr().err == said and not own_history.exists()
+
+
 # The notebook
 
 NOTEBOOK = ROOT / "notebooks" / "verify_on_colab.ipynb"
