@@ -134,9 +134,12 @@ class Report:
         return known
 
     def _compare(self, run: Measurement, library: Library) -> Compared:
-        if self.card is None:
+        if self.card is None and run.environment.device_kind == "cpu":
             said = next((one for one in predictions_for(run.request, Device(), library=library)), None)
             return Compared(run, said.peak_allocated_bytes if said and said.basis == "dry-run" else None)
+        if self.card is None or self.device.key != run.environment.uuid_hash:
+            # The folder was begun on another GPU, for which this one's memory says nothing.
+            return Compared(run)
         emulated = run.environment.emulated_bytes
         card = self.card if emulated is None else emulated_card(self.card, emulated)
         answer = fit(run.request, card, "dry-run", library=library)

@@ -170,6 +170,15 @@ def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
     assert environment["card"]["name"] == "Tesla T4" and environment["as_run"]["cudnn"] == "91002"
 
 
+def test_a_folder_begun_elsewhere_is_not_compared_with_this_gpu(scripted, t4, out):
+    scripted("good")
+    assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
+    t4.uuids = ["GPU-99999999-cccc"]
+    assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
+    table = [line for line in (out / "summary.md").read_text().splitlines() if " | ran | " in line]
+    assert sorted(line.split(" | ")[2] for line in table) == ["fits", "unknown"]
+
+
 def test_out_of_memory_is_a_result_that_is_said(scripted, t4, out):
     scripted("out-of-memory")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
