@@ -1,8 +1,8 @@
 """Which requests are run, in which order, and how long each takes: what teaches most per second comes first.
 
-Three steps do for memory, two in a rehearsal; two requests have twenty, for the time of a step. Requests that need the same model
-follow one another, for a worker that has to be started loads it anew. What is expected to meet the end of the GPU's
-memory comes late: it ends the worker as well.
+Three steps do for memory, two in a rehearsal; two requests have twenty, for the time of a step. Requests that need the
+same model follow one another, for a worker that has to be started loads it anew. What is expected to meet the end of
+the GPU's memory comes late: it ends the worker as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
