@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint format accuracy bench screenshots pictures programs clean
+.PHONY: run test lint format accuracy bench screenshots pictures programs gpu-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,11 @@ pictures: $(VENV)/.installed-dev
 programs: $(VENV)/.installed
 	rm -f planner/programs/sd15.json planner/programs/sd15.bin
 	$(BIN)/python -m planner compile
+
+# Proves the planner on this machine's GPU within so many minutes; started again with the same OUT it goes on.
+MINUTES ?= 8
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m cache.gpu_check "$(OUT)" --minutes "$(MINUTES)" $(if $(DEVICE),--device "$(DEVICE)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

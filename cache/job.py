@@ -76,6 +76,7 @@ class Job:
     weights: Weights
     model_dir: str | None
     predictions: tuple[Prediction, ...]
+    record_to: str | None = None
     state: JobState = "queued"
     phase: str | None = None
     detail: str | None = None

@@ -86,8 +86,11 @@ class Jobs:
         model_dir: str | None = None,
         predictions: Sequence[Prediction] = (),
         force: bool = False,
+        record_to: Path | None = None,
     ) -> str:
         """Queue a run and return its job id; a request already measured under the same key is answered at once.
+
+        With `record_to` it is measured in any case, and the file then has a `cache.allocations.Recording` of it.
 
         Raises:
             InvalidArgument: the request cannot run on this device.
@@ -104,8 +107,9 @@ class Jobs:
             weights="local" if model_dir else weights,
             model_dir=model_dir,
             predictions=tuple(predictions),
+            record_to=str(record_to.resolve()) if record_to else None,
         )
-        known = None if force else self.store.already_measured(request, job.environment, device.free_bytes)
+        known = None if force or record_to else self.store.already_measured(request, job.environment, device.free_bytes)
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started
@@ -126,7 +130,7 @@ class Jobs:
 
     def _open_job_like(self, job: Job) -> Job | None:
         def asks(one: Job) -> tuple[Any, ...]:
-            return one.request, one.device.key, one.device.emulated_bytes, one.weights, one.model_dir
+            return one.request, one.device.key, one.device.emulated_bytes, one.weights, one.model_dir, one.record_to
 
         still_open = (
             one for one in self._jobs.values() if one.state in ("queued", "running") and not one.cancelled.is_set()
@@ -258,6 +262,7 @@ class Jobs:
             "weights": job.weights,
             "model_dir": job.model_dir,
             "emulated_bytes": job.device.emulated_bytes,
+            "record_to": job.record_to,
         }
 
         def on_message(message: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cache import pipelines
 from cache.backend import DeviceFull, Report
 from cache.pipelines import Source
 from cache.probes import CpuProbe, CudaProbe, Probe
+from cache.recording import Recorder
 from cache.records import Measured, StageMeasure
 from planner.modules import LOADED_COMPONENTS, apply_options, call_arguments
 from planner.request import GenerationRequest
@@ -178,12 +180,15 @@ class PipelineBackend:
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
         """Run the job's request once and say what it took. Being out of memory is an outcome, not an error.
 
+        Where the job names a file to `record_to`, each allocation and each convolution's workspace goes there.
+
         Raises:
             DeviceFull: not even the driver's own questions found room.
         """
         request = GenerationRequest.from_dict(job["request"])
         source = Source(job["weights"], job.get("model_dir"))
         stages: _Stages | None = None
+        recorder = Recorder(self.probe) if job.get("record_to") else None
         with _or_device_full():
             # Before anything is loaded: on a card of that capacity the weights would count as well.
             self.probe.limit(job.get("emulated_bytes"))
@@ -203,7 +208,8 @@ class PipelineBackend:
                 self.probe.start()
                 phase = "running"
                 stages = _Stages(self.pipeline, self.probe, report)
-                measured = self._run(request, stages, report)
+                with recorder.watching(self.modules()) if recorder else contextlib.nullcontext():
+                    measured = self._run(request, stages, report)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -211,6 +217,9 @@ class PipelineBackend:
             if stages:
                 stages.close()
             measured = self._summary(stages, "out-of-memory", reason=_first_sentence(error), ended_in=where)
+        if recorder and recorder.recording:
+            # Out of memory, it ends with what there was no room for, which is worth knowing.
+            Path(job["record_to"]).write_text(recorder.recording.to_json())
         gc.collect()
         self.probe.finish()
         return replace(

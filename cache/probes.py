@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import psutil
@@ -10,9 +11,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from cache.allocations import CUDA, STORAGES, Recorded
+
+# More entries than any run makes: a run of 50 steps at batch 1 has some 200,000.
+MAX_HISTORY = 4_000_000
+
 
 class Probe(Protocol):
-    """Sizes in bytes; None where the device does not tell."""
+    """Sizes in bytes; None where the device does not tell. `history_of` says what its history lists."""
+
+    history_of: Recorded
 
     def limit(self, capacity_bytes: int | None) -> None:
         """From now on refuse as a device of this capacity would, None for all that there is.
@@ -51,9 +59,20 @@ class Probe(Protocol):
     def synchronize(self) -> None:
         """Wait until the device is done."""
 
+    def begin_history(self) -> None:
+        """Note each allocation from now on."""
+
+    def allocations(self) -> int:
+        """Count the allocations made since `begin_history`."""
+
+    def end_history(self) -> Sequence[Mapping[str, Any]]:
+        """Note no more, and give the notes: `action`, `addr` and `size` of each, as torch's own history has them."""
+
 
 class CudaProbe:
     """torch's own statistics, and the driver's view of the whole card."""
+
+    history_of = CUDA
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -63,6 +82,7 @@ class CudaProbe:
         self._context_bytes: int | None = None
         self._capacity_bytes: int | None = None
         self._allowed_bytes: int | None = None
+        self._made_before = 0
         torch.cuda.init()
         torch.zeros(1, device=device)
         if not torch.cuda.max_memory_allocated(device):
@@ -158,6 +178,25 @@ class CudaProbe:
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def _made(self) -> int:
+        return torch.cuda.memory_stats_as_nested_dict(self.device)["allocation"]["all"]["allocated"]
+
+    def begin_history(self) -> None:
+        # Stacks of calls would take longer than the run, and modules are told by hooks.
+        torch.cuda.memory._record_memory_history(context=None, max_entries=MAX_HISTORY)
+        self._made_before = self._made()
+
+    def allocations(self) -> int:
+        return self._made() - self._made_before
+
+    def end_history(self) -> Sequence[Mapping[str, Any]]:
+        try:
+            # A free that is only asked for while a kernel runs is noted as well.
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
+        finally:
+            torch.cuda.memory._record_memory_history(enabled=None)
+
 
 class _LiveStorages(TorchDispatchMode):
     """Counts the bytes of every storage that an operation made and that is still alive."""
@@ -166,6 +205,9 @@ class _LiveStorages(TorchDispatchMode):
         super().__init__()
         self.live: dict[int, int] = {}
         self.allocated = self.peak = 0
+        # Births and deaths in the form of CUDA's history, where somebody asked for them.
+        self.history: list[dict[str, Any]] | None = None
+        self.made = 0
 
     def see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -175,10 +217,16 @@ class _LiveStorages(TorchDispatchMode):
         self.live[key] = size_bytes
         self.allocated += size_bytes
         self.peak = max(self.peak, self.allocated)
+        self.made += 1
+        if self.history is not None:
+            self.history.append({"action": "alloc", "addr": key, "size": size_bytes})
         weakref.finalize(storage, self._die, key)
 
     def _die(self, key: int) -> None:
-        self.allocated -= self.live.pop(key)
+        size_bytes = self.live.pop(key)
+        self.allocated -= size_bytes
+        if self.history is not None:
+            self.history.append({"action": "free_requested", "addr": key, "size": size_bytes})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -191,8 +239,11 @@ class _LiveStorages(TorchDispatchMode):
 class CpuProbe:
     """Live tensors, counted one by one: the CPU has no caching allocator, so there is no reserved and no context."""
 
+    history_of = STORAGES
+
     def __init__(self):
         self.storages = _LiveStorages()
+        self._made_before = 0
         self._process = psutil.Process()
 
     def count(self, module: torch.nn.Module) -> None:
@@ -234,3 +285,13 @@ class CpuProbe:
 
     def synchronize(self) -> None:
         pass
+
+    def begin_history(self) -> None:
+        self.storages.history, self._made_before = [], self.storages.made
+
+    def allocations(self) -> int:
+        return self.storages.made - self._made_before
+
+    def end_history(self) -> Sequence[Mapping[str, Any]]:
+        history, self.storages.history = self.storages.history, None
+        return history or []

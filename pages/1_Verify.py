@@ -1,5 +1,7 @@
 """Verify: run the planned request on the attached card, watch it, and compare it with the prediction."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from cache.device import Device, check_runnable
@@ -16,6 +18,8 @@ from pages.shared.words import sentence
 from planner.errors import PlannerError
 from planner.report import verify_command
 from planner.request import GenerationRequest
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "verify_on_colab.ipynb"
 
 open_page("Verify", "Run the planned request for real, watch it, and see how far the prediction was off.")
 history_notice()
@@ -96,3 +100,14 @@ with results:
     where = "on a machine with a GPU and, as a rehearsal, here" if rehearsal else "on a machine with a GPU"
     st.caption(f"In a terminal, {where}:")
     st.code(f"{command}{rehearsal}", language="bash", wrap_lines=True)
+    if not device.card:
+        st.download_button(
+            "Notebook for a Colab T4",
+            NOTEBOOK.read_bytes,
+            NOTEBOOK.name,
+            "application/x-ipynb+json",
+            icon=":material/download:",
+            key="notebook",
+            help="Runs what teaches most about a GPU, as 'make gpu-check' does on a machine that has one, and brings "
+            "home a file of runs to import here.",
+        )

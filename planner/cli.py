@@ -135,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
     verify.add_argument(
+        "--workspaces",
+        metavar="FILE",
+        help="measure, and write what the allocator's history says as JSON: the workspace of each convolution beside "
+        "the predicted one, and each allocation that only the run or only the dry run has (needs a GPU)",
+    )
+    verify.add_argument(
         "--sweep",
         metavar="FILE|grid",
         help="many requests in one go: a JSON array of objects, each with what differs from this request (- reads "

@@ -1,12 +1,16 @@
 """``verify``: run one request for real, or many, and keep what each took."""
 
 import argparse
+import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, Self
 
+from cache.allocations import Recording, recording_report
 from cache.attached import usable_card
 from cache.compare import exit_code_of, peak_error, predictions_for, verdict_of
 from cache.device import Device, Weights, check_runnable, environment_of
@@ -25,7 +29,8 @@ from planner.cli import print_json, request_from, say
 from planner.cli_exchange import reading
 from planner.cli_history import measurement_text, open_store, percent_text, size_text
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
-from planner.errors import InvalidArgument
+from planner.errors import CannotWrite, InvalidArgument
+from planner.program import Library, shipped
 from planner.report import text_table
 from planner.request import GenerationRequest
 from planner.units import parse_bytes
@@ -100,11 +105,15 @@ class _Bench:
         """Where a run on this device is, which is the bench's at whatever capacity."""
         return replace(self._environment, emulated_bytes=device.emulated_bytes)
 
-    def submit(self, request: GenerationRequest, device: Device) -> str:
-        """Queue the request with what is predicted of it."""
+    def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
+        """Queue the request with what is predicted of it; as `Jobs.submit` with `record_to`."""
         force, environment = self.arguments.force, self.environment(device)
         # A prediction takes longer than an answer from the history, which needs none.
-        is_known = not force and self.store.already_measured(request, environment, device.free_bytes) is not None
+        is_known = (
+            not force
+            and record_to is None
+            and self.store.already_measured(request, environment, device.free_bytes) is not None
+        )
         facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
         return self.jobs.submit(
             request,
@@ -115,6 +124,7 @@ class _Bench:
             if is_known
             else predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
             force=force,
+            record_to=record_to,
         )
 
     def wait(self, job_id: str) -> JobView:
@@ -150,17 +160,22 @@ def verify(arguments: argparse.Namespace) -> int:
     arguments.weights = _weights_from(arguments)
     capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
     device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)
+    if arguments.workspaces is not None:
+        _check_recordable(arguments, device)
     if arguments.sweep is not None:
         return _sweep(arguments, request, device)
     check_runnable(request, device, arguments.model_dir)
-    with _Bench(arguments, device) as bench:
-        job_id = bench.submit(request, device)
+    with _Bench(arguments, device) as bench, tempfile.TemporaryDirectory() as folder:
+        record_to = Path(folder) / "recording.json" if arguments.workspaces else None
+        job_id = bench.submit(request, device, record_to)
         try:
             view = bench.wait(job_id)
         except KeyboardInterrupt:
             bench.jobs.cancel(job_id)
             view = bench.jobs.wait(job_id)
-    measurement, cached = bench.kept(view)
+        measurement, cached = bench.kept(view)
+        if record_to:
+            _write_workspaces(arguments.workspaces, record_to, measurement, bench.library)
     if cached:
         say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
     if arguments.json:
@@ -168,6 +183,32 @@ def verify(arguments: argparse.Namespace) -> int:
     else:
         print(measurement_text(measurement))
     return exit_code_of(measurement)
+
+
+def _check_recordable(arguments: argparse.Namespace, device: Device) -> None:
+    """Refuse what would end, after the run, in no file of workspaces."""
+    if device.card is None:
+        rule = "needs a GPU: on the CPU no kernel's workspace comes from an allocator with a history"
+        raise InvalidArgument("workspaces", rule, arguments.workspaces, "leave it out to rehearse")
+    if arguments.sweep is not None:
+        rule = "must not be given with --sweep: it is for one request"
+        raise InvalidArgument("workspaces", rule, arguments.workspaces, "'make gpu-check' records several")
+    if not Path(arguments.workspaces).absolute().parent.is_dir():
+        raise InvalidArgument("workspaces", "must be a file in a folder that is there", arguments.workspaces)
+
+
+def _write_workspaces(name: str, record_to: Path, measurement: Measurement, library: Library | None) -> None:
+    """Write what was recorded of a run beside its dry run; a run that ended before it began has nothing to write."""
+    if not record_to.exists():
+        say(f"{name} was not written: nothing was recorded of a run that is {measurement.measured.outcome}")
+        return
+    found = recording_report(Recording.read(record_to), library or shipped(), measurement)
+    report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | found
+    try:
+        Path(name).write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise CannotWrite(name, error.strerror or str(error), "free space there, or name another file") from error
+    say(f"{name} has the workspace of {len(found['convolutions'])} convolutions")
 
 
 def _weights_from(arguments: argparse.Namespace) -> Weights:

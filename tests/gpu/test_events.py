@@ -2,18 +2,18 @@
 
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from cache.allocations import CUDA, Recording, compared
 from cache.attached import usable_card
-from planner.dryrun import KernelPolicy, dry_run
+from cache.device import Device
+from cache.jobs import Jobs
+from planner.dryrun import KernelPolicy
 from planner.errors import NoGpu
-from planner.flatten import events_of
 from planner.program import shipped
 from planner.request import GenerationRequest
-from tests.gpu.allocations import difference, predicted, recorded
 
 try:
     CARD = usable_card()
@@ -33,49 +33,28 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def pipelines():
-    """Both tasks around the same weights, warm: handles are made and plans are known to be looked for."""
-    import torch
+def jobs(tmp_path_factory):
+    """One worker for all requests."""
+    from cache.store import Store
 
-    from cache.pipelines import Source, for_task, load
-
-    device = torch.device("cuda")
-    made = load(REQUESTS[0], Source("synthetic"), device, torch.float16, lambda *_, **__: None)
-    return {task: for_task(made, task) for task in ("img2img", "txt2img")}
-
-
-def run(pipeline, request: GenerationRequest) -> tuple[list[int], int]:
-    """(allocations above 1 MiB in order, allocated peak) of one call."""
-    import torch
-
-    from planner.modules import apply_options, call_arguments
-
-    apply_options(pipeline, request)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.memory._record_memory_history(context=None, max_entries=1_000_000)
-    try:
-        pipeline(**call_arguments(request))
-        torch.cuda.synchronize()
-        trace = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
-    finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
-    return recorded(trace), torch.cuda.max_memory_allocated()
+    jobs = Jobs(Store(tmp_path_factory.mktemp("events") / "planner.db"))
+    yield jobs
+    jobs.close()
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=GenerationRequest.describe)
-def test_allocations_are_those_of_the_program(pipelines, request_):
-    policy = KernelPolicy.of(CARD.compute_capability)
-    run(pipelines[request_.task], replace(request_, width=64, height=64, batch=1, steps=1))
-    real, peak = run(pipelines[request_.task], request_)
-    events = events_of(shipped(), request_, "all")
-    # The warm-up made cuBLAS's handle.
-    expected = [size for size in predicted(events, policy) if size != policy.cublas_bytes]
-    found = difference(real, expected)
+def test_allocations_are_those_of_the_program(jobs, tmp_path, request_):
+    path = tmp_path / "recording.json"
+    view = jobs.wait(jobs.submit(request_, Device(CARD), record_to=path))
+    assert view.state == "ok", view.reason
+    recording = Recording.read(path)
+    found = compared(recording, shipped(), request_, KernelPolicy.of(CARD.compute_capability))
     if folder := os.environ.get("PLANNER_GPU_RESULTS"):
         name = request_.describe().replace(" ", "_").replace("×", "x")
-        result = asdict(found) | {"peak_bytes": peak, "predicted_bytes": dry_run(events, policy).peak_allocated_bytes}
+        result = found | {"peak_bytes": view.measured.peak_allocated_bytes}
         Path(folder, f"{name}.json").write_text(json.dumps(result))
-    assert found.share > 0.99, found
-    assert dry_run(events, policy).peak_allocated_bytes == pytest.approx(peak, rel=0.005)
+    assert recording.of == CUDA
+    assert found["share"] > 0.99, found
+    assert found["predicted_allocated_bytes"] == pytest.approx(view.measured.peak_allocated_bytes, rel=0.005)
+    # Each convolution stands in the program, in whatever layout.
+    assert sum(one["calls"] for one in found["convolutions"]) > 200

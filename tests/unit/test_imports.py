@@ -19,6 +19,7 @@ RUNS_TORCH = {
     "cache/pipelines.py",
     "cache/measure.py",
     "cache/probes.py",
+    "cache/recording.py",
     "planner/modules.py",
     "planner/recorder.py",
     "planner/trace.py",

@@ -1,6 +1,7 @@
 """A real worker process with a scripted backend, started as ``python -m tests.worker.scripted SCRIPT [FILE]``.
 
 The script says what happens in each job; FILE, where given, makes it happen only once, so that the next worker is well.
+`then-hang-in:PHASE` serves one job well and hangs in the second; after `cpu:` it tells no more than a CPU does.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache.allocations import CUDA, STORAGES, Convolution, Recording
 from cache.backend import DeviceFull
 from cache.records import Measured, StageMeasure
 from cache.worker import serve
@@ -28,12 +30,38 @@ GOOD = Measured(
 )
 
 
+REHEARSED = replace(
+    GOOD,
+    peak_reserved_bytes=None,
+    num_alloc_retries=None,
+    stages=(replace(GOOD.stages[0], peak_reserved_bytes=None),),
+)
+# One convolution that took 5 MiB.
+RECORDING = Recording(
+    of=CUDA,
+    sizes=(6 << 20, 5 << 20),
+    modules=("vae.decoder.conv_in",) * 2,
+    convolutions=(
+        Convolution(
+            module="vae.decoder.conv_in",
+            input_shape=(1, 4, 64, 64),
+            weight_shape=(512, 4, 3, 3),
+            output_shape=(1, 512, 64, 64),
+            dtype="float16",
+            channels_last=False,
+            workspaces=(5 << 20,),
+        ),
+    ),
+)
+
+
 class Scripted:
     def __init__(self, script: str, once: Path | None):
-        self.script, self.once = script, once
+        self.is_cpu = script.startswith("cpu:")
+        self.script, self.once, self.served = script.removeprefix("cpu:"), once, 0
 
     def environment(self) -> dict[str, Any]:
-        return {"cuda": "13.0", "cudnn": "91002"}
+        return {} if self.is_cpu else {"cuda": "13.0", "cudnn": "91002", "compute_capability": "7.5"}
 
     def measure(self, job: dict[str, Any], report) -> Measured:
         script = self.script
@@ -41,6 +69,9 @@ class Scripted:
             if self.once.exists():
                 script = "good"
             self.once.touch()
+        if script.startswith("then-"):
+            script = script.removeprefix("then-") if self.served else "good"
+        self.served += 1
         if script.startswith("hang-in:"):
             return self.hang_in(script.partition(":")[2], report)
         for phase in PHASES:
@@ -49,10 +80,13 @@ class Scripted:
                 report(phase, step=1, of=2)
                 report(phase, step=2, of=2)
                 getattr(self, script.replace("-", "_"))()
+        if job.get("record_to"):
+            recording = replace(RECORDING, of=STORAGES) if self.is_cpu else RECORDING
+            Path(job["record_to"]).write_text(recording.to_json())
         if script == "out-of-memory":
             return Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="unet")
         # What it was told of a capacity, where the parent sees it.
-        good = replace(GOOD, free_before_bytes=job["emulated_bytes"])
+        good = REHEARSED if self.is_cpu else replace(GOOD, free_before_bytes=job["emulated_bytes"])
         return replace(good, num_alloc_retries=3) if script == "retries" else good
 
     def hang_in(self, wanted: str, report) -> Measured:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cache import pipelines
+from cache.allocations import Recording
 from cache.measure import PipelineBackend, is_out_of_memory
-from cache.probes import CudaProbe
+from cache.probes import CudaProbe, _LiveStorages
+from cache.recording import Recorder
 from planner.request import GenerationRequest
 
 REQUEST = GenerationRequest(width=64, height=64, steps=2, safety_checker=False)
@@ -122,6 +124,86 @@ def test_another_error_is_not_taken_for_out_of_memory(backend, monkeypatch):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         backend.measure(JOB, report)
     assert "decode" not in vars(backend.pipeline.vae)
+
+
+class Traced(_LiveStorages):
+    """What the CUDA allocator would note of what runs inside: each result, and a workspace at each convolution."""
+
+    WORKSPACE = 3 << 20
+
+    def __init__(self):
+        super().__init__()
+        self.history = []
+        self.convolutions = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is torch.ops.aten.convolution.default:
+            self.convolutions += 1
+            self.made += 1
+            for action in ("alloc", "free_requested", "free_completed"):
+                self.history.append({"action": action, "addr": -self.made, "size": self.WORKSPACE})
+        return out
+
+
+def test_the_allocators_history_gives_each_convolution_of_a_pipeline_its_workspace(cuda, small_pipeline, monkeypatch):
+    """The real pipeline and hooks; torch.cuda's history is written by what runs on the CPU."""
+    traced = Traced()
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "memory_stats_as_nested_dict", lambda device: {"allocation": {"all": {"allocated": traced.made}}}
+    )
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"device_traces": [traced.history]})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    small_pipeline.set_progress_bar_config(disable=True)
+    recorder = Recorder(CudaProbe(torch.device("cuda")))
+    monkeypatch.setattr(torch, "zeros", torch._C._VariableFunctions.zeros)
+    small_pipeline.to(torch.float32)
+    with traced:
+        # What was allocated before the recording is in the history as well.
+        before = torch.ones(1000)
+        components = {name: getattr(small_pipeline, name) for name in ("unet", "vae")}
+        with recorder.watching(components):
+            small_pipeline("", width=64, height=64, num_inference_steps=1, output_type="pt")
+    assert before.numel() == 1000
+    found = recorder.recording
+    assert found.of == "cuda" and {one.workspaces for one in found.convolutions} == {(Traced.WORKSPACE,)}
+    assert sum(one.calls for one in found.convolutions) == traced.convolutions > 20
+    assert all(one.module.startswith(("unet.", "vae.")) for one in found.convolutions)
+    assert [options.get("enabled", "on") for options in asked] == ["on", None]
+
+
+def test_a_job_that_names_a_file_is_recorded_and_another_is_not(backend, tmp_path):
+    _, report = reports()
+    path = tmp_path / "recording.json"
+    backend.measure(JOB, report)
+    assert not path.exists()
+    plain = backend.measure(JOB, report)
+    recorded = backend.measure(JOB | {"record_to": str(path)}, report)
+    assert [stage.peak_allocated_bytes for stage in recorded.stages] == [
+        stage.peak_allocated_bytes for stage in plain.stages
+    ]
+    found = Recording.read(path)
+    assert found.of == "storages" and len(found.convolutions) > 20
+    assert not backend.pipeline.unet.conv_in._forward_hooks
+
+
+def test_out_of_memory_is_recorded_until_there(backend, monkeypatch, tmp_path):
+    _, report = reports()
+    backend.measure(JOB, report)
+    path = tmp_path / "recording.json"
+    forward = backend.pipeline.vae.decoder.forward
+
+    def fails_after_the_warm_up(*args, **kwargs):
+        if "decode" in vars(backend.pipeline.vae):
+            raise OUT_OF_MEMORY[0]
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backend.pipeline.vae.decoder, "forward", fails_after_the_warm_up)
+    assert backend.measure(JOB | {"record_to": str(path)}, report).outcome == "out-of-memory"
+    modules = {one.module.partition(".")[0] for one in Recording.read(path).convolutions}
+    assert modules == {"unet", "vae"}
 
 
 class FakeCuda:

@@ -1,0 +1,360 @@
+"""Runs the experiments through the queue and the worker that ``verify`` uses, and writes down what came of each."""
+
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import psutil
+
+from cache.compare import predictions_for
+from cache.device import Device, Weights, check_runnable, environment_of
+from cache.gpu_check import plan
+from cache.gpu_check.files import Folder
+from cache.gpu_check.plan import Experiment
+from cache.gpu_check.report import Report, Tests
+from cache.job import JobView
+from cache.jobs import Jobs
+from cache.programs import ROOT, find, wanted_versions
+from cache.records import Measurement
+from cache.store import Store
+from cache.versions import installed, torch_cuda
+from planner.answer import Verdict
+from planner.errors import InvalidArgument, PlannerError
+from planner.program import Library, shipped
+
+# Named in environment.json where they are installed.
+_PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "pillow", "nvidia-ml-py", "pytest")
+COMPILE = (sys.executable, "-m", "planner", "compile")
+# Kept for the summary, and for a worker to end.
+_CLOSING_SECONDS = 2.0
+# The real duration of what ran, against the estimate, counts from so many on.
+_ENOUGH_TO_CORRECT = 2
+_POLL_SECONDS = 0.2
+
+
+class OutOfTime(Exception):
+    """The time budget is used up."""
+
+
+@dataclass
+class Check:
+    """One check of one device into one folder."""
+
+    folder: Folder
+    device: Device
+    seconds: float
+    weights: Weights = "synthetic"
+    limit: int | None = None
+    say: Callable[[str], None] = print
+    _began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.store = Store(self.folder.history)
+        self.card = self.device.as_card()
+        self.report = Report(self.folder, self.device, self.card)
+        self._compile: subprocess.Popen[bytes] | None = None
+        self._library: Library | None = None
+        self._estimated = self._took = 0.0
+        self._ran = 0
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left of the budget, less what closing takes."""
+        return self.seconds - _CLOSING_SECONDS - (time.monotonic() - self._began)
+
+    def run(self) -> None:
+        """Run all that the time allows; what was measured into this folder before is not run again."""
+        name = self.device.card.name if self.device.card else "the CPU, a rehearsal"
+        self._tell(f"gpu-check of {name} into {self.folder.path}")
+        self._write_environment()
+        self._look_for_programs()
+        try:
+            with contextlib.closing(Jobs(self.store)) as jobs:
+                # A run that was cut off is closed as failed by now.
+                self._write()
+                self._run_all(jobs)
+            self._run_tests()
+            self._await_programs()
+        except OutOfTime:
+            self._tell("the time is used up")
+        finally:
+            self._end_compile()
+            self.report.seconds = time.monotonic() - self._began
+            self._write()
+        self._tell(f"summary: {self.folder.path / 'summary.md'}")
+
+    # What is run
+
+    def _run_all(self, jobs: Jobs) -> None:
+        planned = self._planned()
+        self.report.reached_end = False
+        waiting = list(planned)
+        try:
+            for one, estimate in planned:
+                if self.limit is not None and self._ran >= self.limit:
+                    self.report.not_reached_because = f"--limit {self.limit} was reached"
+                    return
+                if not self._fits(estimate) and self._ran:
+                    # A shorter one may still fit.
+                    continue
+                self._try_one(jobs, one, estimate)
+                waiting.remove((one, estimate))
+            self.report.reached_end = not waiting
+        finally:
+            self.report.not_reached = [one for one, _ in waiting]
+
+    def _fits(self, estimate: float) -> bool:
+        return estimate * self._correction <= self.remaining
+
+    @property
+    def _correction(self) -> float:
+        """How much longer than estimated the experiments so far took."""
+        if self._ran < _ENOUGH_TO_CORRECT:
+            return 1.0
+        return min(5.0, max(0.2, self._took / self._estimated))
+
+    def _planned(self) -> list[tuple[Experiment, float]]:
+        """What is to be run, with the estimated seconds of each; what failed before comes last."""
+        candidates, cannot = [], []
+        for one in plan.candidates(self.device):
+            try:
+                check_runnable(one.request, plan.with_capacity(self.device, one))
+                candidates.append(one)
+            except InvalidArgument as error:
+                cannot.append((one, f"{error.argument} {error.rule}"))
+        self.report.cannot = cannot
+        library = self._library or shipped()
+        verdicts: dict[Experiment, Verdict] = {one: plan.verdict_on(one, self.card, library) for one in candidates}
+        ordered = plan.experiments(candidates, verdicts)
+        seconds = list(plan.seconds_with_starts(ordered, [verdicts[one] for one in ordered], self.card))
+        self.report.estimated_seconds = sum(seconds)
+        chosen = [taken for one, taken in zip(ordered, seconds, strict=True) if plan.is_chosen(one)]
+        self.report.estimated_chosen_seconds = sum(chosen)
+        failed = {
+            (run.request.request_id, run.environment.emulated_bytes)
+            for run in self.store.measurements("m.outcome = 'failed'")
+        }
+        left = [pair for pair in zip(ordered, seconds, strict=True) if not self._is_known(pair[0])]
+        self._tell(f"{len(ordered)} experiments, {len(ordered) - len(left)} of them known from before")
+        return sorted(left, key=lambda pair: (pair[0].request.request_id, pair[0].capacity_bytes) in failed)
+
+    def _is_known(self, one: Experiment) -> bool:
+        device = plan.with_capacity(self.device, one)
+        environment = environment_of(device, self.weights)
+        known = self.store.already_measured(one.request, environment, device.free_bytes)
+        return known is not None and (not one.records or self.folder.has_recording(known.measurement_id))
+
+    def _try_one(self, jobs: Jobs, one: Experiment, estimate: float) -> None:
+        """Run the experiment; an error of our own in it is told, and does not take the others with it."""
+        try:
+            self._run_one(jobs, one, estimate)
+        except (OutOfTime, PlannerError):
+            # Without a place for results there is no use in going on.
+            raise
+        except Exception as error:
+            self._ran += 1
+            self.report.crashed.append((one, f"{type(error).__name__}: {error}"[:300]))
+            self._tell(f"broke off: {plan.name_of(one)}\n{traceback.format_exc()}")
+
+    def _run_one(self, jobs: Jobs, one: Experiment, estimate: float) -> None:
+        device = plan.with_capacity(self.device, one)
+        name = plan.name_of(one)
+        self._tell(f"begin: {name} ({one.why}), about {estimate * self._correction:.0f} s, {self.remaining:.0f} s left")
+        self._look_for_programs()
+        predictions = ()
+        if self._library is not None:
+            # Programs of other versions would be kept with the run as if they were for these.
+            predictions = predictions_for(one.request, device, own_pid=jobs.worker_pid, library=self._library)
+        self.folder.part.unlink(missing_ok=True)
+        began = time.monotonic()
+        job_id = jobs.submit(
+            one.request,
+            device,
+            weights=self.weights,
+            predictions=predictions,
+            force=True,
+            record_to=self.folder.part if one.records else None,
+        )
+        try:
+            view = jobs.wait(job_id, self._watch)
+        except OutOfTime:
+            jobs.cancel(job_id)
+            jobs.wait(job_id)
+            self._tell(f"cut off after {time.monotonic() - began:.1f} s: {name}")
+            raise
+        took = time.monotonic() - began
+        self._ran += 1
+        self._took += took
+        self._estimated += estimate
+        self._note(one, view)
+        reason = (view.reason or "").partition("\n")[0][:200]
+        self._tell(f"{view.state} after {took:.1f} s: {name}{f' - {reason}' if reason else ''}")
+        self._write()
+
+    def _watch(self, _view: JobView) -> None:
+        if self.remaining <= 0:
+            raise OutOfTime
+
+    def _note(self, one: Experiment, view: JobView) -> None:
+        if view.unkept is not None:
+            # The history refused it: shown all the same, and said.
+            self.report.unkept.append(view.unkept)
+            self._tell(f"not kept in the history: {view.reason}")
+        if one.records and view.measurement_id is not None:
+            self.folder.keep_recording(view.measurement_id)
+
+    def _run_tests(self) -> None:
+        """Run tests/gpu where pytest is installed and the time allows."""
+        lacking = [name for name in ("pytest", "pytest_timeout") if find_spec(name) is None]
+        if lacking:
+            self.report.tests = Tests(reason=f"{' and '.join(lacking)} is not installed")
+            return
+        if self.folder.tests.exists():
+            return
+        if self.limit is not None or not self._fits(plan.TESTS_SECONDS if self.card else 0.0):
+            self.report.tests = Tests(reason="not reached in the time")
+            return
+        self._tell("begin: tests/gpu")
+        part = self.folder.tests.with_suffix(".part")
+        command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={part}"]
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            self._await(child)
+            if part.exists():
+                os.replace(part, self.folder.tests)
+                self._tell(f"tests/gpu: {self.report.tests_found().text()}")
+        finally:
+            _end(child)
+            part.unlink(missing_ok=True)
+
+    def _await(self, child: subprocess.Popen[bytes]) -> None:
+        while child.poll() is None:
+            if self.remaining <= 0:
+                raise OutOfTime
+            time.sleep(_POLL_SECONDS)
+
+    # Programs for what is installed
+
+    def _look_for_programs(self) -> None:
+        """Find the programs of the installed versions; where there are none, a compile begins beside the measuring."""
+        if self._library is not None or (self._compile and self._compile.poll() is None):
+            return
+        found = find()
+        if found.notice is None and found.library is not None:
+            self._library = self.report.library = found.library
+            return
+        if self._compile is not None:
+            if self.report.no_programs is None or "compile" in self.report.no_programs:
+                self.report.no_programs = f"the installed versions could not be compiled: {found.notice}"
+            return
+        wanted = ", ".join(f"{name} {number}" for name, number in wanted_versions().items())
+        self.report.no_programs = f"a compile for {wanted} had not ended"
+        self._tell(f"compiling programs for {wanted} beside the measuring; until then nothing is compared")
+        self._compile = subprocess.Popen(
+            COMPILE,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _await_programs(self) -> None:
+        if self._compile is not None and self._library is None:
+            self._tell("waiting for the compile")
+            self._await(self._compile)
+            self._look_for_programs()
+
+    def _end_compile(self) -> None:
+        if self._compile is not None:
+            _end(self._compile)
+
+    # What is written
+
+    def _write(self) -> None:
+        runs = [*_telling(self.store.measurements()[::-1]), *self.report.unkept]
+        self.folder.write_runs(runs)
+        self.report.write(runs)
+        self._write_environment(runs)
+
+    def _write_environment(self, runs: Sequence[Measurement] = ()) -> None:
+        card = self.device.card
+        ran = [asdict(run.environment) for run in runs if run.environment.cudnn or not card]
+        self.folder.write_json(
+            "environment.json",
+            {
+                "device": self.device.kind,
+                "card": None
+                if card is None
+                else {
+                    "name": card.name,
+                    "uuid_hash": card.uuid_hash,
+                    "total_bytes": card.total_bytes,
+                    "free_bytes": card.free_bytes,
+                    "compute_capability": ".".join(map(str, card.compute_capability)),
+                    "driver": card.driver,
+                    "mig": card.mig,
+                    "holders": [asdict(holder) for holder in card.holders],
+                },
+                "versions": installed(),
+                "torch_cuda": torch_cuda(),
+                "programs_for": dict(shipped().versions),
+                "packages": dict(_versions_of(_PACKAGES)),
+                "machine": {
+                    "system": platform.platform(),
+                    "cores": os.cpu_count(),
+                    "memory_bytes": psutil.virtual_memory().total,
+                },
+                # What is known once torch was loaded: cuDNN, total memory, attention.
+                "as_run": ran[-1] if ran else None,
+            },
+        )
+
+    def _tell(self, text: str) -> None:
+        self.folder.log(text)
+        self.say(text)
+
+
+def _versions_of(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
+def _telling(runs: Sequence[Measurement]) -> list[Measurement]:
+    """Runs that say something: all but the cancelled, and failures only where the same request never came to an end."""
+
+    def key(run: Measurement) -> tuple[str, int | None]:
+        return run.request.request_id, run.environment.emulated_bytes
+
+    ended = {key(run) for run in runs if run.measured.outcome in ("ok", "out-of-memory")}
+    return [
+        run
+        for run in runs
+        if run.measured.outcome in ("ok", "out-of-memory")
+        or (run.measured.outcome == "failed" and key(run) not in ended)
+    ]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a child of ours and what it started; it leads a session of its own."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,247 @@
+"""Which requests are run, in which order, and how long each takes: what teaches most per second comes first.
+
+Three steps do for memory, two in a rehearsal; two requests have twenty, for the time of a step. Requests that need the
+same model follow one another, for a worker that has to be started loads it anew. What is expected to meet the end of
+the GPU's memory comes late: it ends the worker as well.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cache.device import Device
+from cache.sweep import Entry, grid, in_order
+from planner.answer import Verdict
+from planner.card import Card, emulated_name
+from planner.dryrun import KernelPolicy, dry_run
+from planner.errors import NoProgram
+from planner.flatten import events_of
+from planner.program import Library
+from planner.request import GenerationRequest, Task
+from planner.units import GIB
+
+# Of a run for memory. PNDM keeps four noise predictions from the fourth step on, each of the latent's size.
+STEPS = 3
+STEPS_FOR_TIME = 20
+
+# Capacities to emulate where the GPU has more, and what is run there: by the dry run most of them is tight.
+EMULATED: tuple[tuple[int, tuple[dict[str, Any], ...]], ...] = (
+    (8 * GIB, ({"width": 1024, "height": 1024}, {"width": 1536, "height": 1536}, {"width": 768, "batch": 4})),
+    (16 * GIB, ({"width": 2048, "height": 2048}, {"width": 1024, "height": 1024, "batch": 4})),
+    (24 * GIB, ({"width": 1024, "height": 1024, "batch": 8}, {"width": 2048, "height": 2048, "batch": 2})),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A request to run, and why. With `records` each allocation is recorded and compared with the dry run."""
+
+    request: GenerationRequest
+    why: str
+    capacity_bytes: int | None = None
+    records: bool = False
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What a worker must have loaded for it, as `Job.resident_key` tells models apart."""
+        request = self.request
+        task = request.task if request.offload != "none" else ""
+        return (self.capacity_bytes, request.safety_checker, request.channels_last, request.offload, task)
+
+
+def _one(task: Task, size: int | tuple[int, int], why: str, *, records: bool = False, **changes: Any) -> Experiment:
+    width, height = (size, size) if isinstance(size, int) else size
+    values: dict[str, Any] = {"task": task, "width": width, "height": height, "steps": STEPS}
+    return Experiment(request=GenerationRequest(**values | changes), why=why, records=records)
+
+
+def _chosen_for_gpu() -> Iterator[Experiment]:
+    yield _one("img2img", 512, "the default request", records=True)
+    yield _one("img2img", (1800, 1200), "a T4 was measured 1.57 GiB above the prediction", records=True)
+    yield _one("txt2img", 512, "the other task", records=True)
+    yield _one("txt2img", 512, "several images", records=True, batch=4)
+    yield _one("img2img", 1024, "large convolutions", records=True)
+    for batch in (16, 2, 8):
+        yield _one("txt2img", 512, "several images", batch=batch)
+    yield _one("txt2img", 512, "convolutions of 2^31 elements", records=True, batch=32)
+    yield _one("img2img", (1000, 1304), "latents with odd sides", records=True)
+    yield _one("img2img", 2048, "the largest common size", records=True)
+    yield _one("img2img", 512, "the time of a step", steps=STEPS_FOR_TIME)
+    yield _one("txt2img", 1024, "the time of a step", steps=STEPS_FOR_TIME)
+    for side in (256, 768, 1536, 2048):
+        yield _one("txt2img", side, "sizes")
+    for side in (256, 768, 1536):
+        yield _one("img2img", side, "sizes")
+    for batch in (2, 4):
+        yield _one("img2img", 1024, "several images", batch=batch)
+    yield _one("txt2img", 1024, "tiles of the VAE", records=True, vae_tiling=True)
+    yield _one("txt2img", 512, "slices of the VAE", records=True, batch=4, vae_slicing=True)
+    for side in (512, 1024):
+        yield _one("img2img", side, "attention in slices", records=side == 512, attention_slicing=True)
+    yield _one("txt2img", 512, "no guidance", guidance_scale=1.0)
+    yield _one("img2img", (520, 776), "latents with odd sides")
+    yield _one("txt2img", (1096, 616), "latents with odd sides")
+    yield _one("txt2img", 512, "slices of the VAE", batch=32, vae_slicing=True)
+    yield _one("img2img", 2048, "tiles of the VAE", vae_tiling=True)
+    for index, side in enumerate((512, 1024)):
+        yield _one("img2img", side, "channels_last", records=not index, channels_last=True)
+    yield _one("txt2img", 512, "channels_last", records=True, batch=4, channels_last=True)
+    for size in (512, (1800, 1200), 2048):
+        yield _one("img2img", size, "model offload", records=size == 512, offload="model")
+    for batch in (1, 4, 16):
+        yield _one("txt2img", 512, "published runs without safety checker", batch=batch, safety_checker=False)
+
+
+def _emulated() -> Iterator[Experiment]:
+    for capacity_bytes, sizes in EMULATED:
+        for index, size in enumerate(sizes):
+            changes = {"height": size["width"]} | size
+            for task in ("img2img", "txt2img") if not index else ("img2img",):
+                request = GenerationRequest(task=task, steps=STEPS, **changes)
+                # A recording shows where a kernel found no room and fell back.
+                records = task == "img2img"
+                yield Experiment(request=request, why="short of memory", capacity_bytes=capacity_bytes, records=records)
+
+
+def _chosen_for_cpu() -> Iterator[Experiment]:
+    """The same kinds at the smallest sizes that show them."""
+    yield _one("img2img", 128, "the default task", records=True, steps=2)
+    yield _one("txt2img", (128, 64), "the other task", records=True, steps=2)
+    yield _one("txt2img", 64, "several images", records=True, batch=4, steps=2)
+    yield _one("img2img", (72, 136), "latents with odd sides", records=True, steps=2)
+    yield _one("img2img", (576, 64), "tiles of the VAE", vae_tiling=True, steps=2)
+    yield _one("txt2img", 64, "slices of the VAE", batch=4, vae_slicing=True, steps=2)
+    yield _one("img2img", 64, "attention in slices", attention_slicing=True, steps=2)
+    yield _one("img2img", 256, "sizes", records=True, steps=2)
+    yield _one("txt2img", 256, "no guidance", guidance_scale=1.0, steps=2)
+    yield _one("img2img", 64, "channels_last", channels_last=True, steps=2)
+    yield _one("txt2img", 512, "the largest rehearsal", steps=2)
+    yield _one("img2img", 512, "the time of a step", steps=5)
+    # These are told apart, with the reason, from what a rehearsal can do.
+    yield _one("img2img", (1800, 1200), "large sizes", records=True)
+    yield _one("img2img", 512, "model offload", offload="model")
+    yield Experiment(request=GenerationRequest(steps=STEPS), why="short of memory", capacity_bytes=8 * GIB)
+
+
+_OF_GRID = "the grid of verify --sweep"
+
+
+def experiments(found: Sequence[Experiment], verdicts: Mapping[Experiment, Verdict]) -> list[Experiment]:
+    """Order the candidates: by what they teach, and within that so that few workers are started.
+
+    First what is expected to fit on the whole GPU, then emulated capacities, then what meets the end of the GPU's own
+    memory, each of which ends its worker; the grid fills the time that is left.
+    """
+
+    def phase(one: Experiment) -> int:
+        if not is_chosen(one):
+            return 4
+        if one.capacity_bytes is not None:
+            return 1
+        return {"tight": 2, "no": 3}.get(verdicts[one], 0)
+
+    first_of: dict[tuple[Any, ...], int] = {}
+    for one in found:
+        first_of.setdefault((phase(one), *one.group), len(first_of))
+    return sorted(found, key=lambda one: (phase(one), first_of[phase(one), *one.group]))
+
+
+def candidates(device: Device) -> list[Experiment]:
+    """All experiments for the device in the order in which they are written down, each request once."""
+    if device.kind == "cpu":
+        return list(_chosen_for_cpu())
+    base = GenerationRequest(steps=STEPS)
+    rest = (_of_entry(entry) for entry in in_order(grid(base)))
+    found: dict[tuple[str, int | None], Experiment] = {}
+    for one in (*_chosen_for_gpu(), *_emulated(), *rest):
+        found.setdefault((one.request.request_id, one.capacity_bytes), one)
+    return list(found.values())
+
+
+def _of_entry(entry: Entry) -> Experiment:
+    return Experiment(request=entry.request, why=_OF_GRID, capacity_bytes=entry.capacity_bytes)
+
+
+def verdict_on(one: Experiment, card: Card | None, library: Library | None) -> Verdict:
+    """Expect what one replay on this card, at the experiment's capacity, says; `fit` would make thirteen."""
+    if card is None or library is None:
+        return "unknown"
+    usable = card.usable_bytes if one.capacity_bytes is None else min(card.usable_bytes, one.capacity_bytes)
+    policy = KernelPolicy.of(card.compute_capability)
+    try:
+        replayed = dry_run(events_of(library, one.request), policy, usable - card.context_bytes)
+    except NoProgram:
+        return "unknown"
+    if replayed.outcome != "ok":
+        return "no"
+    return "tight" if replayed.num_alloc_retries or replayed.fallbacks else "fits"
+
+
+# Time
+
+# A UNet call on one sample of 512x512 is one unit of work. Published for the two samples of a guided step: T4 (65
+# TFLOPS) 144 ms, A100 (312 TFLOPS) 44.6 ms, and 278 ms for the 32 samples of batch 16. That is 4.7 s x TFLOPS a unit on
+# the T4 and 2.7 on a busy A100; the larger is taken. Source: huggingface/diffusers, docs/optimization/torch2.0.md.
+TFLOPS_SECONDS_PER_UNIT = 4.7
+# A call that keeps no GPU busy takes what launching its kernels takes: the A100's guided step.
+LEAST_CALL_SECONDS = 0.045
+# VAE decode of one 512x512 image: T4 292 ms, A100 32 ms, about four units each. Encode does half the work.
+# Source: huggingface/open-muse, benchmark/artifacts/all.csv.
+DECODE_UNITS, ENCODE_UNITS = 4.0, 2.0
+# At 512x512 a fifth of the UNet's work is self-attention, which grows with the square of the area.
+ATTENTION_SHARE = 0.2
+# Float16 TFLOPS of a card that no data sheet is known for: a T4's.
+UNKNOWN_TFLOPS = 65
+# Two cores, as a rehearsal of 256x256 took them: 1.2 s a guided step.
+CPU_SECONDS_PER_UNIT = 3.0
+# Libraries, context and 1.37 billion synthetic weights; then warm-up, first use of kernels, and writing it down.
+START_SECONDS = 25.0
+RUN_SECONDS = 2.5
+# Weights that leave the GPU and come again, over PCIe.
+OFFLOAD_SECONDS = 4.0
+# Of one of the tests in tests/gpu, which run requests much like those above.
+TESTS_SECONDS = 150.0
+
+
+def seconds_of(one: Experiment, card: Card | None) -> float:
+    """Estimate how long the experiment takes on this card, None for the CPU, with its model loaded."""
+    request = one.request
+    area = request.effective_width * request.effective_height / 512**2
+    a_unit = CPU_SECONDS_PER_UNIT
+    if card is not None:
+        a_unit = TFLOPS_SECONDS_PER_UNIT / (card.float16_tflops or UNKNOWN_TFLOPS)
+    a_sample = area * (1 - ATTENTION_SHARE + ATTENTION_SHARE * area)
+    a_call = max(LEAST_CALL_SECONDS, request.unet_batch * a_sample * a_unit)
+    # PNDM makes one call more than there are steps.
+    calls = request.steps + 1
+    vae = (DECODE_UNITS + (ENCODE_UNITS if request.task == "img2img" else 0)) * request.batch * area * a_unit
+    offload = OFFLOAD_SECONDS if request.offload != "none" else 0.0
+    return RUN_SECONDS + calls * a_call + vae + offload
+
+
+def seconds_with_starts(
+    planned: Sequence[Experiment], verdicts: Sequence[Verdict], card: Card | None
+) -> Iterator[float]:
+    """Estimate the seconds of each experiment, with those of a worker's start where it needs a new one.
+
+    It does at another model, and after a run that met the end of memory.
+    """
+    before: tuple[Any, ...] | None = None
+    for one, verdict in zip(planned, verdicts, strict=True):
+        yield seconds_of(one, card) + (0 if one.group == before else START_SECONDS)
+        before = one.group if verdict in ("fits", "unknown") else None
+
+
+def is_chosen(one: Experiment) -> bool:
+    """Whether the experiment was chosen for what it teaches, and is not of the grid that fills the time left."""
+    return one.why != _OF_GRID
+
+
+def with_capacity(device: Device, one: Experiment) -> Device:
+    """The device as the experiment wants it."""
+    return replace(device, emulated_bytes=one.capacity_bytes)
+
+
+def name_of(one: Experiment) -> str:
+    """Name the experiment for people."""
+    return emulated_name(one.request.describe(), one.capacity_bytes)
