@@ -33,6 +33,7 @@ SHELLS = {
     "planner/cli_exchange.py",
     "planner/cli_sizes.py",
     "planner/cli_recover.py",
+    "planner/cli_accuracy.py",
 }
 
 FOLDERS = ("planner", "cache", "pages")
