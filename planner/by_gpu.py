@@ -286,7 +286,7 @@ def _nearest(graded: Sequence[Graded], gpu: Gpu) -> tuple[Nearness | None, tuple
 
 # The conditions that runs confirm; a run counts for each that its request has.
 CONDITIONS: dict[str, Callable[[GenerationRequest], bool]] = {
-    "one image, plain": lambda request: (
+    "one plain image": lambda request: (
         request.batch == 1
         and not (request.vae_tiling or request.attention_slicing or request.channels_last)
         and request.offload == "none"
@@ -307,6 +307,7 @@ def _is_large(request: GenerationRequest) -> bool:
 
 
 State = Literal["confirmed", "disagrees", "not measured"]
+STATES: tuple[State, ...] = ("confirmed", "disagrees", "not measured")
 
 
 @dataclass(frozen=True)
@@ -318,29 +319,20 @@ class Confirmation:
 
     @property
     def state(self) -> State:
-        """Say whether every run agrees within `CONFIRMED_WITHIN`, one or more does not, or there is none."""
-        tallies = [found for found in (self.allocated, self.reserved) if found]
-        if not tallies:
+        """Say whether every run agrees within `CONFIRMED_WITHIN`: by allocated peaks, else by the reserved ones."""
+        found = self.allocated or self.reserved
+        if found is None:
             return "not measured"
-        return "confirmed" if all(within(found) == len(found.runs) for found in tallies) else "disagrees"
+        return _state(found)
 
-    def words(self) -> str:
-        """Say how many of the runs agree and how far off the worst of the others is."""
-        told = [
-            f"{name}{within(found)} of {len(found.runs)}" + _beyond(found)
-            for name, found in (("", self.allocated), ("reserved ", self.reserved))
-            if found
-        ]
-        return "; ".join(told) or NOT_MEASURED
+
+def _state(found: Tally) -> State:
+    return "confirmed" if within(found) == len(found.runs) else "disagrees"
 
 
 def within(found: Tally) -> int:
     """Count the runs that are off by `CONFIRMED_WITHIN` at most."""
     return sum(abs(error) <= CONFIRMED_WITHIN for error in found.errors)
-
-
-def _beyond(found: Tally) -> str:
-    return "" if within(found) == len(found.runs) else f", worst {off_words(found.worst_error)}"
 
 
 @dataclass(frozen=True)
@@ -355,6 +347,28 @@ class Confirmed:
     def title(self) -> str:
         """Name the compute capability and NVIDIA's architecture."""
         return f"{version_words(self.capability)} {family_of(self.capability)}"
+
+    def words(self, state: State) -> list[str]:
+        """Name the conditions in this state with their runs, such as ``large images (0 of 1, worst -17.4 %)``.
+
+        Allocated and reserved peaks of one condition are named apart, for one may be confirmed and the other not.
+        """
+        if state == "not measured":
+            return [name for name, found in self.conditions.items() if found.state == state]
+        told = []
+        for name, found in self.conditions.items():
+            for of, peak in ((found.allocated, ""), (found.reserved, " by the reserved peak")):
+                if of and _state(of) == state:
+                    worst = "" if state == "confirmed" else f", worst {off_words(of.worst_error)}"
+                    told.append(f"{name}{peak} ({within(of)} of {len(of.runs)}{worst})")
+        return told
+
+    def sentence(self) -> str:
+        """Say in one line what is confirmed, what disagrees and what is not measured, without a full stop."""
+        if not self.gpus:
+            return f"{self.title}: {NOT_MEASURED}"
+        told = (f"{state}: {', '.join(words)}" for state in STATES if (words := self.words(state)))
+        return f"{self.title} ({', '.join(self.gpus)}) - {'; '.join(told)}"
 
 
 def confirmed(graded: Sequence[Graded], *, is_whole: bool) -> list[Confirmed]:

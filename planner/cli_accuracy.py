@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from planner.by_gpu import (
-    CONDITIONS,
     CONFIRMED_WITHIN,
     GRADED_BASIS,
     HALVES,
     PEAKS,
+    STATES,
     WHOLE,
     Confirmed,
     Gpu,
@@ -48,7 +48,7 @@ NOTES = (
 Sources = Mapping[str, str]
 RUN_HEADER = ("GPU", "what ran", "peak", "measured, MiB", "predicted, MiB", "off by", "inside", "with", "source")
 _RUN_RIGHT = (3, 4, 5)
-CONFIRMED_HEADER = ("compute capability", "measured on", *CONDITIONS)
+CONFIRMED_HEADER = ("compute capability", "measured on", *STATES)
 GPU_HEADER = ("GPU", "runs", "peak", "median error", "worst")
 
 
@@ -76,8 +76,11 @@ def _run_lines(one: Graded, sources: Sources) -> list[tuple[str, ...]]:
     return lines
 
 
-def _confirmed_cells(one: Confirmed) -> tuple[str, ...]:
-    return (one.title, ", ".join(one.gpus) or "none", *(found.words() for found in one.conditions.values()))
+def confirmed_cells(one: Confirmed) -> tuple[str, ...]:
+    """Write one compute capability as the cells under `CONFIRMED_HEADER`."""
+    if not one.gpus:
+        return (one.title, "none", "", "", "everything")
+    return (one.title, ", ".join(one.gpus), *(", ".join(one.words(state)) for state in STATES))
 
 
 def _escaped(text: str) -> str:
@@ -118,10 +121,8 @@ def accuracy_text(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources
         if shown := _shown(told, is_whole=is_whole):
             rows = [line for one in shown for line in _run_lines(one, sources)]
             parts.append(f"{name}\n\n{text_table(RUN_HEADER, rows, _RUN_RIGHT)}")
-        families = [one for one in confirmed(graded, is_whole=is_whole) if one.gpus]
-        if families:
-            table = text_table(CONFIRMED_HEADER, [_confirmed_cells(one) for one in families])
-            parts.append(f"{name}: confirmed\n\n{table}")
+        if families := confirmed(graded, is_whole=is_whole):
+            parts.append("\n".join([f"confirmed by {name}", *(f"  {one.sentence()}" for one in families)]))
     return "\n\n".join(parts)
 
 
@@ -138,7 +139,7 @@ def accuracy_markdown(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sou
             rows = [line for one in shown for line in _run_lines(one, sources)]
             sections.append(f"## {name}\n\n{counted}.\n\n{markdown_table(RUN_HEADER, rows, _RUN_RIGHT)}")
     tables = [
-        f"{name}:\n\n{markdown_table(CONFIRMED_HEADER, [_confirmed_cells(one) for one in families])}"
+        f"{name}:\n\n{markdown_table(CONFIRMED_HEADER, [confirmed_cells(one) for one in families])}"
         for is_whole, name in ((True, "Whole pipelines"), (False, "Halves of the VAE"))
         if (families := confirmed(graded, is_whole=is_whole))
     ]

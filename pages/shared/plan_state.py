@@ -107,6 +107,8 @@ VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY)
 # What else an address may hold on the pages that take a plan: Verify's job and its emulated capacity.
 _OTHER_KEYS = ("job", "capacity")
 _PLAN_PAGES = ("Plan", "Verify")
+# The page whose address names GPUs that are looked at there, and are not the plan's.
+_LOOKS_AT_CARDS = "Accuracy"
 
 
 def name_meant(name: str) -> str | None:
@@ -222,6 +224,9 @@ def enter_page(page: str) -> None:
     st.session_state["page"] = page
     known = plan()
     values, refused = _from_address()
+    is_of_plan = page != _LOOKS_AT_CARDS
+    if not is_of_plan:
+        values.pop(CARDS_KEY, None)
     st.session_state["refused"] = refused + (_wrong_names() if page in _PLAN_PAGES else [])
     if values:
         known.clear()
@@ -231,7 +236,7 @@ def enter_page(page: str) -> None:
     brought = {
         key: (value or "") if key == CARDS_KEY else str(value)
         for key, value in known.items()
-        if value != default_of(key)
+        if value != default_of(key) and (is_of_plan or key != CARDS_KEY)
     }
     renamed = CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
     if renamed:

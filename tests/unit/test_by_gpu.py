@@ -159,21 +159,31 @@ def test_a_run_says_what_must_be_known_beside_its_error(graded):
     assert circumstances(by_work["T4", "txt2img 512×512"]) == []
 
 
-def conditions(graded, capability, *, is_whole=True):
-    return next(one for one in confirmed(graded, is_whole=is_whole) if one.capability == capability).conditions
+def on(graded, capability, *, is_whole=True):
+    return next(one for one in confirmed(graded, is_whole=is_whole) if one.capability == capability)
 
 
 def test_conditions_are_confirmed_by_counted_runs(graded):
-    turing = conditions(graded, (7, 5))
-    assert (turing["one image, plain"].words(), turing["several images"].words()) == ("2 of 2", "2 of 2")
-    assert turing["large images"].words() == "0 of 1, worst -17.4 %"
-    assert turing["large images"].state == "disagrees"
-    assert turing["channels_last"].state == "not measured" and turing["channels_last"].words() == "not measured"
-    assert conditions(graded, (8, 9))["model offload"].state == "confirmed"
-    # A half of the VAE in tiles is no whole pipeline in tiles.
-    assert conditions(graded, (8, 9))["VAE tiling"].state == "not measured"
-    assert conditions(graded, (8, 9), is_whole=False)["VAE tiling"].words() == "5 of 5"
-    assert conditions(graded, (8, 6))["several images"].words() == "reserved 1 of 3, worst +3.35 %"
+    turing = on(graded, (7, 5))
+    assert turing.words("confirmed") == ["one plain image (2 of 2)", "several images (2 of 2)"]
+    assert turing.words("disagrees") == ["large images (0 of 1, worst -17.4 %)"]
+    assert "channels_last" in turing.words("not measured")
+    assert turing.sentence().startswith("7.5 Turing (T4) - confirmed: one plain image (2 of 2), several images")
+    assert on(graded, (8, 9)).conditions["model offload"].state == "confirmed"
+
+
+def test_a_half_of_the_vae_in_tiles_is_no_whole_pipeline_in_tiles(graded):
+    assert on(graded, (8, 9)).conditions["VAE tiling"].state == "not measured"
+    assert "VAE tiling (5 of 5)" in on(graded, (8, 9), is_whole=False).words("confirmed")
+
+
+def test_reserved_peaks_confirm_nothing_of_allocated_ones(graded):
+    ampere = on(graded, (8, 0))
+    assert ampere.conditions["one plain image"].state == "confirmed"
+    assert "one plain image (1 of 1)" in ampere.words("confirmed")
+    assert "one plain image by the reserved peak (0 of 1, worst +9.01 %)" in ampere.words("disagrees")
+    assert "several images by the reserved peak (1 of 3, worst +3.35 %)" in on(graded, (8, 6)).words("disagrees")
+    assert on(graded, (8, 6)).conditions["several images"].state == "disagrees"
 
 
 def test_what_nobody_measured_is_in_the_table_and_every_run_is_counted(graded):
@@ -181,6 +191,7 @@ def test_what_nobody_measured_is_in_the_table_and_every_run_is_counted(graded):
     assert {one.capability for one in rows} >= {card.compute_capability for card in CATALOGUE}
     hopper = next(one for one in rows if one.capability == (9, 0))
     assert hopper.gpus == () and {found.state for found in hopper.conditions.values()} == {"not measured"}
+    assert hopper.sentence() == "9.0 Hopper: not measured" and hopper.words("not measured") == list(CONDITIONS)
     for is_whole in (True, False):
         counted = {
             run.observation.run_id
@@ -196,11 +207,11 @@ def test_what_nobody_measured_is_in_the_table_and_every_run_is_counted(graded):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, {"one image, plain"}),
+        ({}, {"one plain image"}),
         ({"batch": 4}, {"several images"}),
         ({"batch": 4, "vae_slicing": True}, {"several images", "VAE slicing"}),
-        ({"vae_slicing": True}, {"one image, plain"}),
-        ({"width": 1024, "height": 1024}, {"one image, plain"}),
+        ({"vae_slicing": True}, {"one plain image"}),
+        ({"width": 1024, "height": 1024}, {"one plain image"}),
         ({"width": 1032, "height": 1024}, {"large images"}),
         ({"vae_tiling": True, "offload": "model"}, {"VAE tiling", "model offload"}),
         ({"channels_last": True}, {"channels_last"}),
@@ -237,7 +248,7 @@ def test_the_command_prints_sentence_runs_and_sources(capsys, graded):
     out, err = capsys.readouterr()
     assert out.startswith(told(graded, "T4").sentence())
     assert out.count("huggingface/open-muse") == 3 and "met the end of 14.56 GiB" in out
-    assert "whole pipelines: confirmed" in out and "negative is a prediction that was too low" in err
+    assert "confirmed by whole pipelines" in out and "negative is a prediction that was too low" in err
 
 
 def test_a_gpu_without_runs_exits_12_with_the_nearest(capsys, graded):
