@@ -11,7 +11,7 @@ import streamlit as st
 from pages.shared import calls
 from pages.shared.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
 from pages.shared.verdicts import name_of
-from pages.shared.words import plain
+from pages.shared.words import plain, sentence
 from planner.by_gpu import GRADED_BASIS, Gpu, GpuAccuracy, by_gpu, circumstances, gpu_of, versions_words, work_of
 from planner.errors import InvalidArgument, UnknownCard
 from planner.gpus import CATALOGUE, SLICES, card_named, described_card
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _KEY = "accuracy-gpus"
 # A GPU that is described by its memory is known here by what decides over its kernels.
 _DESCRIBED = re.compile(r"compute capability (\d{1,2}\.\d)")
-# Runs of more GPUs than anybody compares: a table of them shows so many.
+# The table of runs shows so many, the newest of each GPU first.
 _MOST_RUNS = 300
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def _described(capability: str) -> Gpu:
@@ -83,11 +84,9 @@ def gpus_control(observations: Iterable[Observation]) -> list[Gpu]:
     chosen = _taken(asked or _of_the_plan(), choices)
     if _KEY not in st.session_state:
         st.session_state[_KEY] = chosen
-    for name in st.session_state[_KEY]:
-        # Chosen a moment ago, from a run that is gone or an address that has changed since.
-        if name not in choices:
-            st.session_state[_KEY] = chosen
-            break
+    elif not choices.keys() >= set(st.session_state[_KEY]):
+        # One was chosen for its runs, and they are gone.
+        st.session_state[_KEY] = [name for name in st.session_state[_KEY] if name in choices]
     names = st.multiselect(
         "How wrong on which GPU?",
         list(choices),
@@ -119,9 +118,9 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
             "Predicted": gib_value(one.predicted[GRADED_BASIS]),
             "Peak": one.peak,
             "Inside": "yes" if one.is_covered else "no",
+            "Open": link_to(one),
             "With": ", ".join([versions_words(one), *(note for note in circumstances(one) if note != "reserved")]),
             "Source": published.get(one.observation.run_id, "history"),
-            "Open": link_to(one),
         }
         for one in runs[:_MOST_RUNS]
     ]
@@ -163,7 +162,7 @@ def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
 
 def _answer(told: GpuAccuracy) -> None:
     with st.container(gap="xsmall"):
-        name, _, rest = told.sentence().partition(": ")
-        st.subheader(f"{plain(name)}: {plain(rest)}", anchor=False)
+        # Number and sign stay together where a line ends.
+        st.markdown(f"#### {plain(told.sentence()).replace(' %', NBSP + '%')}")
         if further := told.further_sentences():
-            st.caption("; ".join(map(plain, further)) + ".")
+            st.caption(" ".join(map(sentence, further)))

@@ -8,6 +8,7 @@ import streamlit as st
 
 from pages.shared.accuracy_charts import residual_chart, scatter_chart, stages_chart
 from pages.shared.accuracy_gpus import link_to
+from pages.shared.chrome import is_phone
 from pages.shared.words import plain
 from planner.by_gpu import (
     CONFIRMED_WITHIN,
@@ -15,9 +16,11 @@ from planner.by_gpu import (
     PEAKS,
     STATES,
     WHOLE,
+    Confirmed,
     circumstances,
     confirmed,
     kinds_words,
+    median_words,
     off_words,
     tally,
     versions_words,
@@ -52,7 +55,7 @@ def run_name(one: Graded) -> str:
 
 def percent(value: float) -> str:
     """A median error; as many digits as it takes to see it."""
-    return f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
+    return median_words(value) if value < 0.1 else f"{100 * value:.0f} %"
 
 
 def whole_view(graded: Sequence[Graded]) -> None:
@@ -99,20 +102,21 @@ def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
             st.metric(
                 f"{BASIS_NAMES[basis]} off by",
                 percent(everything.error[basis]),
-                help=f"Median of how far the peak was off, to either side. To one side: {everything.bias[basis]:+.2%}.",
+                help="Median of how far the peak was off, to either side. To one side: "
+                f"{off_words(everything.bias[basis])}.",
             )
         st.metric(
             "Inside interval",
-            f"{inside / len(graded):.0%}",
+            f"{100 * inside / len(graded):.0f} %",
             help=f"{inside:,} of {len(graded):,} measured peaks lie in the interval that the other runs give; "
-            f"{NOMINAL:.0%} should.",
+            f"{100 * NOMINAL:.0f} % should.",
         )
     # A median must not hide the run that was missed, nor allocated peaks the reserved ones.
     allocated, reserved = (tally(one for one in graded if one.peak == peak) for peak in PEAKS)
     worst = max(graded, key=lambda one: abs(one.error("calibrated")))
     st.caption(
         f"{plain(kinds_words(allocated, reserved, *counted))}. At worst: {plain(run_name(worst))}. Calibrated values "
-        f"and intervals come from the other runs alone, and hold at {NOMINAL:.0%}. "
+        f"and intervals come from the other runs alone, and hold at {100 * NOMINAL:.0f} %. "
         f"Of these runs {published:,} {'was' if published == 1 else 'were'} published by others."
     )
 
@@ -124,19 +128,32 @@ def confirmed_view(graded: Sequence[Graded]) -> None:
         f"Runs of whole pipelines that the dry run meets within {100 * CONFIRMED_WITHIN:.1f} %, of all that have the "
         "condition. What is not measured is planned for, and nobody has checked it."
     )
-    rows = [
-        {
-            "Compute capability": one.title,
-            "Measured on": ", ".join(one.gpus) or "none",
-            **{f"{state[:1].upper()}{state[1:]}": ", ".join(one.words(state)) for state in STATES},
-        }
-        for one in confirmed(graded, is_whole=True)
-        if one.gpus
-    ]
-    st.table(rows, hide_index=True)
-    empty = [one.title for one in confirmed(graded, is_whole=True) if not one.gpus]
-    if empty:
+    found = confirmed(graded, is_whole=True)
+    measured = [one for one in found if one.gpus]
+    if is_phone():
+        # Five columns of text are a word wide there.
+        st.markdown("\n".join(line for one in measured for line in _confirmed_lines(one)))
+    else:
+        st.table(
+            [
+                {
+                    "Compute capability": one.title,
+                    "Measured on": ", ".join(one.gpus),
+                    **{f"{state[:1].upper()}{state[1:]}": ", ".join(one.words(state)) for state in STATES},
+                }
+                for one in measured
+            ],
+            hide_index=True,
+            alt="Which conditions runs of whole pipelines confirm, by compute capability",
+        )
+    if empty := [one.title for one in found if not one.gpus]:
         st.caption(f"Nothing is measured on compute capability {', '.join(empty)}.")
+
+
+def _confirmed_lines(one: Confirmed) -> list[str]:
+    """One compute capability as a list in Markdown."""
+    states = [f"  - {state}: {plain(', '.join(words))}" for state in STATES if (words := one.words(state))]
+    return [f"- **{plain(one.title)}** ({plain(', '.join(one.gpus))})", *states]
 
 
 def _shown(graded: Sequence[Graded]) -> Sequence[Graded]:
@@ -215,7 +232,9 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
                 "Bias", format="%+.2f %%", help="Calibrated: median error with its sign, negative is too low"
             ),
             "Inside": percents(
-                "Inside", format="%.0f %%", help=f"Measured peaks inside their interval; {NOMINAL:.0%} should be"
+                "Inside",
+                format="%.0f %%",
+                help=f"Measured peaks inside their interval; {100 * NOMINAL:.0f} % should be",
             ),
         },
     )

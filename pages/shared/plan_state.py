@@ -109,6 +109,8 @@ _OTHER_KEYS = ("job", "capacity")
 _PLAN_PAGES = ("Plan", "Verify")
 # The page whose address names GPUs that are looked at there, and are not the plan's.
 _LOOKS_AT_CARDS = "Accuracy"
+# What a link from Plan calls such a GPU: Streamlit drops a name that a control of the page left behind is bound to.
+LOOK_KEY = "how_wrong"
 
 
 def name_meant(name: str) -> str | None:
@@ -227,6 +229,8 @@ def enter_page(page: str) -> None:
     is_of_plan = page != _LOOKS_AT_CARDS
     if not is_of_plan:
         values.pop(CARDS_KEY, None)
+        if values and CARDS_KEY in known:
+            values[CARDS_KEY] = known[CARDS_KEY]
     st.session_state["refused"] = refused + (_wrong_names() if page in _PLAN_PAGES else [])
     if values:
         known.clear()
@@ -238,9 +242,14 @@ def enter_page(page: str) -> None:
         for key, value in known.items()
         if value != default_of(key) and (is_of_plan or key != CARDS_KEY)
     }
-    renamed = CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
+    renamed = is_of_plan and CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
     if renamed:
         brought[CARDS_KEY] = values[CARDS_KEY]
+    linked = [] if is_of_plan else st.query_params.get_all(LOOK_KEY)
+    if linked:
+        brought = {name: st.query_params.get_all(name) for name in st.query_params if name != LOOK_KEY} | brought
+        st.query_params.from_dict(brought | {CARDS_KEY: linked})
+        st.rerun()
     # At once: each write of its own would be a step of the browser's back button.
     st.query_params.update(brought)
     if renamed or (brought and not values):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import streamlit as st
 
-from pages.shared.plan_state import CARDS_KEY
+from pages.shared.plan_state import LOOK_KEY
 from pages.shared.words import plain, sentence
 from planner.answer import Answer, Verdict
 from planner.fit import fit
@@ -140,7 +140,6 @@ def verdict_card(shown: Answered) -> None:
         if not answer.card.runs_pinned_torch:
             lines.append("to plan for, not to verify: too old for today's torch")
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
-        evidence_link(answer.card)
 
 
 def name_of(card: Card) -> str:
@@ -149,14 +148,13 @@ def name_of(card: Card) -> str:
     return f"compute capability {whole.capability}" if whole.origin == "described" else whole.model
 
 
-def evidence_link(card: Card) -> None:
-    """Link to how wrong predictions were on this GPU; the plan stays as it is."""
-    name = name_of(card)
-    st.page_link(
-        "pages/3_Accuracy.py",
-        label=f"How wrong on {with_article(name)}?",
-        query_params={CARDS_KEY: name},
-    )
+def evidence_links(cards: Sequence[Card]) -> None:
+    """Link to how wrong predictions were on each of these GPUs; the plan stays as it is."""
+    # Below the cards, where long names wrap: inside one a link's words are cut off.
+    with st.container(horizontal=True, gap="small"):
+        for name in dict.fromkeys(map(name_of, cards)):
+            label = f"How wrong on {with_article(name)}?"
+            st.page_link("pages/3_Accuracy.py", label=label, query_params={LOOK_KEY: name})
 
 
 def with_article(name: str) -> str:
