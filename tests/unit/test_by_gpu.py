@@ -310,3 +310,13 @@ def test_own_runs_are_told_from_the_history(capsys, tmp_path, monkeypatch):
     assert cli.main(["accuracy", "--no-reference", "--gpu", "T4"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("T4: 3 runs of whole pipelines") and "history" in out
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    from tests.hiding import installed_beyond, python_without
+
+    done = python_without(
+        installed_beyond("requirements-plan.txt"), tmp_path, "-m", "planner", "accuracy", "--gpu", "T4"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("T4: 5 runs of whole pipelines")
