@@ -37,9 +37,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Prints how far off every run that ships is, and fails where that is more than it should be.
+# Prints how far off every run that ships is, writes it into README.md and docs/accuracy.md, and fails where that is
+# more than it should be.
 accuracy: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.accuracy
+	$(BIN)/python -m tests.accuracy --write
+	$(BIN)/python -m tests.documents
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench

@@ -29,6 +29,7 @@ from pages.shared.verdicts import (
     answered,
     assumptions_view,
     card_notes_view,
+    evidence_links,
     evidence_view,
     reasons_view,
     stack_view,
@@ -50,6 +51,7 @@ def verdicts(shown: list[Answered]) -> None:
         for column, one in zip(st.columns(3), row, strict=False):
             with column:
                 verdict_card(one)
+    evidence_links([one.answer.card for one in shown])
 
 
 def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answered], library: Library | None) -> None:

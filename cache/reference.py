@@ -19,3 +19,13 @@ def reference_runs() -> tuple[Measurement, ...]:
         with path.open("rb") as file:
             found += read_runs(lines_in(file), "reference")
     return tuple(found)
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Where each run that ships was published, by its id.
+
+    Raises:
+        NotARun: a file is damaged.
+    """
+    return {run.measurement_id: run.source for run in reference_runs() if run.source}

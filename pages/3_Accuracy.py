@@ -1,4 +1,4 @@
-"""Accuracy: every measured run against what each basis says of it."""
+"""Accuracy: how wrong on this GPU, then every measured run against what each basis says of it."""
 
 import streamlit as st
 
@@ -6,14 +6,14 @@ from pages.shared import calls
 from pages.shared.chrome import history_notice, open_page, programs_notice
 from pages.shared.inputs import published_control
 
-open_page("Accuracy", "Every measured run against what each basis says of it. No run is graded on itself.")
+open_page("Accuracy", "How wrong predictions were, by measured runs. No run is graded on itself.")
 
 
 def nothing_yet(with_published: bool) -> None:
     """What to do where there is no run to grade."""
     published = "" if with_published else " **Count published runs** shows what others measured."
     st.info(
-        "No run on a GPU is in the history yet. **Verify** measures one where there is a card, and **History** imports "
+        "No run on a GPU is in the history yet. **Verify** measures one where there is a GPU, and **History** imports "
         f"those of another planner; rehearsals on the CPU judge no GPU.{published}",
         icon=":material/query_stats:",
     )
@@ -21,6 +21,10 @@ def nothing_yet(with_published: bool) -> None:
 
 programs_notice()
 with_published = published_control()
+with st.spinner("Looking for measured runs"):
+    from pages.shared.accuracy_gpus import answers_view, gpus_control
+
+    gpus = gpus_control(calls.evidence(with_published).evidence.observations)
 bar = st.empty()
 
 
@@ -33,15 +37,13 @@ def report(done: float) -> None:
 with st.spinner("Looking for measured runs"):
     graded = calls.graded(with_published, report)
 bar.empty()
+answers_view(graded, gpus)
 if graded:
-    from pages.shared.accuracy_view import groups_view, headline, one_run_view, scatter_view, worst_view
+    from pages.shared.accuracy_view import halves_view, whole_view
     from pages.shared.estimators_view import estimators_view
 
-    headline(graded)
-    scatter_view(graded)
-    groups_view(graded)
-    chosen = worst_view(graded)
-    one_run_view(graded, chosen)
+    whole_view(graded)
+    halves_view(graded)
     estimators_view(graded, calls.evidence(with_published).evidence.observations)
 else:
     nothing_yet(with_published)

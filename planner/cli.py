@@ -158,6 +158,21 @@ def _parser() -> argparse.ArgumentParser:
     estimators.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
 
     command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
+    accuracy = command(
+        "accuracy",
+        _later("cli_accuracy.accuracy"),
+        "how wrong predictions were on each GPU that was measured, with runs and sources",
+        as_json,
+    )
+    accuracy.add_argument(
+        "--gpu", action="append", metavar="NAME", help="a GPU of the catalogue, or attached; repeatable (all measured)"
+    )
+    accuracy.add_argument("--gpu-memory", metavar="SIZE", help="with --compute-capability, one not in the catalogue")
+    accuracy.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
+    accuracy.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown; json: as --json (table)")
+    accuracy.add_argument("--no-reference", action="store_true", help="leave out the published runs that ship")
+    accuracy.set_defaults(workers="1")
+
     programs = command(
         "compile", _later("cli_history.compile_programs"), "compile memory programs for the installed versions"
     )

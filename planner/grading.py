@@ -7,6 +7,7 @@ from typing import Literal
 
 from planner.calibrate import Calibrated, Run, held_out
 from planner.curves import PREFERRED
+from planner.dryrun import RUN_TO_RUN
 from planner.errors import UnknownCard
 from planner.evidence import Evidence, Observation
 from planner.formula import estimate
@@ -60,8 +61,12 @@ class Graded:
 
     @property
     def interval_bytes(self) -> tuple[int, int]:
-        """The calibrated interval of `peak`."""
-        return self.calibrated.allocated if self.peak == "allocated" else self.calibrated.reserved
+        """The calibrated interval of `peak`; of a run that met its GPU's end, wide enough for a repetition of it."""
+        low, high = self.calibrated.allocated if self.peak == "allocated" else self.calibrated.reserved
+        if not self.is_capped:
+            return low, high
+        capped = self.predicted["dry-run"]
+        return min(low, round(capped * (1 - RUN_TO_RUN))), max(high, round(capped * (1 + RUN_TO_RUN)))
 
     @property
     def is_covered(self) -> bool:

@@ -40,7 +40,7 @@ def _axis(alt: Any, title: str) -> Any:
 
 
 def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mapping[str, Any]]) -> None:
-    """Predicted against measured allocated peaks in GiB, both logarithmic, intervals as upright lines."""
+    """Predicted against measured peaks in GiB, both logarithmic, intervals as upright lines."""
     alt = altair()
     measured = [point["measured"] for point in points]
     ends = [end for one in intervals for end in (one["low"], one["high"])]

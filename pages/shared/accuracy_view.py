@@ -7,7 +7,25 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from pages.shared.accuracy_charts import residual_chart, scatter_chart, stages_chart
+from pages.shared.accuracy_gpus import link_to
+from pages.shared.chrome import is_phone
 from pages.shared.words import plain
+from planner.by_gpu import (
+    CONFIRMED_WITHIN,
+    HALVES,
+    PEAKS,
+    STATES,
+    WHOLE,
+    Confirmed,
+    circumstances,
+    confirmed,
+    kinds_words,
+    median_words,
+    off_words,
+    tally,
+    versions_words,
+    work_of,
+)
 from planner.components import STAGE_NAMES
 from planner.grading import GRADED_BASES, Graded, group_of, groups, size_class
 from planner.intervals import NOMINAL
@@ -18,39 +36,61 @@ MOST_SHOWN = 600
 _WORST = 10
 
 GROUPINGS: dict[str, Callable[[Graded], str]] = {
-    "Card": lambda one: one.observation.card_name,
+    "GPU": lambda one: one.observation.card_name,
     "Stage": lambda one: STAGE_NAMES[one.peak_stage],
     "Size": lambda one: size_class(one.observation.request),
     "Options": lambda one: one.observation.cell.options,
-    "What ran": lambda one: one.observation.request.task if is_whole(one) else one.observation.scope,
-    "Versions": lambda one: one.observation.versions,
+    "What ran": lambda one: one.observation.request.task if one.is_whole else one.observation.scope,
+    "Peak": lambda one: one.peak,
+    "Versions": versions_words,
 }
 BASIS_NAMES = {"formula": "Formula", "dry-run": "Dry run", "calibrated": "Calibrated"}
 
 
-def is_whole(one: Graded) -> bool:
-    """Whether the whole pipeline ran, and not a half of the VAE alone."""
-    return one.observation.scope == "pipeline"
-
-
 def run_name(one: Graded) -> str:
-    """The run in a few words."""
-    observation = one.observation
-    request = observation.request
-    what = request.task if is_whole(one) else observation.scope
-    size = f"{request.effective_width}×{request.effective_height}"
-    batch = f", batch {request.batch}" if request.batch > 1 else ""
-    options = "" if observation.cell.options == "plain" else f", {observation.cell.options}"
-    return f"{what} {size}{batch}{options} on {observation.card_name}"
+    """The run in a few words, with its GPU."""
+    peak = "" if one.peak == "allocated" else ", reserved"
+    return f"{work_of(one)} on {one.observation.card_name}{peak}"
 
 
 def percent(value: float) -> str:
     """A median error; as many digits as it takes to see it."""
-    return f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
+    return median_words(value) if value < 0.1 else f"{100 * value:.0f} %"
 
 
-def headline(graded: Sequence[Graded]) -> None:
-    """Runs, the median error of each basis, and how many runs their intervals hold."""
+def whole_view(graded: Sequence[Graded]) -> None:
+    """Draw what runs of whole pipelines show, and nothing of halves of the VAE."""
+    whole = [one for one in graded if one.is_whole]
+    st.header("Whole pipelines", anchor=False, divider="gray")
+    if not whole:
+        st.info("No whole pipeline was measured: only halves of the VAE, below.", icon=":material/query_stats:")
+        return
+    headline(whole, WHOLE)
+    charts_view(whole)
+    confirmed_view(graded)
+    st.subheader("By group", anchor=False)
+    groups_view(whole, group_control())
+    chosen = worst_view(whole)
+    one_run_view(whole, chosen)
+
+
+def halves_view(graded: Sequence[Graded]) -> None:
+    """Draw what runs of one half of the VAE show, where there are any."""
+    halves = [one for one in graded if not one.is_whole]
+    if not halves:
+        return
+    st.header("Halves of the VAE, run alone", anchor=False, divider="gray")
+    st.caption(
+        "A benchmark ran the VAE's encoder or decoder without the pipeline around it; peaks are above what stood "
+        "allocated before. They confirm the VAE's kernels, and no figure above counts them."
+    )
+    headline(halves, HALVES)
+    charts_view(halves)
+    groups_view(halves, st.session_state.get("by") or next(iter(GROUPINGS)))
+
+
+def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
+    """Runs of one kind, the median error of each basis, and how many runs their intervals hold."""
     everything = group_of("all", graded)
     published = sum(one.observation.is_reference for one in graded)
     inside = sum(one.is_covered for one in graded)
@@ -62,23 +102,58 @@ def headline(graded: Sequence[Graded]) -> None:
             st.metric(
                 f"{BASIS_NAMES[basis]} off by",
                 percent(everything.error[basis]),
-                help=f"Median of how far the allocated peak was off, to either side. To one side: "
-                f"{everything.bias[basis]:+.2%}.",
+                help="Median of how far the peak was off, to either side. To one side: "
+                f"{off_words(everything.bias[basis])}.",
             )
         st.metric(
             "Inside interval",
-            f"{inside / len(graded):.0%}",
+            f"{100 * inside / len(graded):.0f} %",
             help=f"{inside:,} of {len(graded):,} measured peaks lie in the interval that the other runs give; "
-            f"{NOMINAL:.0%} should.",
+            f"{100 * NOMINAL:.0f} % should.",
         )
-    # A median of nothing must not hide the run that was missed.
+    # A median must not hide the run that was missed, nor allocated peaks the reserved ones.
+    allocated, reserved = (tally(one for one in graded if one.peak == peak) for peak in PEAKS)
     worst = max(graded, key=lambda one: abs(one.error("calibrated")))
     st.caption(
-        f"At worst the calibrated peak was off by {worst.error('calibrated'):+.2%}: {plain(run_name(worst))}. "
-        f"Calibrated values and intervals come from the other runs alone, and hold at {NOMINAL:.0%}. "
-        f"Of these runs {published:,} {'was' if published == 1 else 'were'} published by others; their own page on "
-        "History names each source."
+        f"{plain(kinds_words(allocated, reserved, *counted))}. At worst: {plain(run_name(worst))}. Calibrated values "
+        f"and intervals come from the other runs alone, and hold at {100 * NOMINAL:.0f} %. "
+        f"Of these runs {published:,} {'was' if published == 1 else 'were'} published by others."
     )
+
+
+def confirmed_view(graded: Sequence[Graded]) -> None:
+    """Draw which conditions runs confirm on each compute capability; what nobody measured is seen to be empty."""
+    st.subheader("What is confirmed", anchor=False)
+    st.caption(
+        f"Runs of whole pipelines that the dry run meets within {100 * CONFIRMED_WITHIN:.1f} %, of all that have the "
+        "condition. What is not measured is planned for, and nobody has checked it."
+    )
+    found = confirmed(graded, is_whole=True)
+    measured = [one for one in found if one.gpus]
+    if is_phone():
+        # Five columns of text are a word wide there.
+        st.markdown("\n".join(line for one in measured for line in _confirmed_lines(one)))
+    else:
+        st.table(
+            [
+                {
+                    "Compute capability": one.title,
+                    "Measured on": ", ".join(one.gpus),
+                    **{f"{state[:1].upper()}{state[1:]}": ", ".join(one.words(state)) for state in STATES},
+                }
+                for one in measured
+            ],
+            hide_index=True,
+            alt="Which conditions runs of whole pipelines confirm, by compute capability",
+        )
+    if empty := [one.title for one in found if not one.gpus]:
+        st.caption(f"Nothing is measured on compute capability {', '.join(empty)}.")
+
+
+def _confirmed_lines(one: Confirmed) -> list[str]:
+    """One compute capability as a list in Markdown."""
+    states = [f"  - {state}: {plain(', '.join(words))}" for state in STATES if (words := one.words(state))]
+    return [f"- **{plain(one.title)}** ({plain(', '.join(one.gpus))})", *states]
 
 
 def _shown(graded: Sequence[Graded]) -> Sequence[Graded]:
@@ -87,7 +162,7 @@ def _shown(graded: Sequence[Graded]) -> Sequence[Graded]:
     return graded[:MOST_SHOWN]
 
 
-def scatter_view(graded: Sequence[Graded]) -> None:
+def charts_view(graded: Sequence[Graded]) -> None:
     """Predicted against measured, and below how far each is off."""
     shown = _shown(graded)
     points = [
@@ -106,8 +181,8 @@ def scatter_view(graded: Sequence[Graded]) -> None:
         {
             "run": run_name(one),
             "measured": gib_value(one.measured_bytes),
-            "low": gib_value(one.calibrated.allocated[0]),
-            "high": gib_value(one.calibrated.allocated[1]),
+            "low": gib_value(one.interval_bytes[0]),
+            "high": gib_value(one.interval_bytes[1]),
         }
         for one in shown
     ]
@@ -115,18 +190,22 @@ def scatter_view(graded: Sequence[Graded]) -> None:
     residual_chart(points)
 
 
-def groups_view(graded: Sequence[Graded]) -> None:
-    """The error of each basis by what the user groups by."""
-    st.subheader("By group", anchor=False)
-    by = st.segmented_control(
+def group_control() -> str:
+    """Draw the choice of what runs are grouped by."""
+    return st.segmented_control(
         "Group by",
         list(GROUPINGS),
-        default="Card",
+        default="GPU",
         required=True,
         key="by",
         bind="query-params",
-        help="Stage: the one in which the run peaked. Size: pixels of all its images together.",
+        help="Stage: the one in which the run peaked. Size: pixels of all its images together. Peak: reserved where "
+        "that alone was published.",
     )
+
+
+def groups_view(graded: Sequence[Graded], by: str) -> None:
+    """The error of each basis by what the user groups by."""
     percents = st.column_config.NumberColumn
     rows = [
         {
@@ -146,16 +225,16 @@ def groups_view(graded: Sequence[Graded]) -> None:
         alt=f"Median error of each basis by {by.lower()}",
         column_config={
             **{
-                name: percents(
-                    name, format="%.2f %%", help=f"{name}: median error of the allocated peak, to either side"
-                )
+                name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, to either side")
                 for name in BASIS_NAMES.values()
             },
             "Bias": percents(
                 "Bias", format="%+.2f %%", help="Calibrated: median error with its sign, negative is too low"
             ),
             "Inside": percents(
-                "Inside", format="%.0f %%", help=f"Measured peaks inside their interval; {NOMINAL:.0%} should be"
+                "Inside",
+                format="%.0f %%",
+                help=f"Measured peaks inside their interval; {100 * NOMINAL:.0f} % should be",
             ),
         },
     )
@@ -171,8 +250,9 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
             "Measured": gib_value(one.measured_bytes),
             **{BASIS_NAMES[basis]: round(100 * one.error(basis), 2) + 0.0 for basis in GRADED_BASES},
             "Inside": "yes" if one.is_covered else "no",
+            "With": ", ".join([versions_words(one), *circumstances(one)]),
             "Origin": "published" if one.observation.is_reference else "history",
-            "Open": _link(one),
+            "Open": link_to(one),
         }
         for one in worst
     ]
@@ -184,9 +264,11 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         on_select="rerun",
         selection_mode="single-row",
         key="worst",
-        alt="The runs whose allocated peak the calibrated answer missed most",
+        alt="The runs whose peak the calibrated answer missed most",
         column_config={
-            "Measured": number("Measured", format="%.2f GiB", help="The measured allocated peak"),
+            "Measured": number(
+                "Measured", format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
+            ),
             **{
                 name: number(name, format="%+.2f %%", help="Off by; negative is too low")
                 for name in BASIS_NAMES.values()
@@ -198,40 +280,35 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
     return worst[ticked[0]] if ticked and ticked[0] < len(worst) else None
 
 
-def _link(one: Graded) -> str:
-    published = "&reference=true" if one.observation.is_reference else ""
-    return f"History?run={one.observation.run_id}{published}"
-
-
 def one_run_view(graded: Sequence[Graded], chosen: Graded | None) -> None:
-    """One run stage by stage: the ticked one, or the one picked here."""
+    """One run: what each basis says of it, by stage where stages were measured; the ticked one, or one picked here."""
     st.subheader("One run, stage by stage", anchor=False)
-    staged = [one for one in graded[:MOST_SHOWN] if one.stages]
-    if chosen is not None:
-        one = chosen
-        st.markdown(plain(run_name(one)))
-    elif staged:
-        one = st.selectbox(
+    offered = graded[:MOST_SHOWN]
+    if chosen is None:
+        first = next((index for index, one in enumerate(offered) if one.stages), 0)
+        chosen = st.selectbox(
             "Run",
-            staged,
+            offered,
+            index=first,
             format_func=lambda one: f"{run_name(one)}, {one.observation.created_at[:10]}",
             key="one-run",
-            help="Runs whose stages were measured, newest first. Ticking one of the worst runs above shows that one.",
+            help="Newest first. Ticking one of the worst runs above shows that one.",
         )
     else:
-        st.caption(
-            "None of these runs has its stages: published ones do not say. Verify measures each stage by itself, and "
-            "they are shown here."
-        )
+        st.markdown(plain(run_name(chosen)))
+    if chosen is None:
         return
-    if one is None:
-        return
-    low, high = one.calibrated.allocated
-    st.caption(
-        f"Measured {gib(one.measured_bytes)}; dry run {gib(one.predicted['dry-run'])}, calibrated "
-        f"{gib(one.predicted['calibrated'])} (from {gib(low)} to {gib(high)}), formula {gib(one.predicted['formula'])}."
+    low, high = chosen.interval_bytes
+    said = "; ".join(
+        f"{BASIS_NAMES[basis].lower()} {gib(chosen.predicted[basis])} ({off_words(chosen.error(basis))})"
+        for basis in reversed(GRADED_BASES)
     )
-    if one.stages:
-        stages_chart(one)
+    notes = ", ".join([versions_words(chosen), *circumstances(chosen)])
+    st.caption(
+        plain(f"Measured {gib(chosen.measured_bytes)} {chosen.peak}, with {notes}; {said}. ")
+        + f"The interval is from {gib(low)} to {gib(high)}."
+    )
+    if chosen.stages:
+        stages_chart(chosen)
     else:
-        st.caption("Its stages were not measured by themselves.")
+        st.caption("Its stages were not measured by themselves: published runs do not say, and Verify measures each.")

@@ -36,13 +36,18 @@ def open_page(name: str, subtitle: str) -> None:
     st.caption(subtitle)
 
 
+def is_phone() -> bool:
+    """Whether the page is seen on a phone, as browsers ask to be told apart."""
+    return "Mobi" in st.context.headers.get("User-Agent", "")
+
+
 def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
     """Where a page's controls and its results go: side by side, or one above the other on a phone.
 
     There the controls are folded away under the label, so that whoever opens a link sees what it answers.
     """
-    # As browsers ask to be told apart; a narrow window of a large screen keeps its controls in sight.
-    if "Mobi" in st.context.headers.get("User-Agent", ""):
+    # A narrow window of a large screen keeps its controls in sight.
+    if is_phone():
         was_refused = bool(st.session_state.get("refused"))
         return st.expander(label, expanded=was_refused, icon=":material/tune:"), st.container()
     controls, results = st.columns([1, 2.2], gap="large")

@@ -110,6 +110,10 @@ VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY)
 # What else an address may hold on the pages that take a plan: Verify's job and its emulated capacity.
 _OTHER_KEYS = ("job", "capacity")
 _PLAN_PAGES = ("Plan", "Verify")
+# The page whose address names GPUs that are looked at there, and are not the plan's.
+_LOOKS_AT_CARDS = "Accuracy"
+# What a link from Plan calls such a GPU: Streamlit drops a name that a control of the page left behind is bound to.
+LOOK_KEY = "how_wrong"
 
 
 def name_meant(name: str) -> str | None:
@@ -225,6 +229,11 @@ def enter_page(page: str) -> None:
     st.session_state["page"] = page
     known = plan()
     values, refused = _from_address()
+    is_of_plan = page != _LOOKS_AT_CARDS
+    if not is_of_plan:
+        values.pop(CARDS_KEY, None)
+        if values and CARDS_KEY in known:
+            values[CARDS_KEY] = known[CARDS_KEY]
     st.session_state["refused"] = refused + (_wrong_names() if page in _PLAN_PAGES else [])
     if values:
         known.clear()
@@ -234,11 +243,16 @@ def enter_page(page: str) -> None:
     brought = {
         key: (value or "") if key == CARDS_KEY else str(value)
         for key, value in known.items()
-        if value != default_of(key)
+        if value != default_of(key) and (is_of_plan or key != CARDS_KEY)
     }
-    renamed = CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
+    renamed = is_of_plan and CARDS_KEY in values and (values[CARDS_KEY] or [""]) != st.query_params.get_all(CARDS_KEY)
     if renamed:
         brought[CARDS_KEY] = values[CARDS_KEY]
+    linked = [] if is_of_plan else st.query_params.get_all(LOOK_KEY)
+    if linked:
+        brought = {name: st.query_params.get_all(name) for name in st.query_params if name != LOOK_KEY} | brought
+        st.query_params.from_dict(brought | {CARDS_KEY: linked})
+        st.rerun()
     # At once: each write of its own would be a step of the browser's back button.
     st.query_params.update(brought)
     if renamed or (brought and not values):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import streamlit as st
 
+from pages.shared.plan_state import LOOK_KEY
 from pages.shared.words import plain, sentence
 from planner.answer import Answer, Verdict
 from planner.fit import fit
@@ -139,6 +140,34 @@ def verdict_card(shown: Answered) -> None:
         if not answer.card.runs_pinned_torch:
             lines.append("to plan for, not to verify: too old for today's torch")
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
+
+
+def name_of(card: Card) -> str:
+    """Give the name that Accuracy's address has for this card; a described one is its compute capability."""
+    whole = card.whole
+    return f"compute capability {whole.capability}" if whole.origin == "described" else whole.model
+
+
+def evidence_links(cards: Sequence[Card]) -> None:
+    """Link to how wrong predictions were on each of these GPUs; the plan stays as it is."""
+    # Below the cards, where long names wrap: inside one a link's words are cut off.
+    with st.container(horizontal=True, gap="small"):
+        for name in dict.fromkeys(map(name_of, cards)):
+            label = f"How wrong on {with_article(name)}?"
+            st.page_link("pages/3_Accuracy.py", label=label, query_params={LOOK_KEY: name})
+
+
+def with_article(name: str) -> str:
+    """Put ``a`` or ``an`` before a GPU's name, by how its first letter or number is said; none before a phrase.
+
+    >>> [with_article(name) for name in ("T4", "A10G", "RTX 4090", "Quadro T1000", "compute capability 7.5")]
+    ['a T4', 'an A10G', 'an RTX 4090', 'a Quadro T1000', 'compute capability 7.5']
+    """
+    if name[:1].islower():
+        return name
+    # Letters that are said one by one: an L4, an RTX 4090; a Titan is a word.
+    is_spelled = not name[1:2].islower()
+    return f"{'an' if name[:1] in ('AEFHILMNORSX8' if is_spelled else 'AEIOU') else 'a'} {name}"
 
 
 def range_words(low_bytes: int, high_bytes: int, worst_need_bytes: int | None = None) -> str:

@@ -37,6 +37,7 @@ SHOTS = {
     "history-compared": "/History?run={ok}&run={again}&run={rehearsed}",
     "history-published": "/History?reference=true&run={published}",
     "accuracy": "/Accuracy",
+    "accuracy-not-measured": "/Accuracy?gpu=A10G&gpu=H100-80GB",
     "accuracy-by-stage": "/Accuracy?published=false&by=Stage",
     "plan-calibrated": "/?width=1216&height=1216&gpu=T4&gpu=A10",
     "history-filtered": "/History?filter-card=Made-up+card&filter-outcome=ok&run={ok}&run={again}",

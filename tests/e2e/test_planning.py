@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -79,12 +80,37 @@ def test_the_planned_call_can_be_copied(big):
 
 def test_every_run_can_be_looked_at_by_group(open_page):
     page = open_page("/Accuracy")
-    expect(page.get_by_text("Inside interval")).to_be_visible(timeout=30_000)
-    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
+    expect(page.get_by_text("Inside interval").first).to_be_visible(timeout=30_000)
+    # Two of whole pipelines, and two of halves of the VAE.
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(4)
     page.get_by_test_id("stButtonGroup").get_by_text("Stage", exact=True).click()
     expect(page).to_have_url(re.compile("by=Stage"))
     page.get_by_text("Count published runs").click()
     expect(page.get_by_text("No run on a GPU is in the history yet")).to_be_visible()
+
+
+def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(open_page):
+    page = open_page("/?width=1024&gpu=T4&gpu=L4")
+    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    settle(page)
+    page.get_by_role("link", name="How wrong on a T4?").click()
+    answer = page.get_by_role("heading", name=re.compile("T4: 5 runs of whole pipelines, median 0.04"))
+    expect(answer).to_be_visible(timeout=30_000)
+    expect(answer).to_contain_text("img2img 1800×1200")
+    expect(page.get_by_role("heading", name=re.compile("L4: not measured"))).to_have_count(0)
+    assert parse_qs(urlsplit(page.url).query)["gpu"] == ["T4"]
+    settle(page)
+    page.get_by_role("combobox", name="How wrong on which GPU?").click()
+    page.keyboard.type("A10G")
+    page.get_by_role("option", name="A10G", exact=True).click()
+    # While the list is open, the rest of the page is hidden from those who hear it.
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", name=re.compile("A10G: not measured; nearest evidence: A10"))).to_be_visible()
+    expect(page).to_have_url(re.compile("gpu=T4&gpu=A10G"))
+    page.get_by_role("link", name="Plan").click()
+    expect(page.get_by_role("link", name="How wrong on an L4?")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("link", name="How wrong on an A10G?")).to_have_count(0)
+    expect(page.get_by_role("spinbutton", name="Width, px")).to_have_value("1024")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -57,6 +57,7 @@ def test_every_command_in_the_readme_exists(argv):
         "verify",
         "gpus",
         "compile",
+        "accuracy",
         "doctor",
         "estimators",
         *(f"history {action}" for action in ("list", "show", "export", "import", "delete", "recover")),

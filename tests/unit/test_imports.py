@@ -35,6 +35,7 @@ SHELLS = {
     "planner/cli_sizes.py",
     "planner/cli_estimators.py",
     "planner/cli_recover.py",
+    "planner/cli_accuracy.py",
 }
 
 FOLDERS = ("planner", "cache", "pages")
