@@ -56,13 +56,13 @@ def test_whole_pipelines_come_first_and_halves_are_told_apart(open_page):
     assert whole["Runs"] == "24" and halves["Runs"] == "13"
     assert whole["Dry run off by"] == "0.12 %" and whole["Formula off by"] == "46 %"
     assert halves["Dry run off by"] == "0.00 %" and halves["Formula off by"] == "98 %"
-    assert [header.value for header in at.header] == ["Whole pipelines", "Halves of the VAE, run alone"]
+    assert [header.value for header in at.header][:2] == ["Whole pipelines", "Halves of the VAE, run alone"]
     shown = texts(at.caption)
     assert "17 runs of whole pipelines, median 0.04 %, worst -17.4 % (img2img 1800×1200)" in shown
     assert "7 more with the reserved peak alone, median 2.34 %" in shown
     assert "Of these runs 24 were published by others" in shown
     alts = [chart.proto.alt for chart in at.get("vega_lite_chart")]
-    assert [re.search(r"peaks of (\d+) runs", alt)[1] for alt in alts[::2]] == ["24", "13"]
+    assert [re.search(r"peaks of (\d+) runs", alt)[1] for alt in alts[:4:2]] == ["24", "13"]
     assert "Nothing is measured on compute capability 7.0 Volta, 9.0 Hopper" in shown
 
 
