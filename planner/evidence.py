@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.calibrate import Calibration
 from planner.cells import Cell, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
 from planner.gpus import Card, card_named, emulated_name, family_of
-from planner.posterior import Kind
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 from planner.runs import Run, newest
+
+# How a run ended: unhindered, with allocator retries, or out of memory.
+Kind = Literal["full", "limited", "out-of-memory"]
 
 # So many runs of a card tell its context better than the catalogue does.
 _ENOUGH_CONTEXTS = 3
@@ -88,13 +90,12 @@ class Observation:
         return cell_of(self.request, self.capability, self.attention, self.cudnn, self.versions, self.scope)
 
     def as_run(self, curve: Curve) -> Run:
-        """The run for calibration, with its curve."""
+        """Pair the run with its curve, for calibration."""
         return Run(
             run_id=self.run_id,
             request=memory_form(self.request),
             cell=self.cell,
             curve=curve,
-            kind=self.kind,
             peak_allocated_bytes=self.peak_allocated_bytes,
             peak_reserved_bytes=self.peak_reserved_bytes,
             stages=self.stages,
@@ -130,16 +131,22 @@ class Evidence:
         return [one for one in self.observations if family_of(one.capability) == family]
 
     def with_curves(self, observations: Sequence[Observation]) -> list[Run]:
-        """These runs with their curves; those for which there is no program are left out."""
-        curves = self._curves_of(observations) if observations else {}
-        return [one.as_run(curves[one.run_id]) for one in observations if one.run_id in curves]
+        """Pair the runs that ended unhindered with their curves; runs that no program can replay are left out."""
+        full = [one for one in observations if one.kind == "full"]
+        curves = self._curves_of(full) if full else {}
+        return [one.as_run(curves[one.run_id]) for one in full if one.run_id in curves]
 
     def calibration(self, capability: tuple[int, int]) -> Calibration | None:
-        """What the runs of this capability's card family say, or None where there are none."""
+        """Build the calibration from the runs of this capability's GPU family, or None where there are none.
+
+        Runs that met the end of their memory only bound their peak. In simulations such bounds made no answer better,
+        and alone they made intervals too narrow.
+        """
         family = family_of(capability)
         if family not in self._calibrations:
-            # Before their curves: those of older runs need not be made.
-            runs = self.with_curves(newest(self.of_family(family)))
+            full = (one for one in self.of_family(family) if one.kind == "full" and one.peak_allocated_bytes)
+            # They are selected before their curves are made, which takes time.
+            runs = self.with_curves(newest(full))
             self._calibrations[family] = Calibration(runs) if runs else None
         return self._calibrations[family]
 

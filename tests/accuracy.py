@@ -10,10 +10,10 @@ from cache.curve_store import CurveStore
 from cache.evidence import observation_of
 from cache.records import Measurement
 from cache.reference import reference_runs
+from planner.calibrate import NOMINAL
 from planner.components import STAGE_NAMES
 from planner.evidence import Evidence
 from planner.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
-from planner.intervals import NOMINAL
 from planner.program import shipped
 from planner.units import MIB
 

@@ -8,9 +8,9 @@ import streamlit as st
 
 from pages.shared.accuracy_charts import residual_chart, scatter_chart, stages_chart
 from pages.shared.words import plain
+from planner.calibrate import NOMINAL
 from planner.components import STAGE_NAMES
 from planner.grading import GRADED_BASES, Graded, group_of, groups, size_class
-from planner.intervals import NOMINAL
 from planner.units import gib, gib_value
 
 # Charts and tables of more runs than this show the newest of them.

@@ -34,8 +34,9 @@ def recovered(seeds: int, sizes: str, count: int, fraction: float, noise: float,
         assert found is not None
         for request in TARGETS:
             answer = found.answer(curve(request), target(request))
-            allocated, reserved = peak_at(request, fraction) + constant, at(curve(request).reserved, fraction) + constant
-            point = answer.corrected.allocated.median
+            allocated = peak_at(request, fraction) + constant
+            reserved = at(curve(request).reserved, fraction) + constant
+            point = answer.allocated_bytes
             rows.append(
                 (
                     abs(point / allocated - 1),

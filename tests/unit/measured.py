@@ -107,7 +107,9 @@ def history(
         if rng.random() < absurd:
             factor = rng.choice([0.3, 0.5, 2.0, 3.0])
         changes["versions"] = STALE if stale and rng.random() < stale else VERSIONS
-        found.append(run_of(rng.choice(requests), number, fraction=fraction, constant=constant, factor=factor, **changes))
+        found.append(
+            run_of(rng.choice(requests), number, fraction=fraction, constant=constant, factor=factor, **changes)
+        )
     return found
 
 
