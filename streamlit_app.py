@@ -31,6 +31,7 @@ from pages.shared.verdicts import (
     card_notes_view,
     evidence_view,
     reasons_view,
+    stack_view,
     verdict_card,
     verdict_words,
 )
@@ -58,6 +59,7 @@ def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answe
     card_notes_view(answers)
     evidence_view(answers)
     assumptions_view(answers)
+    stack_view(answers)
     if any(answer.basis == "formula" for answer in answers):
         not_counted(request)
     memory_chart([(answer, need_parts(answer, request, library)) for answer in answers])

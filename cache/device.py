@@ -1,10 +1,6 @@
-"""Where a job runs: an attached card or the CPU, its environment, what it can take, and who may use it now."""
+"""Where a job runs: an attached card or the CPU, its environment, and what it can take."""
 
-import contextlib
-import fcntl
 import os
-import threading
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +9,10 @@ import psutil
 
 from cache.attached import AttachedCard
 from cache.folders import fingerprint
-from cache.process import Cancelled
 from cache.records import REHEARSAL, Environment
-from cache.refusals import why
 from cache.versions import check_installed, installed
 from planner.components import MODEL_ID, MODEL_REVISION
-from planner.errors import CannotWrite, InvalidArgument
+from planner.errors import InvalidArgument
 from planner.gpus import Card, emulated_card
 from planner.request import GenerationRequest
 from planner.units import GIB, short_gib
@@ -91,41 +85,6 @@ def environment_of(device: Device, weights: Weights = "synthetic", model_dir: st
         emulated_bytes=device.emulated_bytes,
         **versions,
     )
-
-
-@contextlib.contextmanager
-def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
-    """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
-
-    Raises:
-        Cancelled: `cancelled` was set while waiting.
-        CannotWrite: there is no place for the lock.
-    """
-    # Not TMPDIR, which differs between users and batch jobs that share a card.
-    path = Path("/tmp") / f"will-it-fit-{device.key}.lock"
-    try:
-        # Another user's file may be read and locked, but in a sticky directory not created again.
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise CannotWrite(path, why(error), "free space there, or make its folder writable") from error
-    try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    waiting()
-                    told = True
-                if cancelled.wait(0.2):
-                    raise Cancelled from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_capacity(device: Device) -> None:

@@ -16,8 +16,9 @@ from cache.curve_store import CurveStore
 from cache.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
 from cache.records import METHOD, VERSIONS, Measurement
 from cache.versions import planned_for
+from planner.cells import Kind
 from planner.errors import InvalidArgument
-from planner.evidence import Evidence, Kind, Observation
+from planner.evidence import Evidence, Observation
 from planner.program import Library
 from planner.request import GenerationRequest
 from planner.units import GIB

@@ -17,9 +17,10 @@ from typing import Any
 
 from cache.attached import AttachedCard
 from cache.attached import cards as attached_cards
-from cache.device import Device, Weights, check_runnable, device_lock, environment_of
+from cache.device import Device, Weights, check_runnable, environment_of
 from cache.job import ENDED, Job, JobView
 from cache.location import HistoryError
+from cache.lock import device_lock
 from cache.owner import Owner
 from cache.process import Cancelled, WorkerFailed, WorkerProcess, real_worker
 from cache.records import Measured, Measurement, Prediction

@@ -35,12 +35,14 @@ with st.spinner("Looking for measured runs"):
 bar.empty()
 if graded:
     from pages.shared.accuracy_view import groups_view, headline, one_run_view, scatter_view, worst_view
+    from pages.shared.estimators_view import estimators_view
 
     headline(graded)
     scatter_view(graded)
     groups_view(graded)
     chosen = worst_view(graded)
     one_run_view(graded, chosen)
+    estimators_view(graded, calls.evidence(with_published).evidence.observations)
 else:
     nothing_yet(with_published)
 history_notice()

@@ -10,7 +10,12 @@ from planner.units import MIB
 Verdict = Literal["fits", "tight", "no", "unknown"]
 Basis = Literal["formula", "dry-run", "calibrated", "measured"]
 
+# The version of every JSON object that the planner prints: a change that a reader would get wrong counts it up.
+SCHEMA = 1
+
 BASES: tuple[str, ...] = ("best", "formula", "dry-run", "calibrated", "measured")
+# Never by colour alone: each verdict has a word and a sign.
+SIGNS: dict[Verdict, str] = {"fits": "✓", "tight": "▲", "no": "✕", "unknown": "?"}
 EXIT_CODES: dict[Verdict, int] = {"fits": 0, "tight": 11, "no": 10, "unknown": 12}
 # A least capacity is searched in steps of this: no GPU's memory is known to better than ten times as much.
 LEAST_STEP = 16 * MIB
@@ -43,6 +48,8 @@ class Answer:
     stages: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     assumptions: tuple[str, ...] = ()
+    # What the dry run takes for granted of the user's software, whatever the request and the GPU.
+    stack: tuple[str, ...] = ()
     # The measured runs that it rests on, in words, and their ids.
     evidence: str | None = None
     runs: tuple[str, ...] = ()
@@ -71,6 +78,11 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
         ValueError: there are no verdicts.
     """
     return min(verdicts, key=_WORST_FIRST.index)
+
+
+def not_measured(card: Card) -> str:
+    """Say that no run of the request on such a GPU is known."""
+    return f"this request was not measured on such a card ({card.name}) yet"
 
 
 def verdict_within(*, worst_need_bytes: int, minimum_bytes: int, card: Card) -> Verdict:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
-from planner.cells import Cell
+from planner.cells import MIN_WEIGHT, Cell
 from planner.curves import PREFERRED, Curve
 from planner.dryrun import RUN_TO_RUN
 from planner.posterior import CONSTANTS, LOG_EVEN, LOG_PRIOR, NOISE, SHAPE, grid_peaks, normalized, quantiles
@@ -21,8 +21,6 @@ from planner.runs import Run, newest
 NOMINAL = 0.9
 _DEVIATIONS = 1.645
 _ENDS = ((1 - NOMINAL) / 2, (1 + NOMINAL) / 2)
-# Runs worth less than this in sum correct nothing.
-MIN_WEIGHT = 3.0
 # Up to this many runs are left out one by one, more in this many parts.
 _ONE_BY_ONE, _PARTS = 30, 5
 

@@ -1,13 +1,18 @@
 """Which measured runs are alike, and how much one counts for another."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.curves import Scope
 from planner.gpus import family_of
 from planner.request import GenerationRequest
 
+# How a run ended: unhindered, with allocator retries, or out of memory.
+Kind = Literal["full", "limited", "out-of-memory"]
+
 # What the pipelines use, unless somebody set another processor.
 ATTENTION = "sdpa"
+# Runs worth less than this in sum correct nothing.
+MIN_WEIGHT = 3.0
 # How much a run counts that differs from what is asked in one of these.
 OTHER_CUDNN = 0.5
 OTHER_CAPABILITY = 0.5

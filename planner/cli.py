@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from planner.answer import BASES, EXIT_CODES, worst
+from planner.answer import BASES, EXIT_CODES, SCHEMA, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, Card, card_named, card_row, described_card, shared_card
 from planner.markdown import FORMATS, fit_command, fit_markdown, fit_notes
-from planner.report import SCHEMA, cards_text, fit_object, fit_text
+from planner.report import cards_text, fit_object, fit_text
 from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m planner",
         description="Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
         epilog="exit codes: fit 0 fits, 11 tight, 10 no, 12 unknown; verify 0 ran to the end, 11 with allocator "
-        "retries, 10 out of memory, 12 failed or cancelled, 130 a stopped sweep; 2 usage error",
+        "retries, 10 out of memory, 12 failed or cancelled, 130 a stopped sweep; estimators 12 without a run; 2 usage "
+        "error",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -140,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
         "stdin), or the built-in grid of 100; the same command goes on where it was stopped. Suggested: --steps 5, "
         "more take time and move no peak",
     )
+
+    estimators = command(
+        "estimators",
+        _later("cli_estimators.run_estimators"),
+        "how far off other tools' formulas, the published one and the dry run are on every measured run",
+        as_json,
+    )
+    estimators.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown; json: as --json (table)")
+    estimators.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
 
     command("gpus", run_gpus, "the catalogue of cards, with sources in --json", as_json)
     programs = command(
@@ -274,7 +284,7 @@ def _evidence_for(
 
 
 def _format_from(arguments: argparse.Namespace) -> str:
-    """How ``fit`` is to print: one of `FORMATS`; ``--json`` is the short way to say json."""
+    """How a command is to print: one of `FORMATS`; ``--json`` is the short way to say json."""
     chosen = arguments.format or ("json" if arguments.json else FORMATS[0])
     if chosen not in FORMATS:
         raise InvalidArgument("--format", f"must be one of {', '.join(FORMATS)}", chosen)

@@ -12,10 +12,10 @@ from typing import BinaryIO
 from cache.exchange import lines_in, lines_of, read_runs
 from cache.history_file import HistoryFile
 from cache.records import Measurement
+from planner.answer import SCHEMA
 from planner.cli import print_json, say
 from planner.cli_history import count_text, open_store
 from planner.errors import InvalidArgument
-from planner.report import SCHEMA
 
 STANDARD = "-"
 

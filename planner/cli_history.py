@@ -14,10 +14,11 @@ from cache.records import VERSIONS, Measurement
 from cache.reference import reference_runs
 from cache.store import Store
 from cache.versions import check_installed, planned_for
+from planner.answer import SCHEMA
 from planner.cli import print_json, say
 from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
-from planner.report import SCHEMA, text_table
+from planner.report import text_table
 from planner.units import gib, short_gib
 
 # What a run is of that is half of a VAE alone.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from cache.history_file import DISCARDED
 from cache.recovery import put_away, recover, salvage
+from planner.answer import SCHEMA
 from planner.cli import print_json, say
 from planner.cli_history import count_text, open_store
 from planner.errors import CannotWrite, InvalidArgument
-from planner.report import SCHEMA
 
 
 def history_recover(arguments: argparse.Namespace) -> int:

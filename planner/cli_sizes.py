@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from planner.answer import SCHEMA
 from planner.gpus import Card
-from planner.report import SCHEMA, card_notes, text_table
+from planner.report import card_notes, text_table
 from planner.request import GenerationRequest
 from planner.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.units import gib

@@ -19,14 +19,14 @@ from cache.programs import find
 from cache.records import Environment, Measurement
 from cache.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.versions import check_installed, installed
-from planner.answer import EXIT_CODES, worst
+from planner.answer import EXIT_CODES, SCHEMA, worst
 from planner.card import emulated_name
 from planner.cli import print_json, request_from, say
 from planner.cli_exchange import reading
 from planner.cli_history import measurement_text, open_store, percent_text, size_text
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
 from planner.errors import InvalidArgument
-from planner.report import SCHEMA, text_table
+from planner.report import text_table
 from planner.request import GenerationRequest
 from planner.units import parse_bytes
 

@@ -22,6 +22,9 @@ FLOAT16_BYTES = 2
 # vae.config.latent_channels
 LATENT_CHANNELS = 4
 
+# diffusers' class of each task.
+PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "StableDiffusionPipeline"}
+
 
 @dataclass(frozen=True)
 class ModelFacts:

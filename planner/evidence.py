@@ -1,13 +1,14 @@
 """What was measured, as the planner sees it: rows without storage, found by card family and by request."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from planner.calibrate import Calibration
-from planner.cells import Cell, cell_of
+from planner.cells import MIN_WEIGHT, Cell, Kind, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
 from planner.gpus import Card, card_named, emulated_name, family_of
@@ -15,8 +16,8 @@ from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 from planner.runs import Run, newest
 
-# How a run ended: unhindered, with allocator retries, or out of memory.
-Kind = Literal["full", "limited", "out-of-memory"]
+if TYPE_CHECKING:
+    from planner.calibrate import Calibration
 
 # So many runs of a card tell its context better than the catalogue does.
 _ENOUGH_CONTEXTS = 3
@@ -144,11 +145,21 @@ class Evidence:
         """
         family = family_of(capability)
         if family not in self._calibrations:
-            full = (one for one in self.of_family(family) if one.kind == "full" and one.peak_allocated_bytes)
-            # They are selected before their curves are made, which takes time.
-            runs = self.with_curves(newest(full))
+            # Most answers do without it, and a cold start is faster without its tables.
+            from planner.calibrate import Calibration
+
+            # The newest are selected before their curves are made, which takes time.
+            runs = self.with_curves(newest(self._calibrating(family)))
             self._calibrations[family] = Calibration(runs) if runs else None
         return self._calibrations[family]
+
+    def has_enough_for(self, request: GenerationRequest, card: Card) -> bool:
+        """Tell whether enough runs like this request may be known to correct it, before any of their curves is made."""
+        target = self.target(request, card)
+        return sum(target.weight(one.cell) for one in self._calibrating(target.family)) >= MIN_WEIGHT
+
+    def _calibrating(self, family: str) -> list[Observation]:
+        return [one for one in self.of_family(family) if one.kind == "full" and one.peak_allocated_bytes]
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
         """The runs of this very request on this kind of card, newest first: those that hold today, and stale ones."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from planner.answer import BASES, Answer, verdict_within
+from planner.answer import BASES, Answer, not_measured, verdict_within
 from planner.components import SD_V15, STAGES, ModelFacts
 from planner.errors import InvalidArgument, NoProgram
 from planner.formula import estimate
@@ -51,7 +51,7 @@ def _preferred(library: Library, request: GenerationRequest, policy: KernelPolic
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
-    from planner.dryrun import RUN_TO_RUN, KernelPolicy
+    from planner.dryrun import RUN_TO_RUN, KernelPolicy, stack
     from planner.least import minimum_bytes, peaks_within
     from planner.needs import assumed, peaks_of, same_work, worst_peaks
 
@@ -93,6 +93,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
             for stage in STAGES
         },
         assumptions=notes,
+        stack=stack(library.versions),
         worst_need_bytes=worst_need if notes else None,
         capped_allocated_bytes=capped.allocated_bytes if capped else None,
         capped_reserved_bytes=capped.reserved_bytes if capped else None,
@@ -147,6 +148,9 @@ def _calibrated(
         reason = f"{_no_run(card)}; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
         return raw if basis == "best" else nothing
+    # Making the curves of runs takes longer than all else, and too few runs are never better than the raw dry run.
+    if basis == "best" and not evidence.has_enough_for(request, card):
+        return raw
     from planner.taught import calibrated
 
     answer, is_better = calibrated(request, card, library, evidence, raw)
@@ -165,6 +169,8 @@ def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None
     if evidence is None or not _has_runs(evidence, card):
         reason = f"{_no_run(card)}; 'python -m planner verify' measures one"
         return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
+    if not any(evidence.of_request(request, card)):
+        return Answer(card=card, basis="measured", verdict="unknown", reason=not_measured(card))
     from planner.taught import measured
 
     return measured(request, card, evidence, raw)

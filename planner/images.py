@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from planner.answer import Answer, Verdict, worst
+from planner.answer import SIGNS, Answer, Verdict, worst
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.gpus import Card
-from planner.report import SIGNS, answer_row
 from planner.request import GenerationRequest
 from planner.units import gib
 
@@ -130,17 +129,6 @@ class Listed(NamedTuple):
         """What is told of them, as a heading."""
         many = f"{len(self.rows)} images, one after another" if len(self.rows) > 1 else "1 image"
         return f"Listed beside it: {many}. The worst on each card"
-
-    def to_dict(self) -> dict[str, Any]:
-        """``images`` beside ``gpus`` in JSON: the list, and for each card its worst image with that answer's row."""
-        return {
-            "list": [_row_dict(row) for row in self.rows],
-            "worst": [{"image": _row_dict(row), **answer_row(answer)} for row, answer in self.worst],
-        }
-
-
-def _row_dict(row: ImageRow) -> dict[str, int]:
-    return {"width": row.width, "height": row.height, "batch": row.count}
 
 
 def answer_images(

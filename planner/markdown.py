@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from planner.answer import Answer
+from planner.answer import SIGNS, Answer
 from planner.formula import not_in_the_formula
 from planner.gpus import Card
 from planner.images import Listed
-from planner.report import SIGNS, card_notes, threshold_notes, verify_command
+from planner.report import card_notes, threshold_notes, verify_command
 from planner.request import GenerationRequest
 from planner.units import exact_size, gib, signed_gib
 
@@ -22,6 +22,9 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
     notes += threshold_notes(answers)
     assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
     notes += [f"assumed - {assumption}" for assumption in assumed]
+    granted = dict.fromkeys(item for answer in answers for item in answer.stack)
+    if granted:
+        notes.append(f"taken for granted - {'; '.join(granted)}")
     if any(answer.basis == "formula" for answer in answers):
         notes += [f"not in the formula - {note}" for note in not_in_the_formula(request)]
     return notes

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.components import SD_V15, STAGES
+from planner.components import PIPELINE_CLASSES, SD_V15, STAGES
 from planner.flatten import TILE
 from planner.gpus import Card
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
-from planner.snippet import PIPELINE_CLASSES
 from planner.units import gib
 
 _VAE = ("vae_encoder", "vae_decoder")

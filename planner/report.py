@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from planner.answer import Answer, Verdict
+from planner.answer import SCHEMA, SIGNS, Answer
 from planner.components import STAGES
 from planner.formula import Breakdown
 from planner.gpus import Card
+from planner.images import ImageRow, Listed
 from planner.request import GenerationRequest
 from planner.units import exact_size, gib, signed_gib
-
-SCHEMA = 1
-
-# Never by colour alone: each verdict has a word and a sign.
-SIGNS: dict[Verdict, str] = {"fits": "✓", "tight": "▲", "no": "✕", "unknown": "?"}
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
@@ -37,6 +33,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "capped_allocated_bytes": answer.capped_allocated_bytes,
         "capped_reserved_bytes": answer.capped_reserved_bytes,
         "assumptions": list(answer.assumptions),
+        "stack": list(answer.stack),
         "evidence": answer.evidence,
         "reason": answer.reason,
         "notes": list(answer.card.notes),
@@ -61,6 +58,18 @@ def fit_object(request: GenerationRequest, answers: Sequence[Answer], breakdown:
         "request": request.to_dict(),
         "gpus": [answer_row(answer) for answer in answers],
         "formula": formula_row(breakdown),
+    }
+
+
+def images_object(images: Listed) -> dict[str, Any]:
+    """Give ``images`` beside ``gpus``: the list, and for each GPU its worst image with that answer's row."""
+
+    def row_of(row: ImageRow) -> dict[str, int]:
+        return {"width": row.width, "height": row.height, "batch": row.count}
+
+    return {
+        "list": [row_of(row) for row in images.rows],
+        "worst": [{"image": row_of(row), **answer_row(answer)} for row, answer in images.worst],
     }
 
 

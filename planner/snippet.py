@@ -1,9 +1,8 @@
 """The planned pipeline call as a Python script, ready to run where there is a card."""
 
-from planner.components import MODEL_ID, MODEL_REVISION
+from planner.components import MODEL_ID, MODEL_REVISION, PIPELINE_CLASSES
 from planner.request import GenerationRequest
 
-PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "StableDiffusionPipeline"}
 # diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
 DEFAULT_STRENGTH = 0.8
 _PROMPT = "a fantasy landscape, trending on artstation"

@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import lru_cache
 from statistics import median
 
-from planner.answer import Answer, Verdict, verdict_within, worst
-from planner.calibrate import MIN_WEIGHT, NOMINAL, Calibrated
-from planner.cells import ATTENTION
+from planner.answer import Answer, Verdict, not_measured, verdict_within, worst
+from planner.calibrate import NOMINAL, Calibrated
+from planner.cells import ATTENTION, MIN_WEIGHT
 from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
@@ -82,6 +82,7 @@ def calibrated(
         peak_stage=found.peak_stage,
         stages={stage: stages.get(stage, min(raw.stages[stage], allocated)) for stage in STAGES},
         evidence=_evidence_line(found, card),
+        stack=raw.stack,
         runs=found.runs,
         worst_need_bytes=worst_need,
     )
@@ -141,17 +142,17 @@ def _is_believable(one: Observation, raw: Answer) -> bool:
     if one.kind == "out-of-memory":
         # It must have needed more than such a card has; the replay says about how much it needs.
         return _BEYOND * (raw.worst_need_bytes or raw.need_bytes or 0) >= raw.card.usable_bytes
-    if not least / _BEYOND <= one.peak_allocated_bytes <= _BEYOND * most:
+    peak, reserved = one.peak_allocated_bytes or 0, one.peak_reserved_bytes
+    if not least / _BEYOND <= peak <= _BEYOND * most:
         return False
-    reserved = one.peak_reserved_bytes
     if reserved is None:
         return True
     most_reserved = max(raw.peak_reserved_bytes or 0, (raw.worst_need_bytes or 0) - (raw.context_bytes or 0))
-    return one.peak_allocated_bytes <= reserved <= _BEYOND * max(most_reserved, one.peak_allocated_bytes)
+    return peak <= reserved <= _BEYOND * max(most_reserved, peak)
 
 
 def _unknown(card: Card, stale: Sequence[Observation], unbelievable: int) -> Answer:
-    reason = f"this request was not measured on such a card ({card.name}) yet"
+    reason = not_measured(card)
     if unbelievable:
         reason = (
             f"what was measured of this request on such a card ({card.name}) cannot be of it: it is more than half as "
@@ -172,7 +173,7 @@ def _out_of_memory(card: Card, failed: Sequence[Observation], said: str, ids: tu
 
 
 def _as_measured(card: Card, ran: Sequence[Observation], context: int) -> Answer:
-    allocated = sorted(one.peak_allocated_bytes for one in ran)
+    allocated = sorted(one.peak_allocated_bytes or 0 for one in ran)
     peak = round(median(allocated))
     reserved = max(peak, round(median(one.peak_reserved_bytes or 0 for one in ran)))
     by_stage = {stage: round(median(o.stages[stage] for o in ran if stage in o.stages)) for stage in _common(ran)}

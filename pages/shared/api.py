@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pages.shared.plan_state import (
+    API_PATH,
     ATTACHED_KEY,
     BASIS_KEY,
     CAPABILITY_KEY,
@@ -31,20 +32,17 @@ from pages.shared.plan_state import (
     name_meant,
     truth,
 )
-from planner.answer import EXIT_CODES, Verdict, worst
+from planner.answer import EXIT_CODES, SCHEMA, Verdict, worst
 from planner.errors import InvalidArgument, PlannerError
 from planner.fit import fit
 from planner.formula import estimate
 from planner.gpus import DEFAULT_CARDS, Card, card_named, described_card, shared_card
 from planner.images import answer_images, parse_images
-from planner.report import SCHEMA, fit_object
+from planner.report import fit_object, images_object
 from planner.request import GenerationRequest, parse_whole
 
 if TYPE_CHECKING:
     from planner.evidence import Evidence
-
-PATH = "/api/fit"
-
 
 _FIELDS = {field.name: field.parse for field in FIELDS}
 # How a page is looked at, by our own controls or Streamlit's, is no part of what it says.
@@ -135,7 +133,7 @@ def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
     verdicts = [answer.verdict for answer in answers]
     if rows:
         listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
-        found["images"] = listed.to_dict()
+        found["images"] = images_object(listed)
         verdicts.append(listed.verdict)
     return found, worst(verdicts)
 
@@ -150,4 +148,4 @@ def _endpoint(request: Request) -> Response:
     return JSONResponse(found, headers=headers)
 
 
-ROUTES = [Route(PATH, _endpoint, methods=["GET"])]
+ROUTES = [Route(API_PATH, _endpoint, methods=["GET"])]

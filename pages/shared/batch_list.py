@@ -12,11 +12,10 @@ from pages.shared.plan_state import IMAGES_KEY, plan, stays_open
 from pages.shared.uploads import upload_caption
 from pages.shared.verdicts import LOOKS
 from pages.shared.words import plain, sentence
-from planner.answer import Answer
+from planner.answer import SIGNS, Answer
 from planner.errors import InvalidArgument
 from planner.gpus import Card
 from planner.images import MAX_IMAGES, ImageRow, Listed, answer_images, images_text, parse_images
-from planner.report import SIGNS
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, GenerationRequest
 from planner.units import gib
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from pages.shared.load_plan import Offer, pickable_table
-from planner.answer import Verdict
-from planner.report import SIGNS
+from planner.answer import SIGNS, Verdict
 from planner.units import GIB
 
 if TYPE_CHECKING:

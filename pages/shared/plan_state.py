@@ -100,6 +100,9 @@ _MORE: dict[str, tuple[Callable[[str, str], Any], Any]] = {
 }
 
 # Every name of a plan, as its address has them.
+# Where the app answers checks that cannot run Python.
+API_PATH = "/api/fit"
+
 PLAN_KEYS = (*(field.name for field in FIELDS), CARDS_KEY, BASIS_KEY, *_MORE)
 # How the page draws its map, which is no part of the plan.
 MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY = "map", "map_all", "map_shape", "map_card"

@@ -15,12 +15,12 @@ import streamlit as st
 
 from cache.versions import planned_for
 from pages.shared.parts import card_to_look_at, need_parts
-from pages.shared.plan_state import BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
+from pages.shared.plan_state import API_PATH, BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
 from pages.shared.verdicts import Answered
 from planner.errors import NoProgram
 from planner.formula import estimate
 from planner.markdown import fit_command, fit_markdown, fit_notes
-from planner.report import fit_object
+from planner.report import fit_object, images_object
 from planner.request import GenerationRequest
 from planner.snippet import snippet
 
@@ -46,7 +46,7 @@ class Report(NamedTuple):
         answers = [one.answer for one in self.shown]
         found = fit_object(self.request, answers, estimate(self.request))
         if self.images:
-            found["images"] = self.images.to_dict()
+            found["images"] = images_object(self.images)
         return f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode()
 
     def markdown(self) -> bytes:
@@ -145,6 +145,4 @@ def report_view(
 
 def _address() -> str:
     """Where this app answers checks, as its visitor reaches it."""
-    from pages.shared.api import PATH
-
-    return urljoin(st.context.url or "http://127.0.0.1:8501/", PATH.lstrip("/"))
+    return urljoin(st.context.url or "http://127.0.0.1:8501/", API_PATH.lstrip("/"))

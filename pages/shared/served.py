@@ -5,16 +5,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from pages.shared.api import PATH
 from pages.shared.api import ROUTES as ANSWERS
-from planner.report import SCHEMA
+from pages.shared.plan_state import API_PATH
+from planner.answer import SCHEMA
 
 _PAGES = ("Plan", "Verify", "History", "Accuracy")
 
 
 def _unknown(request: Request) -> Response:
     """Refuse an address that nobody answers: Streamlit would send the Plan page, with status 200."""
-    error = f"{request.url.path} is no address of this app - {PATH} is the one that answers"
+    error = f"{request.url.path} is no address of this app - {API_PATH} is the one that answers"
     return JSONResponse({"schema": SCHEMA, "error": error}, status_code=404)
 
 

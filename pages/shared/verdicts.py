@@ -173,6 +173,12 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
         st.markdown("\n".join(notes))
 
 
+def stack_view(answers: Sequence[Answer]) -> None:
+    """Draw what the answers take for granted of the user's software, once."""
+    if granted := dict.fromkeys(item for answer in answers for item in answer.stack):
+        st.caption(plain(f"Taken for granted: {'; '.join(granted)}."))
+
+
 def card_notes_view(answers: Sequence[Answer]) -> None:
     """Draw what is to be said with every answer about these cards, each note once."""
     for note in card_notes([answer.card for answer in answers]):

@@ -82,7 +82,7 @@ def test_own_runs_are_graded_by_the_others(open_page, measured_t4):
     assert len(worst) == 10
     assert worst["Open"][0].startswith("History?run=") and "reference" not in worst["Open"][0]
     alts = [chart.proto.alt for chart in at.get("vega_lite_chart")]
-    assert len(alts) == 3
+    assert len(alts) == 4
     assert "Predicted against measured peaks of 12 runs" in alts[0]
     assert "Measured, dry run and calibrated peak of each stage" in alts[2]
 

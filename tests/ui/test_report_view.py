@@ -14,12 +14,12 @@ from cache.versions import installed
 from pages.shared.report_picture import picture_spec
 from pages.shared.report_view import Report, file_name
 from pages.shared.verdicts import answered
+from planner.answer import SIGNS
 from planner.cli import main
 from planner.fit import fit
 from planner.gpus import CATALOGUE, card_named
 from planner.images import answer_images, parse_images
 from planner.program import shipped
-from planner.report import SIGNS
 from planner.request import GenerationRequest
 from planner.snippet import snippet
 from planner.timeline import timeline_of

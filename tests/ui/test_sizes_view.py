@@ -7,11 +7,11 @@ from pages.shared.load_plan import table_key
 from pages.shared.map_table import cell_text
 from pages.shared.map_view import BY_BATCH, _offer_batch
 from pages.shared.sizes_view import offer_of as sizes_offer
+from planner.answer import SIGNS
 from planner.errors import NoProgram
 from planner.fit import fit
 from planner.gpus import CATALOGUE, SLICES, card_named
 from planner.program import shipped
-from planner.report import SIGNS
 from planner.request import GenerationRequest
 from planner.size_map import Cell, cell
 from planner.sizes import sizes

@@ -62,7 +62,7 @@ def test_a_shared_attached_card_is_shared_by_fewer(two, emulated_bytes):
     for attached in cards():
         card = Device(attached, emulated_bytes).as_card()
         assert (card.origin, card.index, card.emulated_bytes) == ("attached", attached.index, emulated_bytes)
-        found = remedies(GenerationRequest(width=1536, height=1536), shared_card(card, 2)).found
+        found = remedies(GenerationRequest(width=1280, height=1280), shared_card(card, 2)).found
         fewer = next(remedy for remedy in found if remedy.keys == ("workers",))
         assert fewer.answer.card == card and fewer.remark.startswith("Makes it fit: each has")
         assert fewer.answer.card.usable_bytes == card.usable_bytes

@@ -28,6 +28,7 @@ ANSWER_KEYS = {
     "peak_reserved_bytes",
     "context_bytes",
     "interval_bytes",
+    "stack",
     "peak_stage",
     "stages",
     "worst_need_bytes",
@@ -69,11 +70,12 @@ def test_fit_json_is_the_contracts_object(capsys):
 
 
 def test_fit_prints_a_table_to_stdout_and_prose_to_stderr(capsys):
-    code, out, err = run(capsys, "fit", "--batch", "4", "--gpu", "RTX 4060")
+    code, out, err = run(capsys, "fit", "--channels-last", "--gpu", "RTX 4060")
     assert code == 0
     assert "RTX 4060" in out and "✓ fits" in out and "dry-run" in out
-    assert "assumed - batch above 1" in err
-    assert "assumed" not in out
+    assert "assumed - channels_last" in err
+    assert "taken for granted - float16; fused attention" in err
+    assert "assumed" not in out and "taken for granted" not in out
     code, out, err = run(capsys, "fit", "--batch", "4", "--gpu", "RTX 4060", "--basis", "formula")
     assert code == 0
     assert "+5." in out and "formula" in out

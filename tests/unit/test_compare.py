@@ -88,10 +88,10 @@ def test_a_card_is_predicted_by_what_is_free_on_it(nvml):
 
 def test_a_run_at_an_emulated_capacity_is_predicted_for_that_much_memory(nvml):
     """The same sizes as on the whole card, with its kernels and context, and another verdict."""
-    request, card = GenerationRequest(width=1536, height=1536), cards()[0]
-    device = Device(card, 6 * GIB)
-    assert device.as_card().name == "Tesla T4 (attached), 6 GiB emulated"
-    assert device.as_card().usable_bytes == 6 * GIB
+    request, card = GenerationRequest(width=1280, height=1280), cards()[0]
+    device = Device(card, 4 * GIB)
+    assert device.as_card().name == "Tesla T4 (attached), 4 GiB emulated"
+    assert device.as_card().usable_bytes == 4 * GIB
     whole, limited = (predictions_for(request, one) for one in (Device(card), device))
     assert [(one.basis, one.verdict) for one in whole] == [("dry-run", "fits"), ("formula", "fits")]
     assert [(one.basis, one.verdict) for one in limited] == [("dry-run", "no"), ("formula", "fits")]

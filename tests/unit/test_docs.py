@@ -58,6 +58,7 @@ def test_every_command_in_the_readme_exists(argv):
         "gpus",
         "compile",
         "doctor",
+        "estimators",
         *(f"history {action}" for action in ("list", "show", "export", "import", "delete", "recover")),
     ],
 )

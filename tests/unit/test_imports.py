@@ -32,6 +32,7 @@ SHELLS = {
     "planner/cli_verify.py",
     "planner/cli_exchange.py",
     "planner/cli_sizes.py",
+    "planner/cli_estimators.py",
     "planner/cli_recover.py",
 }
 

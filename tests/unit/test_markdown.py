@@ -47,7 +47,7 @@ def test_notes_are_those_of_the_terminal(capsys):
     request = GenerationRequest(batch=4)
     told = capsys.readouterr().err.splitlines()
     assert fit_notes(request, answers_of(request, "H100", "T4")) == told
-    assert any(note.startswith("assumed - batch above 1") for note in told)
+    assert any(note.startswith("assumed - batch 4") for note in told)
 
 
 def test_text_stays_text():

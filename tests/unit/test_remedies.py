@@ -127,7 +127,7 @@ def test_the_batch_and_the_size_are_the_largest_that_fit():
 def test_the_size_and_the_batch_are_those_of_the_table_of_sizes():
     request, card = GenerationRequest(width=1024, height=1024, batch=4), card_named("T4")
     found, table = by_key(remedies(request, card)), sizes(request, card)
-    assert str(table.sizes["square"]) == found[("size",)].title == "880×880"
+    assert str(table.sizes["square"]) == found[("size",)].title == "840×840"
     assert found[("batch",)].request.batch == table.batch.images
 
 
@@ -257,7 +257,7 @@ def test_the_first_to_try_costs_least():
     found = remedies(GenerationRequest(width=1024, height=1024, batch=4), card_named("T4"))
     fitting = [remedy.title for remedy in found.found if remedy.effect == "fits"]
     assert fitting == ["VAE slicing", "VAE tiling", "Batch 2", "L4", fitting[-1]]
-    assert fitting[-1].endswith("×880")
+    assert fitting[-1].endswith("×840")
 
 
 def test_without_programs_there_are_none():

@@ -60,7 +60,7 @@ def test_a_card_that_does_not_simply_fit_is_told_how_it_could():
     tight, no = threshold_notes([fit(request, card_named(name)) for name in names])
     assert tight.startswith("T4: runs from 8.") and "slower kernels or allocator retries" in tight
     assert no.startswith("RTX 4060: even the least, 9.") and no.endswith("too much")
-    batch = GenerationRequest(batch=8, width=768, height=768)
+    batch = GenerationRequest(batch=8, width=768, height=768, channels_last=True)
     need = fit(batch, card_named("A10")).need_bytes
     just = replace(card_named("A10"), usable_bytes=need)
     [note] = threshold_notes([fit(batch, just)])

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from cache.attached import cards
-from cache.device import Device, device_lock, environment_of
+from cache.device import Device, environment_of
 from cache.exchange import line_of, read_runs
 from cache.jobs import Jobs, close_orphans
 from cache.location import HistoryRefused
+from cache.lock import device_lock
 from cache.owner import Owner
 from cache.process import Cancelled
 from cache.records import Measured
@@ -331,7 +332,7 @@ def test_a_queue_leaves_no_file_behind(jobs_with, own_history):
 
 def test_one_measurement_at_a_time_on_a_device_across_processes(jobs_with):
     code = (
-        "import sys, threading; from cache.device import Device, device_lock;\n"
+        "import sys, threading; from cache.device import Device; from cache.lock import device_lock;\n"
         "with device_lock(Device(), lambda: None, threading.Event()):\n"
         "    print('held', flush=True); sys.stdin.readline()"
     )
