@@ -47,7 +47,7 @@ def _evidence_line(found: Calibrated, card: Card) -> str:
 def calibrated(
     request: GenerationRequest, card: Card, library: Library, evidence: Evidence, raw: Answer
 ) -> tuple[Answer, bool]:
-    """The dry run `raw` corrected by the runs of such cards, and whether they are enough to trust it above `raw`.
+    """Correct the dry run `raw` by the runs of such GPUs, and tell whether they are enough to prefer it to `raw`.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
