@@ -155,7 +155,7 @@ def test_five_runs_of_any_sizes_tell_most_targets_within_a_hundredth(absurd, wit
     assert sum(held) >= NOMINAL * len(held)
 
 
-def test_one_large_run_is_heard_where_small_ones_back_it():
+def test_a_large_run_counts_where_small_ones_agree_with_it():
     sizes = [(1024, 1024), (768, 512), (320, 1024), (256, 384)]
     runs = [run_of(GenerationRequest(width=w, height=h), w + h, fraction=0.6, factor=1.002) for w, h in sizes]
     runs.append(run_of(GenerationRequest(task="txt2img", width=320, height=1024), 9, fraction=0.6, factor=0.995))
@@ -163,7 +163,7 @@ def test_one_large_run_is_heard_where_small_ones_back_it():
 
 
 def test_three_runs_are_corrected_once():
-    """Left out, a run has two to tell of it. Its residual is from what those say, or it is corrected twice."""
+    """A fraction learned from three runs corrects the reserved peak by itself: nothing may correct it again."""
     asked = GenerationRequest(task="txt2img", width=1024, height=1024)
     runs = [run_of(asked, 1, fraction=0.6), run_of(asked, 2, fraction=0.6)]
     runs.append(run_of(GenerationRequest(width=640, height=448), 3, fraction=0.6))
@@ -176,9 +176,9 @@ def test_three_runs_are_corrected_once():
 @pytest.mark.parametrize("stale", [0.0, 0.5])
 @pytest.mark.parametrize("count", [*range(3, 9), 12])
 def test_what_is_reserved_is_corrected_once_at_any_weight(count, stale):
-    """What runs reserve here is all of the fraction: no answer is below the least of its curve, and needs are covered.
+    """The simulated fraction alone explains what runs reserve: the point stays near its curve, and needs are covered.
 
-    Stale runs count half, so that what is enough for the answer may not be for a run that is left out.
+    Stale runs count half, so weights between whole numbers are met too.
     """
     covered = []
     for seed in range(16):
@@ -386,7 +386,7 @@ def test_a_curve_between_its_points_is_a_line():
     assert at(values, 0.5) == values[20]
 
 
-# Found by attack
+# Histories that are one-sided or damaged
 
 
 def test_runs_that_tell_nothing_of_the_workspace_leave_it_open():
@@ -400,7 +400,7 @@ def test_runs_that_tell_nothing_of_the_workspace_leave_it_open():
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_one_run_that_alone_tells_of_the_workspace_does_not_decide(factor):
-    """Tiles are small: fifty tiled runs say little of it, and the one large run must not say all."""
+    """Tiles are small: twenty tiled runs tell little of the workspace, and one large run must not decide alone."""
     tiled = [
         run_of(GenerationRequest(width=1024 + 8 * k, height=1024, vae_tiling=True), k, factor=1 + 0.0005 * (k % 3 - 1))
         for k in range(20)
