@@ -6,11 +6,13 @@ from planner.curves import Scope
 from planner.gpus import family_of
 from planner.request import GenerationRequest
 
-# What a run tells of a peak: the peak itself, that its GPU's memory bounded it, that it is more, or that it is no more.
-Kind = Literal["full", "limited", "out-of-memory", "at-most"]
+# How a run ended: unhindered, with allocator retries, or out of memory.
+Kind = Literal["full", "limited", "out-of-memory"]
 
 # What the pipelines use, unless somebody set another processor.
 ATTENTION = "sdpa"
+# Runs worth less than this in sum correct nothing.
+MIN_WEIGHT = 3.0
 # How much a run counts that differs from what is asked in one of these.
 OTHER_CUDNN = 0.5
 OTHER_CAPABILITY = 0.5

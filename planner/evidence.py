@@ -8,11 +8,10 @@ from functools import cached_property, lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from planner.cells import Cell, Kind, cell_of
+from planner.cells import MIN_WEIGHT, Cell, Kind, cell_of
 from planner.curves import Curve, Scope
 from planner.errors import UnknownCard
 from planner.gpus import Card, card_named, emulated_name, family_of
-from planner.intervals import MIN_WEIGHT
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 from planner.runs import Run, newest
@@ -92,13 +91,12 @@ class Observation:
         return cell_of(self.request, self.capability, self.attention, self.cudnn, self.versions, self.scope)
 
     def as_run(self, curve: Curve) -> Run:
-        """The run for calibration, with its curve."""
+        """Pair the run with its curve, for calibration."""
         return Run(
             run_id=self.run_id,
             request=memory_form(self.request),
             cell=self.cell,
             curve=curve,
-            kind=self.kind,
             peak_allocated_bytes=self.peak_allocated_bytes,
             peak_reserved_bytes=self.peak_reserved_bytes,
             stages=self.stages,
@@ -134,26 +132,34 @@ class Evidence:
         return [one for one in self.observations if family_of(one.capability) == family]
 
     def with_curves(self, observations: Sequence[Observation]) -> list[Run]:
-        """These runs with their curves; those for which there is no program are left out."""
-        curves = self._curves_of(observations) if observations else {}
-        return [one.as_run(curves[one.run_id]) for one in observations if one.run_id in curves]
+        """Pair the runs that ended unhindered with their curves; runs that no program can replay are left out."""
+        full = [one for one in observations if one.kind == "full"]
+        curves = self._curves_of(full) if full else {}
+        return [one.as_run(curves[one.run_id]) for one in full if one.run_id in curves]
 
     def calibration(self, capability: tuple[int, int]) -> Calibration | None:
-        """What the runs of this capability's card family say, or None where there are none."""
+        """Build the calibration from the runs of this capability's GPU family, or None where there are none.
+
+        Runs that met the end of their memory only bound their peak. In simulations such bounds made no answer better,
+        and alone they made intervals too narrow.
+        """
         family = family_of(capability)
         if family not in self._calibrations:
-            # Most answers do without, and its tables take longer to set up than a dry run.
+            # Most answers do without it, and a cold start is faster without its tables.
             from planner.calibrate import Calibration
 
-            # Before their curves: those of older runs need not be made.
-            runs = self.with_curves(newest(self.of_family(family)))
+            # The newest are selected before their curves are made, which takes time.
+            runs = self.with_curves(newest(self._calibrating(family)))
             self._calibrations[family] = Calibration(runs) if runs else None
         return self._calibrations[family]
 
     def has_enough_for(self, request: GenerationRequest, card: Card) -> bool:
         """Tell whether enough runs like this request may be known to correct it, before any of their curves is made."""
         target = self.target(request, card)
-        return sum(target.weight(one.cell) for one in self.of_family(target.family)) >= MIN_WEIGHT
+        return sum(target.weight(one.cell) for one in self._calibrating(target.family)) >= MIN_WEIGHT
+
+    def _calibrating(self, family: str) -> list[Observation]:
+        return [one for one in self.of_family(family) if one.kind == "full" and one.peak_allocated_bytes]
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
         """The runs of this very request on this kind of card, newest first: those that hold today, and stale ones."""

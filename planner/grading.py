@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from planner.calibrate import Calibrated, Run, held_out
+from planner.calibrate import Calibrated, held_out
 from planner.curves import PREFERRED
 from planner.dryrun import RUN_TO_RUN
 from planner.errors import UnknownCard
@@ -17,6 +17,7 @@ from planner.lean import Peaks
 from planner.least import peaks_within
 from planner.program import Library, shipped
 from planner.request import GenerationRequest
+from planner.runs import Run
 
 # The bases that predict a peak; a measured one does not predict.
 GRADED_BASES = ("formula", "dry-run", "calibrated")
@@ -47,7 +48,7 @@ class Graded:
         """The stage that peaked: as measured where stages were, else as calibrated."""
         stages = dict(self.observation.stages)
         if not stages:
-            return self.calibrated.corrected.peak_stage
+            return self.calibrated.peak_stage
         return max(reversed(stages), key=lambda stage: stages[stage])
 
     @property
@@ -111,11 +112,11 @@ def grade(
 
 def _graded(observation: Observation, run: Run, said: Calibrated, library: Library) -> Graded:
     raw = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
-    corrected = {stage: round(one.median) for stage, one in said.corrected.stages.items()}
-    allocated = {"dry-run": max(raw.values()), "calibrated": round(said.corrected.allocated.median)}
+    corrected = {stage: round(size) for stage, size in said.stages.items()}
+    allocated = {"dry-run": max(raw.values()), "calibrated": round(said.allocated_bytes)}
     reserved = {
         "dry-run": round(float(run.curve.reserved[PREFERRED])),
-        "calibrated": max(round(said.corrected.reserved.median), allocated["calibrated"]),
+        "calibrated": round(said.reserved_bytes),
     }
     capped = _capped(observation, reserved["dry-run"], library)
     if capped is not None:

@@ -1,136 +1,87 @@
-"""What measured peaks say of two physical unknowns: how much workspace convolutions take, and a constant beside it.
+"""Learn two physical unknowns from measured peaks: the share of their workspace that convolutions take, and a constant.
 
-Everything is held on one grid: workspace fraction by constant by noise. Every run adds its log-likelihood, so leaving
-one out is a subtraction. The prior holds half of its mass on the raw dry run, which is therefore the answer until
-runs say otherwise; each run's likelihood is bounded from below, so none can drag the answer far on its own.
+A grid of workspace fraction by constant by noise holds the posterior. Each run adds its log-likelihood to the prior.
+Nearly half of the prior is on the raw dry run, which therefore stays the answer until runs contradict it. A flat
+density for outliers bounds each likelihood from below, so that no single run can move the answer far.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
-from planner.cells import Kind
 from planner.curves import FRACTIONS, PREFERRED
 from planner.units import MIB
 
-# Beside the workspace: what the replay leaves out, such as scratch of kernels, or counts too much.
-_STEPS = 2.0 ** np.concatenate([[1, 2], np.arange(3, 9.25, 0.25)]) * MIB
+# What kernels take beside the workspace or, below zero, what the replay counts too much: 2 to 512 MiB.
+_STEPS = 2.0 ** np.arange(1, 9.25, 0.25) * MIB
 CONSTANTS = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
-_NO_CONSTANT = len(_STEPS)
-# Relative, and how probable: a deterministic allocator repeats itself to a tenth of a per cent, a busy card does not.
+NO_CONSTANT = len(_STEPS)
+# The relative standard deviation of repeated runs, and its prior: a process with the GPU to itself repeats its peak
+# to 0.2 %, one beside others does not.
 NOISE = np.array([0.002, 0.01, 0.04])
-_NOISE_SHARES = np.array([0.43, 0.43, 0.14])
-
-# Half of all belief is on the raw dry run. The rest is on another fraction, above the preferred one less so, on a
-# constant, small rather than large, and least on both at once: what one cause explains needs no second.
-RAW_SHARE, _FRACTION_SHARE, _CONSTANT_SHARE, _BOTH_SHARE = 0.5, 0.25, 0.15, 0.1
-_ABOVE_PREFERRED = 0.3
+_NOISE_PRIOR = np.array([0.43, 0.43, 0.14])
+# The prior shares of the preferred workspace and of no constant. The raw dry run has both: 0.455.
+_PREFERRED_SHARE, _NO_CONSTANT_SHARE = 0.65, 0.7
 _TYPICAL_CONSTANT = 64.0 * MIB
-# Kernels take scratch that no trace sees; that the trace sees what is not there is less to be expected.
-_BELOW_NOTHING = 0.3
-# One run in twenty may be absurd: a wrong request, another process, a typing error. Where, nobody knows: its density
-# is that of anything from a quarter to four times the peak, in logarithms.
-ABSURD_SHARE = 0.05
-_ABSURD_DENSITY = 1 / (2 * np.log(4))
+# That kernels take scratch which no trace sees is more probable than that a trace sees what is not there.
+_NEGATIVE_CONSTANT = 0.3
+# One run in twenty is an outlier: a wrong request, another process, a typing error. Its logarithm is spread evenly
+# from a quarter of the peak to four times the peak.
+OUTLIER_SHARE = 0.05
+_OUTLIER_DENSITY = 1 / (2 * np.log(4))
 
 SHAPE = (len(FRACTIONS), len(CONSTANTS), len(NOISE))
-# Where on the grid the raw dry run is.
-RAW = (PREFERRED, _NO_CONSTANT)
 
 
 def _log_priors() -> tuple[np.ndarray, np.ndarray]:
-    below = np.arange(len(FRACTIONS)) <= PREFERRED
-    fractions = np.where(below, (1 - _ABOVE_PREFERRED) / below.sum(), _ABOVE_PREFERRED / (~below).sum())
-    spacing = np.gradient(CONSTANTS)
-    even = spacing * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
-    constants = even * np.where(CONSTANTS < 0, _BELOW_NOTHING, 1.0)
-    constants /= constants.sum()
-    prior = _BOTH_SHARE * np.outer(fractions, constants)
-    prior[:, _NO_CONSTANT] += _FRACTION_SHARE * fractions
-    prior[PREFERRED] += _CONSTANT_SHARE * constants
-    prior[PREFERRED, _NO_CONSTANT] += RAW_SHARE
-    spread = np.outer(np.gradient(FRACTIONS), even)
-    return _with_noise(prior), _with_noise(spread / spread.sum())
+    even = np.gradient(CONSTANTS) * np.exp(-np.abs(CONSTANTS) / _TYPICAL_CONSTANT)
+    even /= even.sum()
+    fractions = np.full(len(FRACTIONS), (1 - _PREFERRED_SHARE) / len(FRACTIONS))
+    fractions[PREFERRED] += _PREFERRED_SHARE
+    constants = even * np.where(CONSTANTS < 0, _NEGATIVE_CONSTANT, 1.0)
+    constants *= (1 - _NO_CONSTANT_SHARE) / constants.sum()
+    constants[NO_CONSTANT] += _NO_CONSTANT_SHARE
+    spacing = np.gradient(FRACTIONS) / np.gradient(FRACTIONS).sum()
+    by_noise = [np.outer(*factors)[:, :, None] * _NOISE_PRIOR for factors in ((fractions, constants), (spacing, even))]
+    return np.log(by_noise[0]), np.log(by_noise[1])
 
 
-def _with_noise(prior: np.ndarray) -> np.ndarray:
-    return np.log(prior[:, :, None] * _NOISE_SHARES)
-
-
-# What is believed before any run; and, for how wide an interval must be, with no preference for any fraction: where
-# runs tell nothing of the workspace, as small images do, all that it could be stays possible.
+# The prior of the answer; and that of its interval, which prefers no fraction, so that every fraction stays possible
+# where runs tell little of the workspace, as those of small images do.
 LOG_PRIOR, LOG_EVEN = _log_priors()
 
 
-def _peaks(curve: np.ndarray) -> np.ndarray:
-    """The peak at each fraction and constant, never below a byte."""
+def grid_peaks(curve: np.ndarray) -> np.ndarray:
+    """Compute the peak at each fraction and constant, at least one byte.
+
+    Shape:
+        (fractions,) -> (fractions, constants).
+    """
     return np.maximum(curve[:, None] + CONSTANTS, 1.0)
 
 
-def _below(deviations: np.ndarray) -> np.ndarray:
-    """How probable it is that a normal deviate is below each of these; the logistic stands in for erf, within 0.01."""
-    return 1 / (1 + np.exp(-1.702 * np.clip(deviations, -40, 40)))
-
-
-def log_likelihood(curve: np.ndarray, measured_bytes: float, kind: Kind) -> np.ndarray:
-    """What one run's peak of one stage says, given the stage's curve of allocated peaks, (fractions,).
-
-    A full run's peak is what kernels took, give or take the noise. One that was out of memory needed more than it had
-    reached. One that met the end of its card and went on, after a retry or with smaller plans, lies between what
-    stands without any workspace and what it would have taken. Of a run whose stages are not known, no stage's peak is
-    above the whole's.
+def log_likelihood(curve: np.ndarray, measured_bytes: float) -> np.ndarray:
+    """Compute the log-likelihood of one measured peak, given its curve over the workspace fraction.
 
     Shape:
-        `SHAPE`.
+        (fractions,) -> `SHAPE`, float32.
     """
-    deviations = np.log(measured_bytes / _peaks(curve))[:, :, None] / NOISE
-    if kind == "full":
-        normal = np.exp(-(deviations**2) / 2) / (NOISE * np.sqrt(2 * np.pi))
-        return np.log((1 - ABSURD_SHARE) * normal + ABSURD_SHARE * _ABSURD_DENSITY)
-    likelihood = _below(deviations if kind == "at-most" else -deviations)
-    if kind == "limited":
-        bare = np.log(measured_bytes / np.maximum(curve[0] + CONSTANTS, 1.0))[None, :, None] / NOISE
-        likelihood = likelihood * _below(bare)
-    return np.log((1 - ABSURD_SHARE) * likelihood + ABSURD_SHARE / 2)
+    deviations = np.log(measured_bytes / grid_peaks(curve))[:, :, None] / NOISE
+    normal = np.exp(-(deviations**2) / 2) / (NOISE * np.sqrt(2 * np.pi))
+    return np.log((1 - OUTLIER_SHARE) * normal + OUTLIER_SHARE * _OUTLIER_DENSITY).astype(np.float32)
 
 
-_QUANTILES = np.array([0.5, 0.05, 0.95])
-
-
-class Estimate(NamedTuple):
-    """A peak as the posterior has it: its median and the range of its middle 90 %. Bytes."""
-
-    median: float
-    low: float
-    high: float
-
-
-def _quantiles(values: np.ndarray, *weights: np.ndarray) -> list[Estimate]:
-    order = np.argsort(values, axis=None, kind="stable")
-    found = []
-    for one in weights:
-        reached = np.cumsum(one.ravel()[order])
-        at = np.searchsorted(reached, _QUANTILES * reached[-1])
-        found.append(Estimate(*values.ravel()[order[np.minimum(at, len(order) - 1)]].tolist()))
-    return found
-
-
-def weights_of(log_posterior: np.ndarray) -> np.ndarray:
-    """The posterior without the noise, which is nobody's question.
+def normalized(log_posterior: np.ndarray) -> np.ndarray:
+    """Turn a log-posterior into probabilities that sum to 1.
 
     Shape:
-        (fractions, constants), sums to 1.
+        `SHAPE` -> `SHAPE`.
     """
-    weights = np.exp(log_posterior - log_posterior.max()).sum(axis=2)
+    weights = np.exp(log_posterior - log_posterior.max())
     return weights / weights.sum()
 
 
-def estimates_of(curve: np.ndarray, *weights: np.ndarray) -> list[Estimate]:
-    """The peak of this curve under each of these weights from `weights_of`."""
-    return _quantiles(_peaks(curve), *weights)
-
-
-def constant_of(weights: np.ndarray) -> float:
-    """The median of the constant, in bytes."""
-    [found] = _quantiles(CONSTANTS, weights.sum(axis=0))
-    return found.median
+def quantiles(values: np.ndarray, weights: np.ndarray, levels: tuple[float, ...]) -> list[float]:
+    """Compute weighted quantiles: the least value up to which the weights reach each level of their sum."""
+    order = np.argsort(values, axis=None, kind="stable")
+    reached = np.cumsum(weights.ravel()[order])
+    at = np.searchsorted(reached, np.array(levels) * reached[-1])
+    return values.ravel()[order[np.minimum(at, len(order) - 1)]].tolist()

@@ -6,14 +6,13 @@ from functools import lru_cache
 from statistics import median
 
 from planner.answer import Answer, Verdict, not_measured, verdict_within, worst
-from planner.calibrate import Calibrated
-from planner.cells import ATTENTION
+from planner.calibrate import NOMINAL, Calibrated
+from planner.cells import ATTENTION, MIN_WEIGHT
 from planner.components import STAGE_NAMES, STAGES
 from planner.curves import Curve, curve_of
 from planner.dryrun import KernelPolicy
 from planner.evidence import Evidence, Observation, memory_form
 from planner.gpus import Card, family_of
-from planner.intervals import MIN_WEIGHT, NOMINAL
 from planner.program import Library
 from planner.request import GenerationRequest
 
@@ -35,20 +34,20 @@ def _runs(count: int) -> str:
 def _evidence_line(found: Calibrated, card: Card) -> str:
     stale = f"; {len(found.stale)} of them, with other versions, count half" if found.stale else ""
     how = (
-        "too few for an interval of their own: it spans all that kernels could take"
-        if found.is_physical
-        else f"the interval is that of {NOMINAL:.0%} of runs held out"
+        f"the interval should contain {NOMINAL:.0%} of such runs"
+        if found.has_data
+        else "too few for an interval of their own: it spans all that kernels could take"
     )
     return (
         f"{card.name}: calibrated on {_runs(len(found.runs))} of {family_of(card.compute_capability)} cards, together "
-        f"worth {found.corrected.weight:.1f} runs just like this one{stale}; {how}"
+        f"worth {found.weight:.1f} runs just like this one{stale}; {how}"
     )
 
 
 def calibrated(
     request: GenerationRequest, card: Card, library: Library, evidence: Evidence, raw: Answer
 ) -> tuple[Answer, bool]:
-    """The dry run `raw` corrected by the runs of such cards, and whether they are enough to trust it above `raw`.
+    """Correct the dry run `raw` by the runs of such GPUs, and tell whether they are enough to prefer it to `raw`.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -61,15 +60,14 @@ def calibrated(
     curve = _curve(library, memory_form(request), KernelPolicy.of(card.compute_capability))
     found = calibration.answer(curve, target)
     contexts = evidence.contexts(card)
-    said = found.corrected
-    allocated, reserved = (round(one.median) for one in (said.allocated, said.reserved))
-    reserved = max(reserved, allocated)
-    # What was learned beside the workspace is there in the least as well.
-    least = max((raw.minimum_bytes or 0) - card.context_bytes + round(said.constant), 0)
+    allocated, reserved = round(found.allocated_bytes), round(found.reserved_bytes)
+    constant = round(found.constant)
+    # The learned constant is not workspace, so the least memory has it as well.
+    least = max((raw.minimum_bytes or 0) - card.context_bytes + constant, 0)
     known = replace(card, context_bytes=contexts.middle, context_low_bytes=contexts.low)
     hopeful = round(least * min(1.0, found.reserved[0] / reserved)) + contexts.middle
     worst_need = max(found.reserved[1], reserved) + contexts.high
-    stages = {stage: round(said.stages[stage].median) for stage in STAGES if stage in said.stages}
+    stages = {stage: round(found.stages[stage]) for stage in STAGES if stage in found.stages}
     answer = Answer(
         card=card,
         basis="calibrated",
@@ -77,11 +75,11 @@ def calibrated(
         need_bytes=reserved + contexts.middle,
         minimum_bytes=min(least, reserved) + contexts.middle,
         peak_allocated_bytes=allocated,
-        minimum_allocated_bytes=min(allocated, max(0, (raw.minimum_allocated_bytes or 0) + round(said.constant))),
+        minimum_allocated_bytes=min(allocated, max(0, (raw.minimum_allocated_bytes or 0) + constant)),
         peak_reserved_bytes=reserved,
         context_bytes=contexts.middle,
         interval_bytes=found.allocated,
-        peak_stage=said.peak_stage,
+        peak_stage=found.peak_stage,
         stages={stage: stages.get(stage, min(raw.stages[stage], allocated)) for stage in STAGES},
         evidence=_evidence_line(found, card),
         stack=raw.stack,
@@ -89,7 +87,7 @@ def calibrated(
         worst_need_bytes=worst_need,
     )
     if not found.has_data:
-        few = f"what was measured is worth {said.weight:.1f} runs just like this one, and {MIN_WEIGHT:g} are needed"
+        few = f"what was measured is worth {found.weight:.1f} runs just like this one, and {MIN_WEIGHT:g} are needed"
         return replace(answer, reason=f"{card.name}: {few}: the sizes are the dry run's"), False
     return answer, True
 

@@ -15,11 +15,11 @@ from cache.evidence import observation_of
 from cache.records import Measurement
 from cache.reference import reference_runs, sources
 from planner.by_gpu import by_gpu, measured_gpus
+from planner.calibrate import NOMINAL
 from planner.cli_accuracy import accuracy_markdown, gpu_table, markdown_table
 from planner.components import STAGE_NAMES
 from planner.evidence import Evidence
 from planner.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
-from planner.intervals import NOMINAL
 from planner.program import shipped
 from tests.conftest import ROOT
 

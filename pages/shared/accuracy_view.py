@@ -26,9 +26,9 @@ from planner.by_gpu import (
     versions_words,
     work_of,
 )
+from planner.calibrate import NOMINAL
 from planner.components import STAGE_NAMES
 from planner.grading import GRADED_BASES, Graded, group_of, groups, size_class
-from planner.intervals import NOMINAL
 from planner.units import gib, gib_value
 
 # Charts and tables of more runs than this show the newest of them.

@@ -10,9 +10,9 @@ import streamlit as st
 from pages.shared.plan_state import LOOK_KEY
 from pages.shared.words import plain, sentence
 from planner.answer import Answer, Verdict
+from planner.calibrate import NOMINAL
 from planner.fit import fit
 from planner.gpus import Card
-from planner.intervals import NOMINAL
 from planner.report import card_notes
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib

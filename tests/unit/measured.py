@@ -58,12 +58,18 @@ def peak_at(request: GenerationRequest, fraction: float, capability: tuple[int, 
 
 
 def run_of(
-    request: GenerationRequest, number: int = 0, *, fraction: float = 1.0, factor: float = 1.0, **changes
+    request: GenerationRequest,
+    number: int = 0,
+    *,
+    fraction: float = 1.0,
+    constant: float = 0,
+    factor: float = 1.0,
+    **changes,
 ) -> Observation:
-    """A run on a card whose kernels take this fraction, everything times `factor`."""
+    """Simulate a run whose kernels take this workspace fraction and `constant` bytes, everything times `factor`."""
     capability = changes.get("capability", TURING)
     of = curve(request, capability)
-    stages = {stage: round(at(values, fraction) * factor) for stage, values in of.stages.items()}
+    stages = {stage: round((at(values, fraction) + constant) * factor) for stage, values in of.stages.items()}
     values = {
         "run_id": f"run-{number}",
         "created_at": f"2026-11-{1 + number % 28:02d}T00:00:00.000000+00:00",
@@ -74,7 +80,7 @@ def run_of(
         "versions": VERSIONS,
         "kind": "full",
         "peak_allocated_bytes": max(stages.values()),
-        "peak_reserved_bytes": round(at(of.reserved, fraction) * factor),
+        "peak_reserved_bytes": round((at(of.reserved, fraction) + constant) * factor),
         "context_bytes": 150 * MIB,
         "stages": stages,
     }
@@ -86,6 +92,7 @@ def history(
     seed: int,
     *,
     fraction: float,
+    constant: float = 0,
     noise: float = 0.01,
     absurd: float = 0.05,
     stale: float = 0.0,
@@ -100,7 +107,9 @@ def history(
         if rng.random() < absurd:
             factor = rng.choice([0.3, 0.5, 2.0, 3.0])
         changes["versions"] = STALE if stale and rng.random() < stale else VERSIONS
-        found.append(run_of(rng.choice(requests), number, fraction=fraction, factor=factor, **changes))
+        found.append(
+            run_of(rng.choice(requests), number, fraction=fraction, constant=constant, factor=factor, **changes)
+        )
     return found
 
 

@@ -3,16 +3,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from planner.calibrate import Calibration, held_out
+from planner.calibrate import NOMINAL, Calibration, held_out
 from planner.cells import cell_of
 from planner.curves import FRACTIONS, KNOTS, PREFERRED, Curve, curve_of
 from planner.dryrun import KernelPolicy, dry_run
 from planner.flatten import events_of
 from planner.gpus import family_of
-from planner.intervals import MIN_WEIGHT, NOMINAL, half_width
 from planner.needs import peaks_of, same_work
-from planner.posterior import CONSTANTS, LOG_PRIOR, RAW_SHARE, constant_of, estimates_of, log_likelihood, weights_of
+from planner.posterior import (
+    LOG_EVEN,
+    LOG_PRIOR,
+    NO_CONSTANT,
+    SHAPE,
+    grid_peaks,
+    log_likelihood,
+    normalized,
+    quantiles,
+)
 from planner.program import shipped
 from planner.request import GenerationRequest
 from planner.runs import NEWEST, NEWEST_OF_REQUEST, newest
@@ -88,43 +98,29 @@ def test_a_curve_is_the_same_after_it_was_kept():
 # The prior and the likelihood
 
 
-def test_without_runs_the_answer_is_the_raw_dry_run():
+def test_the_prior_prefers_the_raw_dry_run():
     assert np.exp(LOG_PRIOR).sum() == pytest.approx(1)
-    weights = weights_of(LOG_PRIOR)
-    assert weights[PREFERRED, list(CONSTANTS).index(0)] > RAW_SHARE
+    prior = normalized(LOG_PRIOR).sum(axis=2)
+    assert prior.argmax() == np.ravel_multi_index((PREFERRED, NO_CONSTANT), prior.shape)
     for values in curve(LARGE).stages.values():
-        assert estimates_of(values, weights)[0].median == values[PREFERRED]
+        assert quantiles(grid_peaks(values), prior, (0.5,)) == [values[PREFERRED]]
+    # The prior of the interval prefers no fraction.
+    spread = np.exp(LOG_EVEN).sum(axis=(1, 2))
+    assert spread.sum() == pytest.approx(1)
+    assert np.cumsum(spread)[PREFERRED] == pytest.approx(0.5, abs=0.04)
 
 
-@pytest.mark.parametrize("kind", ["full", "limited", "out-of-memory", "at-most"])
-def test_no_run_says_more_than_so_much(kind):
-    """However absurd, a run's likelihood is bounded below: that is what keeps one from moving the answer."""
-    values = curve(LARGE).stages["vae_decoder"]
-    for measured in (1.0, 1e9, 1e15):
-        told = log_likelihood(values, measured, kind)
-        assert told.shape == LOG_PRIOR.shape
-        assert told.min() > -8
+@pytest.mark.parametrize("measured", [1.0, 1e9, 1e15])
+def test_no_likelihood_falls_without_bound(measured):
+    """The bound keeps one run, however far off, from moving the answer."""
+    found = log_likelihood(curve(LARGE).stages["vae_decoder"], measured)
+    assert found.shape == LOG_PRIOR.shape == SHAPE
+    assert found.min() > -8
 
 
-def test_out_of_memory_is_a_lower_bound_and_a_full_run_is_not():
-    values = curve(LARGE).stages["vae_decoder"]
-    more, less = values[PREFERRED] + 300 * MIB, 0.8 * values[PREFERRED]
-    [raised] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, more, "out-of-memory")))
-    [same] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "out-of-memory")))
-    assert raised.median > values[PREFERRED] + 200 * MIB
-    assert same.median == values[PREFERRED]
-    [lowered] = estimates_of(values, weights_of(LOG_PRIOR + 6 * log_likelihood(values, less, "full")))
-    assert lowered.median == pytest.approx(less, rel=0.01)
-
-
-def test_a_run_that_met_its_cards_end_bounds_what_stands_without_workspace():
-    """It ran within 400 MiB less than what the replay says must stand: so the constant is that much lower."""
-    values = curve(LARGE).stages["vae_decoder"]
-    told = 6 * log_likelihood(values, values[0] - 400 * MIB, "limited")
-    assert constant_of(weights_of(LOG_PRIOR + told)) < -200 * MIB
-    # Within what it would have taken it says nothing new.
-    told = 6 * log_likelihood(values, 0.9 * values[PREFERRED], "limited")
-    assert constant_of(weights_of(LOG_PRIOR + told)) == 0
+def test_a_quantile_is_a_value_that_the_weights_reach():
+    values, weights = np.array([[3.0, 1.0], [2.0, 4.0]]), np.array([[0.2, 0.1], [0.3, 0.4]])
+    assert quantiles(values, weights, (0.05, 0.1, 0.5, 0.6, 0.61, 1.0)) == [1, 1, 3, 3, 4, 4]
 
 
 # Calibration
@@ -137,7 +133,7 @@ def test_simulated_histories_are_recovered(fraction):
     truth = peak_at(LARGE, fraction)
     for seed in range(30):
         found = answer(history(5, seed, fraction=fraction))
-        errors.append(abs(found.corrected.allocated.median / truth - 1))
+        errors.append(abs(found.allocated_bytes / truth - 1))
         held.append(found.allocated[0] <= truth <= found.allocated[1])
     assert statistics.median(errors) < 0.006
     assert sum(error < 0.01 for error in errors) >= 0.8 * len(errors)
@@ -152,37 +148,37 @@ def test_five_runs_of_any_sizes_tell_most_targets_within_a_hundredth(absurd, wit
         found = calibration(history(5, seed, fraction=0.6, absurd=absurd, requests=ORDINARY))
         for request in TARGETS:
             said, truth = found.answer(curve(request), target(request)), peak_at(request, 0.6)
-            errors.append(abs(said.corrected.allocated.median / truth - 1))
+            errors.append(abs(said.allocated_bytes / truth - 1))
             held.append(said.allocated[0] <= truth <= said.allocated[1])
     assert sum(error < 0.01 for error in errors) >= within * len(errors)
     assert sorted(errors)[int(0.9 * len(errors))] < 0.022 and max(errors) < 0.08
     assert sum(held) >= NOMINAL * len(held)
 
 
-def test_one_large_run_is_heard_where_small_ones_back_it():
+def test_a_large_run_counts_where_small_ones_agree_with_it():
     sizes = [(1024, 1024), (768, 512), (320, 1024), (256, 384)]
     runs = [run_of(GenerationRequest(width=w, height=h), w + h, fraction=0.6, factor=1.002) for w, h in sizes]
     runs.append(run_of(GenerationRequest(task="txt2img", width=320, height=1024), 9, fraction=0.6, factor=0.995))
-    assert answer(runs).corrected.allocated.median == pytest.approx(peak_at(LARGE, 0.6), rel=0.02)
+    assert answer(runs).allocated_bytes == pytest.approx(peak_at(LARGE, 0.6), rel=0.02)
 
 
 def test_three_runs_are_corrected_once():
-    """Left out, a run has two to tell of it. Its residual is from what those say, or it is corrected twice."""
+    """A fraction learned from three runs corrects the reserved peak by itself: nothing may correct it again."""
     asked = GenerationRequest(task="txt2img", width=1024, height=1024)
     runs = [run_of(asked, 1, fraction=0.6), run_of(asked, 2, fraction=0.6)]
     runs.append(run_of(GenerationRequest(width=640, height=448), 3, fraction=0.6))
     for request in (asked, LARGE):
         found, truth = answer(runs, request), at(curve(request).reserved, 0.6)
-        assert found.corrected.reserved.median == pytest.approx(truth, rel=0.03)
+        assert found.reserved_bytes == pytest.approx(truth, rel=0.03)
         assert found.reserved[0] <= truth <= found.reserved[1]
 
 
 @pytest.mark.parametrize("stale", [0.0, 0.5])
 @pytest.mark.parametrize("count", [*range(3, 9), 12])
 def test_what_is_reserved_is_corrected_once_at_any_weight(count, stale):
-    """What runs reserve here is all of the fraction: no answer is below the least of its curve, and needs are covered.
+    """The simulated fraction alone explains what runs reserve: the point stays near its curve, and needs are covered.
 
-    Stale runs count half, so that what is enough for the answer may not be for a run that is left out.
+    Stale runs count half, so weights between whole numbers are met too.
     """
     covered = []
     for seed in range(16):
@@ -193,9 +189,9 @@ def test_what_is_reserved_is_corrected_once_at_any_weight(count, stale):
         for request in TARGETS:
             of = curve(request, capability)
             said = found.answer(of, cell_of(request, capability, versions=VERSIONS))
-            constant = min(said.corrected.constant, 0)
-            assert said.corrected.reserved.median >= 0.999 * (of.reserved.min() + constant)
-            assert said.reserved[1] >= said.corrected.reserved.median
+            # Noise of 1 % in three runs may pass for a constant below zero.
+            assert said.reserved_bytes >= 0.98 * of.reserved.min()
+            assert said.reserved[0] <= said.reserved_bytes <= said.reserved[1]
             covered.append(said.reserved[1] >= at(of.reserved, fraction))
     assert sum(covered) >= NOMINAL * len(covered)
 
@@ -222,7 +218,7 @@ def test_more_runs_are_better_and_their_interval_holds_new_runs():
     for seed in range(20):
         *runs, one = history(31, 100 + seed, fraction=0.6, absurd=0)
         found = answer(runs, one.request)
-        errors.append(abs(found.corrected.allocated.median / peak_at(one.request, 0.6) - 1))
+        errors.append(abs(found.allocated_bytes / peak_at(one.request, 0.6) - 1))
         held.append(found.allocated[0] <= one.peak_allocated_bytes <= found.allocated[1])
         assert found.allocated[1] - found.allocated[0] < 0.08 * one.peak_allocated_bytes
     assert max(errors) < 0.01
@@ -233,18 +229,54 @@ def test_more_runs_are_better_and_their_interval_holds_new_runs():
 def test_one_absurd_run_moves_nothing(count):
     runs = [run_of(REQUESTS[number % 3], number, factor=1 + 0.001 * (number % 3 - 1)) for number in range(count)]
     before, after = answer(runs), answer([*runs, absurd_run(REQUESTS[0], count)])
-    assert after.corrected.allocated.median == before.corrected.allocated.median
-    assert after.corrected.reserved.median == before.corrected.reserved.median
+    assert after.allocated_bytes == before.allocated_bytes
+    assert after.reserved_bytes == before.reserved_bytes
     width_before, width_after = (one.allocated[1] - one.allocated[0] for one in (before, after))
-    assert width_after < 2 * width_before + 0.01 * before.corrected.allocated.median
+    assert width_after < 2 * width_before + 0.01 * before.allocated_bytes
+
+
+@pytest.mark.parametrize("size", [0.3, 0.5, 0.8, 1.25, 2.0, 3.0, 1000.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.6, 1.0])
+def test_one_outlier_among_five_runs_moves_the_answer_by_less_than_a_hundredth(fraction, size):
+    sound = [run_of(REQUESTS[number], number, fraction=fraction) for number in range(5)]
+    outlier = run_of(REQUESTS[4], 4, fraction=fraction, factor=size)
+    before, after = answer(sound), answer([*sound[:4], outlier])
+    assert after.allocated_bytes == pytest.approx(before.allocated_bytes, rel=0.01)
+    assert after.reserved_bytes == pytest.approx(before.reserved_bytes, rel=0.01)
+
+
+@given(
+    order=st.permutations(range(6)),
+    fraction=st.sampled_from(KNOTS.tolist()),
+    constant=st.sampled_from([-50 * MIB, 0, 90 * MIB]),
+    capability=st.sampled_from([(6, 1), (7, 5), (8, 6)]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_order_of_runs_does_not_matter_and_intervals_contain_the_point(order, fraction, constant, capability):
+    runs = [
+        run_of(REQUESTS[number], number, fraction=fraction, constant=constant, capability=capability)
+        for number in range(6)
+    ]
+    of, asked = curve(LARGE, capability), cell_of(LARGE, capability, versions=VERSIONS)
+    found = []
+    for observations in (runs, [runs[number] for number in order]):
+        of_family = evidence_of(observations).calibration(capability)
+        assert of_family is not None
+        found.append(of_family.answer(of, asked))
+    one, other = found
+    assert one.stages == pytest.approx(other.stages) and one.reserved_bytes == pytest.approx(other.reserved_bytes)
+    assert one.allocated == pytest.approx(other.allocated) and one.reserved == pytest.approx(other.reserved)
+    assert one.allocated[0] <= one.allocated_bytes <= one.allocated[1]
+    assert one.reserved[0] <= one.reserved_bytes <= one.reserved[1]
+    assert one.allocated_bytes <= one.reserved_bytes
 
 
 def test_fewer_runs_than_three_move_nothing_and_the_interval_says_so():
     runs = [run_of(REQUESTS[0], number, fraction=0.3) for number in range(2)]
     found = answer(runs)
     raw = curve(LARGE).stages["vae_decoder"]
-    assert not found.has_data and found.is_physical
-    assert found.corrected.allocated.median == raw[PREFERRED]
+    assert not found.has_data and found.constant == 0
+    assert found.allocated_bytes == raw[PREFERRED]
     assert found.allocated[0] <= raw[0] and found.allocated[1] >= raw[PREFERRED]
     assert answer([*runs, run_of(REQUESTS[1], 2, fraction=0.3)]).has_data
 
@@ -252,7 +284,7 @@ def test_fewer_runs_than_three_move_nothing_and_the_interval_says_so():
 def test_runs_that_agree_with_the_dry_run_leave_it_as_it_is():
     runs = [run_of(request, number, factor=1.0003) for number, request in enumerate(REQUESTS)]
     found = answer(runs)
-    assert found.corrected.allocated.median == curve(LARGE).stages["vae_decoder"][PREFERRED]
+    assert found.allocated_bytes == curve(LARGE).stages["vae_decoder"][PREFERRED]
     assert found.allocated[1] - found.allocated[0] < 0.01 * found.allocated[1]
 
 
@@ -261,7 +293,7 @@ def test_what_was_learned_at_small_sizes_holds_at_large_ones():
     runs = [run_of(GenerationRequest(width=width, height=512), width, fraction=0.5) for width in range(512, 832, 64)]
     found = answer(runs, GenerationRequest(width=2048, height=2048))
     truth = peak_at(GenerationRequest(width=2048, height=2048), 0.5)
-    assert found.corrected.allocated.median == pytest.approx(truth, rel=0.01)
+    assert found.allocated_bytes == pytest.approx(truth, rel=0.01)
 
 
 def test_stages_are_learned_apart():
@@ -271,18 +303,22 @@ def test_stages_are_learned_apart():
         one = run_of(REQUESTS[number], number)
         stages = one.stages | {"unet": one.stages["unet"] + 300 * MIB}
         runs.append(run_of(REQUESTS[number], number, stages=stages, peak_allocated_bytes=max(stages.values())))
-    said = answer(runs).corrected.stages
+    said = answer(runs).stages
     raw = curve(LARGE).stages
-    assert said["unet"].median == pytest.approx(raw["unet"][PREFERRED] + 300 * MIB, rel=0.01)
-    assert said["vae_decoder"].median == raw["vae_decoder"][PREFERRED]
+    assert said["unet"] == pytest.approx(raw["unet"][PREFERRED] + 300 * MIB, rel=0.01)
+    assert said["vae_decoder"] == raw["vae_decoder"][PREFERRED]
 
 
 def test_runs_of_other_kernels_or_families_say_nothing():
     runs = [run_of(request, number, fraction=0.5) for number, request in enumerate(REQUESTS)]
     for request in (GenerationRequest(batch=2), GenerationRequest(channels_last=True)):
         assert not any(target(request).weight(run.cell) for run in calibration(runs).runs)
+        found = answer(runs, request)
+        raw = {stage: values[PREFERRED] for stage, values in curve(request).stages.items()}
+        assert (found.stages, found.runs, found.has_data) == (raw, (), False)
     assert evidence_of(runs).calibration((8, 0)) is None
-    assert not any(target(LARGE, attention="math").weight(run.cell) for run in calibration(runs).runs)
+    found = answer(runs, attention="math")
+    assert (found.runs, found.has_data) == ((), False)
 
 
 @pytest.mark.parametrize("change", [{"cudnn": 8}, {"versions": "torch 2.12.0"}])
@@ -309,9 +345,10 @@ def test_the_newest_runs_of_a_kind_are_kept():
     assert [run.run_id for run in newest(runs)] == [run.run_id for run in runs[:NEWEST_OF_REQUEST]]
     runs = [replace(run_of(LARGE, number), request=size) for number, size in enumerate(sizes)]
     assert [run.run_id for run in newest(runs)] == [run.run_id for run in runs[:NEWEST]]
-    # Runs that met the end of their card do not push out those that say all.
+    # Runs that met the end of their memory do not push out those that calibrate.
     bounds = [replace(run, run_id=f"oom-{run.run_id}", kind="out-of-memory") for run in runs]
-    assert len([run for run in newest([*bounds, *runs]) if run.kind == "full"]) == NEWEST
+    found = calibration([*bounds, *runs])
+    assert [run.run_id for run in found.runs] == [run.run_id for run in runs[:NEWEST]]
 
 
 def test_a_run_is_not_graded_on_itself():
@@ -320,8 +357,21 @@ def test_a_run_is_not_graded_on_itself():
     said = held_out(evidence_of(runs).with_curves(runs))
     assert set(said) == {run.run_id for run in runs}
     raw = curve(LARGE).stages["vae_decoder"]
-    assert {one.corrected.allocated.median for one in said.values()} == {raw[PREFERRED]}
+    assert {one.allocated_bytes for one in said.values()} == {raw[PREFERRED]}
     assert "run-9" not in said["run-9"].runs and "run-3" in said["run-9"].runs
+
+
+def test_of_many_runs_only_the_newest_calibrate_and_all_are_graded():
+    """Older runs are answered by the newest, which do not contain them."""
+    sizes = [GenerationRequest(width=512, height=512 + 8 * number) for number in range(NEWEST + 10)]
+    runs = [run_of(request, number, fraction=0.5) for number, request in enumerate(sizes)]
+    reports: list[float] = []
+    said = held_out(evidence_of(runs).with_curves(runs), reports.append)
+    assert set(said) == {run.run_id for run in runs}
+    newest_ids = {run.run_id for run in runs[:NEWEST]}
+    for run_id, one in said.items():
+        assert run_id not in one.runs and set(one.runs) <= newest_ids
+    assert reports == sorted(reports) and reports[-1] < 1
 
 
 def test_families_are_architectures():
@@ -331,44 +381,12 @@ def test_families_are_architectures():
     assert family_of((12, 0)) == family_of((10, 0)) == "Blackwell"
 
 
-# Intervals
-
-
-def test_few_residuals_have_no_interval_and_many_have_their_rank():
-    assert half_width(np.array([0.1, 0.1]), np.ones(2)) is None
-    sizes = np.arange(1, 20) / 1000
-    assert half_width(sizes, np.ones(19)) == pytest.approx(0.018)
-    assert half_width(-sizes[::-1], np.ones(19)) == pytest.approx(0.018)
-    assert half_width(sizes, np.full(19, 0.1)) is None
-    assert MIN_WEIGHT == 3
-
-
-@pytest.mark.parametrize("count", [3, 5, 8, 12, 30])
-def test_intervals_hold_what_they_say(count):
-    rng = np.random.default_rng(count)
-    held = 0
-    for _ in range(2000):
-        seen, new = rng.normal(0, 0.01, count), rng.normal(0, 0.01)
-        held += abs(new) <= half_width(seen, np.ones(count))
-    assert held / 2000 > NOMINAL - 0.02
-
-
-def test_absurd_residuals_do_not_widen_an_interval_and_common_ones_do():
-    good = np.linspace(-0.01, 0.01, 9)
-    calm = half_width(good, np.ones(9))
-    assert half_width(np.append(good, 1.1), np.ones(10)) < 1.5 * calm
-    assert half_width(np.append(good, [0.3] * 4), np.ones(13)) == pytest.approx(0.3)
-    # Half as much again is never an error of kernels, however often it is met.
-    assert half_width(np.append(good, [1.1] * 4), np.ones(13)) < 0.02
-    assert half_width(np.full(9, 1.1), np.ones(9)) is None
-
-
 def test_a_curve_between_its_points_is_a_line():
     values = curve(LARGE).stages["vae_decoder"]
     assert at(values, 0.5) == values[20]
 
 
-# Found by attack
+# Histories that are one-sided or damaged
 
 
 def test_runs_that_tell_nothing_of_the_workspace_leave_it_open():
@@ -382,21 +400,21 @@ def test_runs_that_tell_nothing_of_the_workspace_leave_it_open():
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_one_run_that_alone_tells_of_the_workspace_does_not_decide(factor):
-    """Tiles are small: fifty tiled runs say little of it, and the one large run must not say all."""
+    """Tiles are small: twenty tiled runs tell little of the workspace, and one large run must not decide alone."""
     tiled = [
         run_of(GenerationRequest(width=1024 + 8 * k, height=1024, vae_tiling=True), k, factor=1 + 0.0005 * (k % 3 - 1))
         for k in range(20)
     ]
     before = answer(tiled)
     after = answer([*tiled, run_of(GenerationRequest(width=1024, height=1024), 99, factor=factor)])
-    assert after.corrected.allocated.median == before.corrected.allocated.median
+    assert after.allocated_bytes == before.allocated_bytes
 
 
 def test_an_absurd_reserved_peak_widens_nothing_without_end():
     runs = [run_of(request, number, peak_reserved_bytes=None) for number, request in enumerate(REQUESTS)]
     before = answer(runs)
     after = answer([*runs, run_of(REQUESTS[0], 99, peak_reserved_bytes=2**50)])
-    assert after.reserved == before.reserved
+    assert after.reserved == pytest.approx(before.reserved, rel=0.001)
 
 
 def test_a_run_that_lacks_the_stage_that_peaks_tells_of_the_whole():
@@ -406,19 +424,19 @@ def test_a_run_that_lacks_the_stage_that_peaks_tells_of_the_whole():
         runs.append(replace(one, stages={k: v for k, v in one.stages.items() if k != "vae_decoder"}))
     found = answer(runs)
     assert found.has_data
-    assert found.corrected.allocated.median == pytest.approx(peak_at(LARGE, 0.5), rel=0.01)
+    assert found.allocated_bytes == pytest.approx(peak_at(LARGE, 0.5), rel=0.01)
 
 
-def test_runs_out_of_memory_alone_are_heard_where_they_contradict_the_dry_run():
-    values = curve(LARGE).stages["vae_decoder"]
-    contradict = [
-        run_of(LARGE, n, kind="out-of-memory", stages={}, peak_allocated_bytes=round(values[-1]) + 400 * MIB)
-        for n in range(8)
+@pytest.mark.parametrize("kind", ["limited", "out-of-memory"])
+def test_runs_that_met_the_end_of_their_memory_calibrate_nothing(kind):
+    """They only bound their peak; alone, such bounds made intervals that contained 21 to 75 % of the truths."""
+    runs = [run_of(request, number, fraction=0.5) for number, request in enumerate(REQUESTS)]
+    bounds = [
+        run_of(LARGE, 50 + number, kind=kind, stages={}, peak_allocated_bytes=5 * 2**30, peak_reserved_bytes=None)
+        for number in range(8)
     ]
-    agree = [run_of(LARGE, n, kind="out-of-memory", stages={}, peak_allocated_bytes=5 * 2**30) for n in range(8)]
-    assert answer(contradict).has_data
-    assert answer(contradict).corrected.allocated.median > values[PREFERRED] + 200 * MIB
-    assert not answer(agree).has_data
+    assert answer([*bounds, *runs]) == answer(runs)
+    assert evidence_of(bounds).calibration(TURING) is None
 
 
 def test_what_runs_reserve_beyond_the_replay_is_corrected():
@@ -427,5 +445,5 @@ def test_what_runs_reserve_beyond_the_replay_is_corrected():
         for n, r in enumerate(REQUESTS)
     ]
     found = answer(runs)
-    assert found.corrected.reserved.median == pytest.approx(1.1 * curve(LARGE).reserved[PREFERRED], rel=0.01)
-    assert found.corrected.allocated.median == curve(LARGE).stages["vae_decoder"][PREFERRED]
+    assert found.reserved_bytes == pytest.approx(1.1 * curve(LARGE).reserved[PREFERRED], rel=0.01)
+    assert found.allocated_bytes == curve(LARGE).stages["vae_decoder"][PREFERRED]

@@ -194,20 +194,6 @@ def test_the_end_of_an_emulated_capacity_is_no_answer_for_the_whole_card():
     assert "emulated" not in ask([run_of(LARGE, 3)]).evidence
 
 
-def test_the_end_of_an_emulated_capacity_bounds_what_is_calibrated():
-    """What a run had reached as it was refused, whatever capacity that was: more was needed on any card."""
-    raw = fit(LARGE, T4, "dry-run")
-    reached = raw.peak_allocated_bytes + 400 * MIB
-    ends = [
-        run_of(LARGE, number, kind="out-of-memory", peak_allocated_bytes=reached, stages={}, is_alone=alone, **at)
-        for number, (alone, at) in enumerate([(True, {}), (False, {"emulated_bytes": reached})] * 8)
-    ]
-    answers = [ask(runs, "calibrated") for runs in (ends[::2], ends[1::2])]
-    sizes = [(one.peak_allocated_bytes, one.interval_bytes, one.need_bytes) for one in answers]
-    assert sizes[0] == sizes[1]
-    assert answers[1].peak_allocated_bytes > raw.peak_allocated_bytes + 200 * MIB
-
-
 def test_retries_are_tight():
     answer = ask([run_of(LARGE, 1, kind="limited", num_alloc_retries=2)])
     assert (answer.verdict, answer.basis) == ("tight", "measured")
