@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from planner.card import family_of
 from planner.dryrun import assumptions
 from planner.gpus import CATALOGUE, Card
-from planner.grading import Graded, Peak, card_of
+from planner.grading import Graded, Peak
 from planner.request import GenerationRequest
 from planner.units import gib
 
@@ -102,7 +102,7 @@ def circumstances(one: Graded) -> list[str]:
     found = [] if one.peak == "allocated" else ["reserved"]
     if one.observation.attention != "sdpa":
         found.append(f"attention {one.observation.attention}")
-    card = card_of(one.observation)
+    card = one.observation.gpu
     if one.observation.emulated_bytes is not None:
         found.append(f"{gib(one.observation.emulated_bytes)} emulated")
     if one.is_capped and card is not None:

@@ -95,7 +95,7 @@ class Calibration:
     """The runs that correct dry runs. What they say of a peak is computed when it is first asked for."""
 
     def __init__(self, runs: Iterable[Run]):
-        self.runs = tuple(run for run in runs if run.peak_allocated_bytes is not None)
+        self.runs = tuple(run for run in runs if run.calibrates)
         self._known: dict[tuple[str, Cell], _Belief] = {}
 
     def _belief(self, peak: str, target: Cell) -> _Belief:
@@ -144,7 +144,7 @@ def held_out(runs: Sequence[Run], report: Callable[[float], None] | None = None)
     The newest runs are left out one by one or, where there are many, in five parts; older ones calibrate nothing and
     are answered by all of the newest. `report` is told how much is done, 0 to 1.
     """
-    kept = newest(run for run in runs if run.peak_allocated_bytes is not None)
+    kept = newest(run for run in runs if run.calibrates)
     count = len(kept) if len(kept) <= _ONE_BY_ONE else _PARTS
     ids = {run.run_id for run in kept}
     parts = [kept[part::count] for part in range(count)] + [[run for run in runs if run.run_id not in ids]]

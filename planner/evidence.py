@@ -9,9 +9,9 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from planner.cells import MIN_WEIGHT, Cell, Kind, cell_of
-from planner.curves import Curve, Scope
+from planner.curves import PREFERRED, Curve, Scope
 from planner.errors import UnknownCard
-from planner.gpus import Card, card_named, emulated_name, family_of
+from planner.gpus import Card, card_named, emulated_card, emulated_name, family_of
 from planner.program import MAX_TRACED_STEPS
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 from planner.runs import Run, newest
@@ -90,8 +90,28 @@ class Observation:
         """What it is alike to."""
         return cell_of(self.request, self.capability, self.attention, self.cudnn, self.versions, self.scope)
 
+    @cached_property
+    def gpu(self) -> Card | None:
+        """Give the catalogue's GPU that it ran on, with its emulated capacity; None where the catalogue has none."""
+        try:
+            card = card_named(self.card, self.total_bytes)
+        except UnknownCard:
+            return None
+        return card if self.emulated_bytes is None else emulated_card(card, self.emulated_bytes)
+
+    def lacks_room_for(self, reserved_bytes: float) -> bool:
+        """Tell whether its GPU's memory cannot hold this much reserved and the CUDA context, at the best of both."""
+        if self.scope != "pipeline" or self.gpu is None:
+            return False
+        return reserved_bytes + self.gpu.context_low_bytes > self.gpu.best_bytes
+
     def as_run(self, curve: Curve) -> Run:
-        """Pair the run with its curve, for calibration."""
+        """Pair the run with its curve, for calibration.
+
+        A published run does not say whether the allocator had to retry: where its GPU's memory cannot hold what
+        preferred kernels reserve, its peak is that of the memory, and teaches nothing of the kernels.
+        """
+        is_capped = self.is_reference and self.lacks_room_for(float(curve.reserved[PREFERRED]))
         return Run(
             run_id=self.run_id,
             request=memory_form(self.request),
@@ -100,6 +120,7 @@ class Observation:
             peak_allocated_bytes=self.peak_allocated_bytes,
             peak_reserved_bytes=self.peak_reserved_bytes,
             stages=self.stages,
+            calibrates=self.peak_allocated_bytes is not None and not is_capped,
         )
 
 

@@ -8,10 +8,9 @@ from typing import Literal
 from planner.calibrate import Calibrated, held_out
 from planner.curves import PREFERRED
 from planner.dryrun import RUN_TO_RUN
-from planner.errors import UnknownCard
 from planner.evidence import Evidence, Observation
 from planner.formula import estimate
-from planner.gpus import Card, card_named, emulated_card, family_of
+from planner.gpus import family_of
 from planner.halves import STAGE_OF
 from planner.lean import Peaks
 from planner.least import peaks_within
@@ -145,21 +144,9 @@ def _capped(observation: Observation, reserved_bytes: int, library: Library) -> 
     Such a run takes what the memory leaves, so its peak is compared with that of the replay within it. None where the
     memory has room, where no replay ends well, and for a GPU that the catalogue lacks.
     """
-    card = card_of(observation)
-    if observation.scope != "pipeline" or card is None:
+    if observation.gpu is None or not observation.lacks_room_for(reserved_bytes):
         return None
-    if reserved_bytes + card.context_low_bytes <= card.best_bytes:
-        return None
-    return peaks_within(observation.request, card, library)
-
-
-def card_of(observation: Observation) -> Card | None:
-    """Give the catalogue's GPU that a run was measured on, with its emulated capacity; None where it has none."""
-    try:
-        card = card_named(observation.card, observation.total_bytes)
-    except UnknownCard:
-        return None
-    return card if observation.emulated_bytes is None else emulated_card(card, observation.emulated_bytes)
+    return peaks_within(observation.request, observation.gpu, library)
 
 
 def _formula_bytes(observation: Observation, peak: Peak) -> int:

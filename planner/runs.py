@@ -23,8 +23,8 @@ class Run:
     """One run that came to its end without allocator retries. Bytes.
 
     `stages` are allocated peaks by stage, empty where only the whole is known. `peak_allocated_bytes` is None where
-    only the reserved peak was published: such a run is graded and calibrates nothing. Of a half of the VAE alone,
-    peaks and curve are above what was allocated before.
+    only the reserved peak was published. A run that does not `calibrates` is graded alone. Of a half of the VAE
+    alone, peaks and curve are above what was allocated before.
     """
 
     run_id: str
@@ -34,6 +34,7 @@ class Run:
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None = None
     stages: Mapping[str, int]
+    calibrates: bool = True
 
     @cached_property
     def likelihoods(self) -> dict[str, np.ndarray]:

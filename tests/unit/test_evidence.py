@@ -227,3 +227,11 @@ def test_a_published_run_that_was_imported_counts_once(store):
     whole = [run for run in reference_runs() if run.scope == "pipeline"]
     store.import_measurements([replace(run, origin="imported") for run in whole])
     assert len(gather(shipped()).evidence.observations) == len(reference_runs())
+
+
+def test_a_published_run_that_filled_its_gpu_calibrates_nothing():
+    """T4, 512x512 batch 16: what preferred kernels reserve is more than a T4 has."""
+    evidence = gather(shipped()).evidence
+    runs = evidence.with_curves([one for one in evidence.observations if one.model == "T4"])
+    calibrating = {run.request.batch: run.calibrates for run in runs if run.request.task == "txt2img"}
+    assert calibrating == {1: True, 4: True, 16: False}
