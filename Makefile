@@ -18,7 +18,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	touch $@
 
 run: $(VENV)/.installed
-	$(BIN)/python -m pages.shared.serve
+	$(BIN)/python -m pages.shared.server
 
 # Traces take one core for minutes, so they run beside the others. Browser tests start servers and a browser of their
 # own, so they get a pytest of their own, after them.

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared import calls
-from pages.shared.batch_list import batch_list_view, images_notice
-from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
-from pages.shared.formula_view import formula_view, not_counted
-from pages.shared.inputs import basis_control, card_controls, published_control, request_controls
-from pages.shared.map_view import map_view
-from pages.shared.memory_chart import memory_chart
-from pages.shared.parts import need_parts
-from pages.shared.remedies_view import remedies_view
-from pages.shared.report_view import report_view
-from pages.shared.served import ROUTES
-from pages.shared.sizes_view import sizes_view
-from pages.shared.timeline_view import choose_card, timeline_view
-from pages.shared.verdicts import (
+from pages.shared.controls.request import basis_control, card_controls, published_control, request_controls
+from pages.shared.frame import session as calls
+from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
+from pages.shared.frame.escape import sentence
+from pages.shared.plan.formula import formula_view, not_counted
+from pages.shared.plan.images import batch_list_view, images_notice
+from pages.shared.plan.map import map_view
+from pages.shared.plan.memory import need_parts
+from pages.shared.plan.memory_chart import memory_chart
+from pages.shared.plan.remedies import remedies_view
+from pages.shared.plan.report import report_view
+from pages.shared.plan.sizes import sizes_view
+from pages.shared.plan.timeline import choose_card, timeline_view
+from pages.shared.plan.verdicts import (
     Answered,
     answered,
     assumptions_view,
@@ -36,11 +36,11 @@ from pages.shared.verdicts import (
     verdict_card,
     verdict_words,
 )
-from pages.shared.words import sentence
+from pages.shared.server.app import ROUTES
 
 if TYPE_CHECKING:
-    from planner.gpus import Card
-    from planner.program import Library
+    from planner.cards.lookup import Card
+    from planner.programs.library import Library
     from planner.request import GenerationRequest
 
 

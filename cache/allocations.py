@@ -1,7 +1,8 @@
 """Allocations as a run recorded them and as a program predicts them, and the workspace of each convolution.
 
-An allocation is the bytes that were asked for. Only those above 1 MiB are compared: below lie indices and statistics
-of norms, whose kernels keep scratch of their own. Nothing here knows torch: `cache.recording` records in the worker.
+An allocation is the bytes that were asked for. Only those above 1 MiB are compared: below lie indices and statistics of
+norms, whose kernels keep scratch of their own. Nothing here knows torch: `cache.worker.recording` records in the
+worker.
 """
 
 import json
@@ -15,13 +16,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from cache.records import Measurement
-from planner.allocator import SMALL_SIZE
-from planner.dryrun import KernelPolicy, dry_run, live_peaks
-from planner.flatten import events_of
-from planner.program import Events, Library, Op
+from planner.programs.assemble import events_of
+from planner.programs.library import Events, Library, Op
+from planner.replay.allocator import SMALL_SIZE
+from planner.replay.dry_run import KernelPolicy, dry_run, live_peaks
 from planner.request import GenerationRequest
 
-# Channels are padded to this many where a kernel of tensor cores transposes them (`planner.dryrun.KernelPolicy`).
+# Channels are padded to this many where a kernel of tensor cores transposes them
+# (`planner.replay.dry_run.KernelPolicy`).
 CHANNELS_TOGETHER = 8
 
 # What a recording lists: the allocations of CUDA's caching allocator, or storages of living tensors on the CPU.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cache.attached import cards, why_not_usable
-from cache.history_file import HistoryError
+from cache.history.file import HistoryError
+from cache.history.store import Store
+from cache.machine.attached import cards, why_not_usable
+from cache.machine.versions import INSTALL, installed, missing, planned_for, torch_cuda
 from cache.programs import find
-from cache.store import Store
-from cache.versions import INSTALL, installed, missing, planned_for, torch_cuda
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu
-from planner.program import shipped
+from planner.programs.library import shipped
 from planner.units import gib
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.machine.versions import INSTALL, check_installed, installed, missing
 from cache.refusals import why
-from cache.versions import INSTALL, check_installed, installed, missing
 from planner.errors import NoProgram, PlannerError
-from planner.program import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
+from planner.programs.library import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
 
 ROOT = Path(__file__).parents[1]
 _ROOM = "free space there and make it writable, or set PLANNER_DB to a file elsewhere"
@@ -86,8 +86,8 @@ def find() -> Found:
 
 
 def _stored(versions: dict[str, str]) -> Library | None:
-    from cache.history_file import HistoryError
-    from cache.store import Store
+    from cache.history.file import HistoryError
+    from cache.history.store import Store
 
     try:
         return Store().program(versions)
@@ -97,7 +97,7 @@ def _stored(versions: dict[str, str]) -> Library | None:
 
 
 def _beside_the_history(suffix: str) -> Path:
-    from cache.history_file import default_path
+    from cache.history.file import default_path
 
     path = default_path()
     return path.with_name(f"{path.name}.compile.{suffix}")
@@ -208,7 +208,7 @@ def _kept(library: Library) -> str:
     if before is None or dict(before.versions) == dict(library.versions):
         save(library, SHIPPED)
         return f"{SHIPPED.parent} has new memory programs"
-    from cache.store import Store
+    from cache.history.store import Store
 
     store = Store()
     store.save_program(library)
@@ -219,7 +219,7 @@ def _compiled(path: Path, report: Callable[[float, str], None]) -> Library:
     # To a file: a pipe that nobody reads while progress is read would stop a child that warns a lot.
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "planner.compiler", str(path)],
+            [sys.executable, "-m", "planner.tracing.compiler", str(path)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

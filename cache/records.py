@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from planner.answer import Answer
-from planner.card import emulated_name
+from planner.cards.card import emulated_name
 from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import streamlit as st
 
-from cache.device import Device, check_runnable
-from cache.jobs import Jobs
-from cache.versions import NotInstalled, missing
-from pages.shared import calls
-from pages.shared.capacity_input import capacity_input
-from pages.shared.chrome import controls_and_results, history_notice, open_page, programs_notice
-from pages.shared.device_view import attached_cards_view, choose_device
-from pages.shared.inputs import request_controls
-from pages.shared.job_view import job_view
-from pages.shared.plan_state import PUBLISHED_KEY, plan
-from pages.shared.words import sentence
+from cache.jobs.queue import Jobs
+from cache.machine.device import Device, check_runnable
+from cache.machine.versions import NotInstalled, missing
+from pages.shared.controls.capacity import capacity_input
+from pages.shared.controls.request import request_controls
+from pages.shared.frame import session as calls
+from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
+from pages.shared.frame.escape import sentence
+from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
+from pages.shared.verify.device import attached_cards_view, choose_device
+from pages.shared.verify.job import job_view
 from planner.errors import PlannerError
-from planner.report import verify_command
+from planner.report.text import verify_command
 from planner.request import GenerationRequest
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "verify_on_colab.ipynb"
@@ -27,7 +27,7 @@ history_notice()
 
 def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
     """Queue the run; its id goes into the address, so that a reload finds it again."""
-    from cache.compare import predictions_for
+    from cache.predictions import predictions_for
 
     library, _ = calls.library()
     evidence = calls.evidence(plan().get(PUBLISHED_KEY, True)).evidence

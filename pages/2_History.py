@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from pages.shared.chrome import history_notice, open_page
-from pages.shared.history_filters import count_line, filtered
-from pages.shared.history_recover import set_aside_notice
-from pages.shared.history_runs import Runs, find, runs
+from pages.shared.frame.chrome import history_notice, open_page
+from pages.shared.history.filters import count_line, filtered
+from pages.shared.history.recover import set_aside_notice
+from pages.shared.history.runs import Runs, find, runs
 
 open_page("History", "Every measured run, and how far each prediction was off.")
 history_notice(with_set_aside=False)
@@ -24,9 +24,9 @@ def nothing_yet() -> None:
 
 def chosen_view(found: Runs, ids: list[str], seen: set[str]) -> None:
     """The chosen run in full, or the chosen runs beside each other."""
-    from pages.shared.history_compare import comparison
-    from pages.shared.history_details import details
-    from pages.shared.history_table import selection_bar
+    from pages.shared.history.compare import comparison
+    from pages.shared.history.details import details
+    from pages.shared.history.table import selection_bar
 
     chosen = [run for run in (find(found, text) for text in ids) if run]
     if missing := len(ids) - len(chosen):
@@ -50,9 +50,9 @@ with bar:
         help="Published measurements, each with its source. They ship with the planner, apart from the history.",
     )
 with st.spinner("Reading the history"):
-    from pages.shared.history_files import downloads, import_control
-    from pages.shared.history_repeats import repeats_view
-    from pages.shared.history_table import chosen_runs, table
+    from pages.shared.history.files import downloads, import_control
+    from pages.shared.history.repeats import repeats_view
+    from pages.shared.history.table import chosen_runs, table
 
     found = runs(with_references)
     frame = found.frame

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from pages.shared import calls
-from pages.shared.chrome import history_notice, open_page, programs_notice
-from pages.shared.inputs import published_control
+from pages.shared.controls.request import published_control
+from pages.shared.frame import session as calls
+from pages.shared.frame.chrome import history_notice, open_page, programs_notice
 
 open_page("Accuracy", "How wrong predictions were, by measured runs. No run is graded on itself.")
 
@@ -22,7 +22,7 @@ def nothing_yet(with_published: bool) -> None:
 programs_notice()
 with_published = published_control()
 with st.spinner("Looking for measured runs"):
-    from pages.shared.accuracy_gpus import answers_view, gpus_control
+    from pages.shared.accuracy.gpus import answers_view, gpus_control
 
     gpus = gpus_control(calls.evidence(with_published).evidence.observations)
 bar = st.empty()
@@ -39,8 +39,8 @@ with st.spinner("Looking for measured runs"):
 bar.empty()
 answers_view(graded, gpus)
 if graded:
-    from pages.shared.accuracy_view import halves_view, whole_view
-    from pages.shared.estimators_view import estimators_view
+    from pages.shared.accuracy.estimators import estimators_view
+    from pages.shared.accuracy.view import halves_view, whole_view
 
     whole_view(graded)
     halves_view(graded)

@@ -1,10 +1,10 @@
 """Will It Fit: which GPUs run a Stable Diffusion v1.5 request, by how much, and how we know."""
 
 from planner.answer import Answer, Verdict
+from planner.cards.lookup import Card, card_named
 from planner.errors import InvalidArgument, PlannerError, UnknownCard
 from planner.fit import fit
 from planner.formula import estimate
-from planner.gpus import Card, card_named
 from planner.request import GenerationRequest
 
 __all__ = [

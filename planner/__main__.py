@@ -20,7 +20,7 @@ def advice_for(error: ModuleNotFoundError) -> str | None:
 if __name__ == "__main__":
     try:
         # A command imports what it needs when it runs, so that either line may find a library missing.
-        from planner.cli import main
+        from planner.cli.main import main
 
         sys.exit(main())
     except ModuleNotFoundError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from planner.gpus import Card
+from planner.cards.lookup import Card
 from planner.units import MIB
 
 Verdict = Literal["fits", "tight", "no", "unknown"]

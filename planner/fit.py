@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from planner.answer import BASES, Answer, not_measured, verdict_within
+from planner.cards.lookup import Card, family_of
 from planner.components import SD_V15, STAGES, ModelFacts
 from planner.errors import InvalidArgument, NoProgram
 from planner.formula import estimate
-from planner.gpus import Card, family_of
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from planner.dryrun import DryRun, KernelPolicy
-    from planner.evidence import Evidence
-    from planner.program import Library
+    from planner.calibration.evidence import Evidence
+    from planner.programs.library import Library
+    from planner.replay.dry_run import DryRun, KernelPolicy
 
 
 def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> Answer:
@@ -44,16 +44,16 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
 
 @lru_cache(maxsize=256)
 def _preferred(library: Library, request: GenerationRequest, policy: KernelPolicy) -> DryRun:
-    from planner.dryrun import dry_run
-    from planner.flatten import events_of
+    from planner.programs.assemble import events_of
+    from planner.replay.dry_run import dry_run
 
     return dry_run(events_of(library, request), policy)
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
-    from planner.dryrun import RUN_TO_RUN, KernelPolicy, stack
-    from planner.least import minimum_bytes, peaks_within
-    from planner.needs import assumed, peaks_of, same_work, worst_peaks
+    from planner.replay.dry_run import RUN_TO_RUN, KernelPolicy, stack
+    from planner.replay.minimum import minimum_bytes, peaks_within
+    from planner.replay.peaks import assumed, peaks_of, same_work, worst_peaks
 
     # What an answer depends on: the canonical size, and nothing that moves no allocation.
     request = replace(request.canonical(), prompt_tokens=1)
@@ -119,7 +119,7 @@ def fit(
         raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
     if basis == "formula":
         return _from_formula(request, card, facts)
-    from planner.program import shipped
+    from planner.programs.library import shipped
 
     try:
         raw = _from_dry_run(request, card, library or shipped())
@@ -151,7 +151,7 @@ def _calibrated(
     # Making the curves of runs takes longer than all else, and too few runs are never better than the raw dry run.
     if basis == "best" and not evidence.has_enough_for(request, card):
         return raw
-    from planner.taught import calibrated
+    from planner.calibration.answers import calibrated
 
     answer, is_better = calibrated(request, card, library, evidence, raw)
     return answer if is_better or basis == "calibrated" else raw
@@ -171,6 +171,6 @@ def _from_runs(request: GenerationRequest, card: Card, evidence: Evidence | None
         return Answer(card=card, basis="measured", verdict="unknown", reason=reason)
     if not any(evidence.of_request(request, card)):
         return Answer(card=card, basis="measured", verdict="unknown", reason=not_measured(card))
-    from planner.taught import measured
+    from planner.calibration.answers import measured
 
     return measured(request, card, evidence, raw)

@@ -10,17 +10,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cache.curve_store import CurveStore
-from cache.evidence import observation_of
+from cache.history.curves import CurveStore
+from cache.history.observations import observation_of
+from cache.history.reference import reference_runs, sources
 from cache.records import Measurement
-from cache.reference import reference_runs, sources
-from planner.by_gpu import by_gpu, measured_gpus
-from planner.calibrate import NOMINAL
-from planner.cli_accuracy import accuracy_markdown, gpu_table, markdown_table
+from planner.accuracy.by_gpu import by_gpu, measured_gpus
+from planner.accuracy.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
+from planner.calibration.calibrate import NOMINAL
+from planner.calibration.evidence import Evidence
+from planner.cli.accuracy import accuracy_markdown, gpu_table, markdown_table
 from planner.components import STAGE_NAMES
-from planner.evidence import Evidence
-from planner.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
-from planner.program import shipped
+from planner.programs.library import shipped
 from tests.conftest import ROOT
 
 # The most that a basis above the formula may be off to one side, in the median over all runs.

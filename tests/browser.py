@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 # Two ways to start the app: ``make run``, and how everyone starts a Streamlit app.
-MAKE_RUN = ("pages.shared.serve",)
+MAKE_RUN = ("pages.shared.server",)
 STREAMLIT_RUN = ("streamlit", "run", "streamlit_app.py", "--server.address", "127.0.0.1")
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from cache.history.store import Store
 from cache.records import Environment, Measured, StageMeasure
-from cache.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,4 +163,4 @@ def no_driver(nvml) -> FakeNvml:
 @pytest.fixture
 def cuda_build(monkeypatch) -> None:
     """The installed torch reads as a CUDA 13 build."""
-    monkeypatch.setattr("cache.attached.torch_cuda", lambda: "13.0")
+    monkeypatch.setattr("cache.machine.attached.torch_cuda", lambda: "13.0")

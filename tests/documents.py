@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from planner import cli
+from planner.cli import main as cli
 from tests.conftest import ROOT
 
 DOCUMENT = ROOT / "docs" / "accuracy.md"

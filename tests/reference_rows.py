@@ -1,8 +1,8 @@
 """Write published measurements as lines of the history's format.
 
-``python -m tests.reference_rows`` prints cache/reference_runs/published.jsonl from tests/data/published.csv, and with
-``pipelines`` as its argument cache/reference_runs/pipelines.jsonl from tests/data/pipelines.csv. Sequential offload
-and other models than SD v1.5's are not in the request's vocabulary, and so not in the files.
+``python -m tests.reference_rows`` prints cache/history/reference_runs/published.jsonl from tests/data/published.csv,
+and with ``pipelines`` as its argument cache/history/reference_runs/pipelines.jsonl from tests/data/pipelines.csv.
+Sequential offload and other models than SD v1.5's are not in the request's vocabulary, and so not in the files.
 """
 
 import csv
@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 
-from cache.exchange import lines_of
+from cache.exchange.lines import lines_of
 from cache.records import Environment, Measured, Measurement, Scope
 from planner.request import GenerationRequest, Offload, Task
 from planner.units import GIB, MIB

@@ -15,21 +15,21 @@ from importlib.util import find_spec
 
 import psutil
 
-from cache.compare import predictions_for
-from cache.device import Device, Weights, check_runnable, environment_of
 from cache.gpu_check import plan
 from cache.gpu_check.files import Folder
 from cache.gpu_check.plan import Experiment
 from cache.gpu_check.report import Report, Tests
-from cache.job import JobView
-from cache.jobs import Jobs
+from cache.history.store import Store
+from cache.jobs.job import JobView
+from cache.jobs.queue import Jobs
+from cache.machine.device import Device, Weights, check_runnable, environment_of
+from cache.machine.versions import installed, torch_cuda
+from cache.predictions import predictions_for
 from cache.programs import ROOT, find, wanted_versions
 from cache.records import Measurement
-from cache.store import Store
-from cache.versions import installed, torch_cuda
 from planner.answer import Verdict
 from planner.errors import InvalidArgument, PlannerError
-from planner.program import Library, shipped
+from planner.programs.library import Library, shipped
 
 # Named in environment.json where they are installed.
 _PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "pillow", "nvidia-ml-py", "pytest")

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.attached import AttachedCard, usable_card
-from cache.device import Device, Weights
 from cache.gpu_check import plan
 from cache.gpu_check.check import Check
 from cache.gpu_check.files import Folder
-from cache.versions import check_installed
+from cache.machine.attached import AttachedCard, usable_card
+from cache.machine.device import Device, Weights
+from cache.machine.versions import check_installed
+from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument, PlannerError
-from planner.gpus import card_named
-from planner.program import shipped
-from planner.report import text_table
+from planner.programs.library import shipped
+from planner.report.text import text_table
 from planner.request import parse_finite, parse_whole
 
 USAGE_ERROR = 2

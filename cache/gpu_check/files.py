@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.allocations import Recording
-from cache.exchange import lines_of
+from cache.exchange.lines import lines_of
 from cache.records import Measurement
 from cache.refusals import why
 from planner.errors import CannotWrite, InvalidArgument

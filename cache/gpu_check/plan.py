@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cache.device import Device
-from cache.sweep import Entry, grid, in_order
+from cache.jobs.sweep import Entry, grid, in_order
+from cache.machine.device import Device
 from planner.answer import Verdict
-from planner.card import Card, emulated_name
-from planner.dryrun import KernelPolicy, dry_run
+from planner.cards.card import Card, emulated_name
 from planner.errors import NoProgram
-from planner.flatten import events_of
-from planner.program import Library
+from planner.programs.assemble import events_of
+from planner.programs.library import Library
+from planner.replay.dry_run import KernelPolicy, dry_run
 from planner.request import GenerationRequest, Task
 from planner.units import GIB
 

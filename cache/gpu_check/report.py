@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache.allocations import recording_report
-from cache.compare import predictions_for, verdict_of
-from cache.device import Device
 from cache.gpu_check import plan
 from cache.gpu_check.files import Folder
 from cache.gpu_check.plan import Experiment
+from cache.machine.device import Device
+from cache.predictions import predictions_for, verdict_of
 from cache.records import Measurement
-from planner.card import Card, emulated_name
+from planner.cards.card import Card, emulated_name
+from planner.cards.lookup import emulated_card
 from planner.components import STAGE_NAMES
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.gpus import emulated_card
-from planner.program import Library, shipped
+from planner.programs.library import Library, shipped
 from planner.units import MIB, gib
 
-# Repeated runs of one benchmark differ by 0.25 % (`planner.dryrun.RUN_TO_RUN`); twice that is a disagreement.
+# Repeated runs of one benchmark differ by 0.25 % (`planner.replay.dry_run.RUN_TO_RUN`); twice that is a disagreement.
 AGREES_WITHIN = 0.005
 # What a convolution's workspace may differ by: cuDNN aligns what it asks for.
 WORKSPACE_WITHIN_BYTES = MIB

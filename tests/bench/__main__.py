@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import Browser, Locator, Page
 
-from planner.report import text_table
+from planner.report.text import text_table
 from tests.bench.dry_run import dry_runs
 from tests.bench.many_runs import many_runs
 from tests.bench.planning import planning
@@ -86,7 +86,7 @@ def first_paints(browser: Browser, history: Path, pages: dict[str, tuple[str, st
 
 def server_process() -> psutil.Process:
     """The one child of this process that is the app's server."""
-    return next(child for child in psutil.Process().children() if "pages.shared.serve" in child.cmdline())
+    return next(child for child in psutil.Process().children() if "pages.shared.server" in child.cmdline())
 
 
 def rss(process: psutil.Process) -> str:

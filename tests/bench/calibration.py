@@ -1,6 +1,6 @@
 """Print how well calibration recovers simulated cards and the reference runs: errors, coverage, widths and seconds.
 
-``python -m tests.bench.calibration [SEEDS]`` is what a change of `planner/calibrate.py` is judged by.
+``python -m tests.bench.calibration [SEEDS]`` is what a change of `planner/calibration/calibrate.py` is judged by.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import sys
 import time
 from statistics import median
 
-from planner.evidence import Evidence
+from planner.calibration.evidence import Evidence
 from planner.request import GenerationRequest
 from planner.units import MIB
 from tests.accuracy import graded_runs

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from planner.dryrun import KernelPolicy, allocated_peaks, dry_run
-from planner.flatten import events_of, representative
-from planner.program import read, shipped
+from planner.programs.assemble import events_of, representative
+from planner.programs.library import read, shipped
+from planner.replay.dry_run import KernelPolicy, allocated_peaks, dry_run
 from planner.request import GenerationRequest
 from tests.conftest import ROOT
 
@@ -48,7 +48,7 @@ def live_trace_seconds() -> float:
 import time
 from diffusers.utils import logging; logging.set_verbosity_error()
 from planner.request import GenerationRequest
-from planner.trace import trace
+from planner.tracing.tracer import trace
 request = GenerationRequest.from_dict({REQUEST.to_dict()!r})
 taken = []
 for _ in range(3):
@@ -66,7 +66,7 @@ def compile_seconds() -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program"
         began = time.perf_counter()
-        command = [sys.executable, "-m", "planner.compiler", str(path)]
+        command = [sys.executable, "-m", "planner.tracing.compiler", str(path)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         taken = time.perf_counter() - began
         assert read(path).routines

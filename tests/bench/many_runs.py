@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from cache.exchange import lines_of
+from cache.exchange.lines import lines_of
+from cache.machine.versions import installed
 from cache.records import Measurement
-from cache.versions import installed
-from planner.program import shipped
+from planner.programs.library import shipped
 from planner.request import GenerationRequest
 from tests.conftest import ROOT, make_environment
 from tests.unit.measured import measured_of, run_of
@@ -62,8 +62,8 @@ def seconds(*argv: str) -> float:
 
 def many_runs(folder: Path) -> list[Row]:
     """Rows of the table; the history is left in ``many.db`` of the folder, which ``PLANNER_DB`` must name."""
-    from cache.evidence import gather
-    from planner.grading import grade
+    from cache.history.observations import gather
+    from planner.accuracy.grading import grade
 
     write(folder / "many.jsonl")
     imported = seconds("-m", "planner", "history", "import", str(folder / "many.jsonl"))

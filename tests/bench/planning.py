@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
-from planner import sizes
-from planner.gpus import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
-from planner.needs import need_bytes
-from planner.program import shipped
+from planner.alternatives import sizes
+from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, by_card, columns
+from planner.cards.lookup import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
+from planner.programs.library import shipped
+from planner.replay.peaks import need_bytes
 from planner.request import GenerationRequest
-from planner.size_map import BATCHES, FEW_SIDES, by_batch, by_card, columns
 
 Row = tuple[str, str, str]
 
 
 def forget() -> None:
     """Forget every answer that was kept, so that the next is worked out."""
-    for name in ("planner.fit", "planner.least", "planner.needs", "planner.sizes"):
+    for name in ("planner.fit", "planner.replay.minimum", "planner.replay.peaks", "planner.alternatives.sizes"):
         for kept in vars(import_module(name)).values():
             if getattr(kept, "__module__", None) == name and hasattr(kept, "cache_clear"):
                 kept.cache_clear()

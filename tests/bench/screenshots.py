@@ -8,15 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cache.compare import predictions_for
-from cache.device import Device
-from cache.jobs import Jobs
+from cache.history.reference import reference_runs
+from cache.history.store import Store
+from cache.jobs.queue import Jobs
+from cache.machine.device import Device
+from cache.machine.versions import installed
+from cache.predictions import predictions_for
 from cache.records import Measured, Prediction
-from cache.reference import reference_runs
-from cache.store import Store
-from cache.versions import installed
+from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.gpus import card_named
 from planner.request import GenerationRequest
 from tests.browser import chromium, device, server, whole_page
 from tests.conftest import make_environment, make_measured

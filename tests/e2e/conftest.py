@@ -3,7 +3,7 @@ import os
 import pytest
 from playwright.sync_api import expect
 
-from cache.store import Store
+from cache.history.store import Store
 from tests.browser import CHROMIUM, chromium, device, server
 
 # A loaded machine takes longer to show a thing; one that never comes is still missed.

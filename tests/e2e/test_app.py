@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.formula import estimate
-from planner.gpus import card_named
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 from tests.browser import settle

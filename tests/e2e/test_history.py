@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from cache.store import Store
-from pages.shared.history_files import json_lines_of
+from cache.history.store import Store
+from pages.shared.history.files import json_lines_of
 from planner.request import GenerationRequest
 from tests.browser import settle
 from tests.conftest import make_environment, make_measured

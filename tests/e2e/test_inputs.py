@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from planner.cards.lookup import card_named, described_card, shared_card
 from planner.fit import fit
-from planner.gpus import card_named, described_card, shared_card
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 from tests.browser import settle

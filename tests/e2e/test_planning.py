@@ -8,11 +8,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from planner.alternatives.sizes import sizes
+from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.gpus import card_named
-from planner.program import shipped
+from planner.programs.library import shipped
 from planner.request import GenerationRequest
-from planner.sizes import sizes
 from planner.units import gib
 from tests.browser import settle
 

@@ -11,10 +11,10 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from cache.records import Prediction
-from pages.shared.history_files import json_lines_of
+from pages.shared.history.files import json_lines_of
+from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.gpus import card_named
-from planner.program import shipped
+from planner.programs.library import shipped
 from planner.request import GenerationRequest
 from tests.browser import settle
 from tests.conftest import make_environment, make_measured

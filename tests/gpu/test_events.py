@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cache.allocations import CUDA, Recording, compared
-from cache.attached import usable_card
-from cache.device import Device
-from cache.jobs import Jobs
-from planner.dryrun import KernelPolicy
+from cache.jobs.queue import Jobs
+from cache.machine.attached import usable_card
+from cache.machine.device import Device
 from planner.errors import NoGpu
-from planner.program import shipped
+from planner.programs.library import shipped
+from planner.replay.dry_run import KernelPolicy
 from planner.request import GenerationRequest
 
 try:
@@ -35,7 +35,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     """One worker for all requests."""
-    from cache.store import Store
+    from cache.history.store import Store
 
     jobs = Jobs(Store(tmp_path_factory.mktemp("events") / "planner.db"))
     yield jobs

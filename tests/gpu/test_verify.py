@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from cache.attached import usable_card
-from cache.compare import predictions_for
-from cache.device import Device
-from cache.jobs import Jobs
+from cache.jobs.queue import Jobs
+from cache.machine.attached import usable_card
+from cache.machine.device import Device
+from cache.predictions import predictions_for
 from planner.errors import NoGpu
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
@@ -30,7 +30,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Every request once, in one worker, in one history."""
-    from cache.store import Store
+    from cache.history.store import Store
 
     store = Store(tmp_path_factory.mktemp("gpu") / "planner.db")
     jobs, device, runs = Jobs(store), Device(CARD), []
@@ -75,7 +75,7 @@ def test_a_larger_image_takes_more(measured):
 
 def test_an_impossible_request_is_an_outcome(tmp_path):
     """The largest request there is, on any card: out of memory is a result, and the next job runs."""
-    from cache.store import Store
+    from cache.history.store import Store
 
     jobs, device = Jobs(Store(tmp_path / "planner.db")), Device(CARD)
     huge = GenerationRequest(task="txt2img", width=8192, height=8192, batch=16, steps=1)
@@ -96,7 +96,7 @@ LOADED_IN_A_STAGE = 256 * MIB
 @pytest.fixture(scope="module")
 def around_a_capacity(tmp_path_factory):
     """The capacity, and the same request on the whole card, where a GiB of what it took is lacking, and there again."""
-    from cache.store import Store
+    from cache.history.store import Store
 
     store = Store(tmp_path_factory.mktemp("capacity") / "planner.db")
     jobs = Jobs(store)

@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from planner.request import GenerationRequest
-from planner.trace import trace_call
+from planner.tracing.tracer import trace_call
 from tests.trace.small import small_pipeline_on_meta
 
 LIBRARIES = ("diffusers", "transformers", "accelerate")

@@ -5,9 +5,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from planner.modules import SAFETY_CHECKER_CONFIG, UNET_CONFIG, VAE_CONFIG, assemble
 from planner.request import GenerationRequest
-from planner.trace import move_buffers
+from planner.tracing.pipeline import SAFETY_CHECKER_CONFIG, UNET_CONFIG, VAE_CONFIG, assemble
+from planner.tracing.tracer import move_buffers
 
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHANNELS = (8, 16, 16, 16)

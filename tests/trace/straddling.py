@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from planner.programs.upsampling import COPIED_ABOVE_NUMEL, COPIED_FROM_BATCH, UNET_UPSAMPLERS, VAE_UPSAMPLERS
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
-from planner.upsampling import COPIED_ABOVE_NUMEL, COPIED_FROM_BATCH, UNET_UPSAMPLERS, VAE_UPSAMPLERS
 from tests.unit.strategies import requests
 
 LEAST, MOST = MIN_SIDE // VAE_SCALE_FACTOR, MAX_SIDE // VAE_SCALE_FACTOR

@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from planner.compiler import SIZES, compile_library, fit_size, real_pipeline, routine_from
 from planner.components import STAGES
-from planner.flatten import LOAD_ORDER, Layout, events_of
-from planner.frames import CompileError, Frame, Size, folded, kernel_of
-from planner.modules import LOADED_COMPONENTS, call_arguments
-from planner.program import LIBRARIES, SHIPPED, Library, Op, encode, shipped
-from planner.recorder import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage
+from planner.programs.assemble import LOAD_ORDER, Layout, events_of
+from planner.programs.library import LIBRARIES, SHIPPED, Library, Op, encode, shipped
+from planner.programs.upsampling import copied_in_vae
 from planner.request import GenerationRequest
-from planner.trace import trace, trace_halves
-from planner.upsampling import copied_in_vae
+from planner.tracing.call_frames import CompileError, Frame, Size, folded, kernel_of
+from planner.tracing.compiler import SIZES, compile_library, fit_size, real_pipeline, routine_from
+from planner.tracing.pipeline import LOADED_COMPONENTS, call_arguments
+from planner.tracing.recorder import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage
+from planner.tracing.tracer import trace, trace_halves
 from tests.conftest import ROOT
 from tests.trace.real_storages import RealStorages, Transfers
 from tests.trace.size_conditions import conditions
@@ -162,7 +162,7 @@ def test_a_recompile_is_the_same_byte_for_byte():
 
 
 def test_the_shipped_weights_are_those_of_the_real_modules():
-    from planner.modules import component_modules
+    from planner.tracing.pipeline import component_modules
 
     for name, module in component_modules().items():
         tensors = itertools.chain(module.parameters(), module.buffers())

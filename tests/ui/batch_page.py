@@ -1,9 +1,9 @@
 """The list of images by itself, as a page would draw it. Streamlit runs this file."""
 
-from pages.shared import calls
-from pages.shared.batch_list import batch_list_view
-from pages.shared.inputs import card_controls, request_controls
-from pages.shared.plan_state import enter_page, plan
+from pages.shared.controls.request import card_controls, request_controls
+from pages.shared.frame import session as calls
+from pages.shared.frame.plan_state import enter_page, plan
+from pages.shared.plan.images import batch_list_view
 
 enter_page("Plan")
 request, cards = request_controls(), card_controls()

@@ -5,7 +5,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from cache.jobs import Jobs
+from cache.jobs.queue import Jobs
 from tests.conftest import ROOT
 
 PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.py"))]
@@ -14,7 +14,7 @@ PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "p
 @pytest.fixture(autouse=True)
 def checked_charts(monkeypatch):
     """Every chart that a test draws is held against Vega-Lite's schema, which the app spares itself."""
-    monkeypatch.setattr("pages.shared.charts.VALIDATE", True)
+    monkeypatch.setattr("pages.shared.frame.charts.VALIDATE", True)
 
 
 @pytest.fixture(autouse=True)

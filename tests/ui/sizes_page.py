@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from pages.shared import calls
-from pages.shared.inputs import card_controls, request_controls
-from pages.shared.map_view import map_view
-from pages.shared.plan_state import enter_page
-from pages.shared.sizes_view import sizes_view
+from pages.shared.controls.request import card_controls, request_controls
+from pages.shared.frame import session as calls
+from pages.shared.frame.plan_state import enter_page
+from pages.shared.plan.map import map_view
+from pages.shared.plan.sizes import sizes_view
 
 st.set_page_config(layout="wide")
 enter_page("Plan")

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
+from cache.history.store import Store
 from cache.records import Prediction
-from cache.store import Store
+from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.gpus import card_named
 from planner.request import GenerationRequest
 from tests.conftest import make_environment, make_measured
 from tests.ui.conftest import PAGES, texts

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.records import Measured, StageMeasure
-from planner.cells import cell_of
-from planner.curves import FRACTIONS, Curve, curve_of
-from planner.dryrun import KernelPolicy
-from planner.evidence import Evidence, Observation, memory_form
-from planner.program import shipped
+from planner.calibration.evidence import Evidence, Observation, memory_form
+from planner.calibration.similarity import cell_of
+from planner.calibration.workspace_curve import FRACTIONS, Curve, curve_of
+from planner.programs.library import shipped
+from planner.replay.dry_run import KernelPolicy
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 

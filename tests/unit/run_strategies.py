@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
+from cache.exchange.rules import UNSAFE
 from cache.records import REHEARSAL, Environment, Measured, Measurement, Prediction, StageMeasure
-from cache.strict import UNSAFE
 from planner.components import STAGES
 from tests.unit.strategies import requests
 
@@ -114,7 +114,7 @@ def predictions() -> st.SearchStrategy[Prediction]:
 
 @st.composite
 def runs(draw) -> Measurement:
-    """Imported runs, as `cache.exchange.read_runs` gives them."""
+    """Imported runs, as `cache.exchange.lines.read_runs` gives them."""
     environment = draw(environments())
     holder = st.fixed_dictionaries({"pid": st.integers(0, 2**32), "name": texts, "used_bytes": maybe_sizes})
     return Measurement(

@@ -1,9 +1,9 @@
 """The comparison that runs on a card, tried on a recording made up from the program itself."""
 
 from cache.allocations import difference, predicted, recorded
-from planner.dryrun import KernelPolicy
-from planner.flatten import events_of
-from planner.program import shipped
+from planner.programs.assemble import events_of
+from planner.programs.library import shipped
+from planner.replay.dry_run import KernelPolicy
 from planner.request import GenerationRequest
 
 AMPERE = KernelPolicy.of((8, 0))

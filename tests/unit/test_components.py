@@ -5,7 +5,7 @@ from planner.components import SD_V15
 
 @pytest.fixture(scope="module")
 def modules():
-    from planner.modules import component_modules
+    from planner.tracing.pipeline import component_modules
 
     return component_modules()
 
@@ -24,7 +24,7 @@ def test_the_modules_hold_no_memory(modules):
 
 
 def test_the_byte_tokenizer_counts_as_clip_pads():
-    from planner.modules import END_OF_TEXT, START_OF_TEXT, byte_tokenizer, prompt_of
+    from planner.tracing.pipeline import END_OF_TEXT, START_OF_TEXT, byte_tokenizer, prompt_of
 
     tokenizer = byte_tokenizer()
     for tokens in (2, 3, 20, 77):

@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from planner import cli
+from planner.cards.lookup import CATALOGUE, card_named
+from planner.cli import main as cli
 from planner.formula import estimate
-from planner.gpus import CATALOGUE, card_named
-from planner.program import AREAS, shipped
+from planner.programs.library import AREAS, shipped
+from planner.replay.timeline import timeline_of
 from planner.request import GenerationRequest
-from planner.timeline import timeline_of
 from planner.units import gib
 from tests.conftest import ROOT
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.answer import BASES, EXIT_CODES, LEAST_STEP, worst
+from planner.cards.lookup import CATALOGUE, Card, card_named
 from planner.components import STAGES
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.formula import estimate
-from planner.gpus import CATALOGUE, Card, card_named
-from planner.program import Library, shipped
+from planner.programs.library import Library, shipped
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 from tests.bench.planning import forget

@@ -1,4 +1,4 @@
-"""Who may import what: pages -> pages/shared -> cache -> planner, and torch only where a pipeline runs."""
+"""Who may import whom: one ordered list a package, no circle, and torch only where a pipeline runs."""
 
 import ast
 import sys
@@ -9,106 +9,146 @@ import pytest
 
 from tests.conftest import ROOT
 
+# Each room, a folder or a file, may import only those to the left of it.
+ORDER = {
+    "planner": "errors units components request cards answer formula programs tracing replay calibration fit "
+    "alternatives accuracy report cli",
+    "cache": "records tokens refusals machine exchange history programs predictions allocations worker jobs doctor "
+    "gpu_check",
+    "pages.shared": "frame controls plan history verify accuracy server",
+}
+# The packages themselves, likewise.
+PACKAGES = ("planner", "cache", "pages.shared", "pages", "streamlit_app")
+MOST_FILES = 16
+
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "tokenizers"}
 STORE = {"sqlite3", "sqlite_utils"}
 UI = {"streamlit", "altair", "pandas"}
-OURS = {"planner", "cache", "pages", "tests"}
-
-RUNS_TORCH = {
-    "cache/worker.py",
-    "cache/pipelines.py",
-    "cache/measure.py",
-    "cache/probes.py",
-    "cache/recording.py",
-    "planner/modules.py",
-    "planner/recorder.py",
-    "planner/trace.py",
-    "planner/frames.py",
-    "planner/compiler.py",
-}
-# Shells: the CLI may reach the history inside its commands.
-SHELLS = {
-    "planner/cli.py",
-    "planner/cli_history.py",
-    "planner/cli_verify.py",
-    "planner/cli_exchange.py",
-    "planner/cli_sizes.py",
-    "planner/cli_estimators.py",
-    "planner/cli_recover.py",
-    "planner/cli_accuracy.py",
-}
+# Both run in a process of their own, and nothing else imports them.
+RUNS_TORCH = ("planner.tracing", "cache.worker")
 
 FOLDERS = ("planner", "cache", "pages")
 PATHS = [ROOT / "streamlit_app.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix().removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+FILES = {name_of(path): path for path in sorted(PATHS)}
+TESTS = {name_of(path): path for path in sorted((ROOT / "tests").rglob("*.py"))}
 
 
 def imported(path: Path, *, module_level_only: bool = False) -> Iterator[str]:
-    """Names of imported modules, in full."""
+    """Names of imported modules in full, at any level; of what comes from a package, its modules."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if module_level_only else ast.walk(tree)
-    for node in nodes:
+    for node in tree.body if module_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield str(node.module)
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in FILES or whole in TESTS else str(node.module)
 
 
-def tops(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imported(path)}
+IMPORTS = {name: set(imported(path)) for name, path in (FILES | TESTS).items()}
+
+
+def tops(name: str) -> set[str]:
+    return {one.partition(".")[0] for one in IMPORTS[name]}
+
+
+def package_of(name: str) -> str:
+    return next((one for one in PACKAGES if name == one or name.startswith(f"{one}.")), "")
+
+
+def room_of(name: str, package: str) -> str | None:
+    return name.removeprefix(f"{package}.").partition(".")[0] if name.startswith(f"{package}.") else None
+
+
+def is_within(name: str, *packages: str) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in packages)
 
 
 def test_there_are_files_to_check():
-    assert len(FILES) > 25
+    assert len(FILES) > 100 and {"planner.cli.main", "cache.worker.serve", "pages.1_Verify"} <= FILES.keys()
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("planner/") and f not in SHELLS | RUNS_TORCH])
-def test_the_core_imports_the_standard_library_and_numpy(file):
-    assert tops(ROOT / file) - set(sys.stdlib_module_names) <= {"planner", "numpy"}
-    assert not tops(ROOT / file) & STORE
+@pytest.mark.parametrize("package", ORDER)
+def test_each_room_imports_only_those_before_it(package):
+    order = ORDER[package].split()
+    wrong = [
+        (name, other)
+        for name in FILES
+        for other in IMPORTS[name] & FILES.keys()
+        if (here := room_of(name, package)) and (there := room_of(other, package)) and here != "__main__"
+        if order.index(there) > order.index(here)
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("cache/")])
-def test_the_cache_knows_no_page(file):
-    assert not tops(ROOT / file) & (UI | {"pages", "tests"})
+def test_packages_import_only_those_before_them():
+    """The terminal is the one part of the planner that reaches for the history."""
+    wrong = [
+        (name, other)
+        for name in FILES
+        for other in IMPORTS[name] & FILES.keys()
+        if PACKAGES.index(package_of(other)) > PACKAGES.index(package_of(name))
+        and not (is_within(name, "planner.cli") and is_within(other, "cache"))
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in RUNS_TORCH])
-def test_torch_is_imported_only_where_a_pipeline_runs(file):
-    assert not tops(ROOT / file) & TORCH
+def test_no_import_leads_back():
+    """In no function either: a circle that is hidden from Python is one all the same."""
+    done: set[str] = set()
+    for name in FILES:
+        todo, seen = [name], set()
+        while todo:
+            new = (IMPORTS[todo.pop()] & FILES.keys()) - seen - done
+            assert name not in new, f"{name} imports itself by a circle"
+            seen |= new
+            todo += new
+        done.add(name)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in RUNS_TORCH])
-def test_nothing_else_imports_what_imports_torch(file):
-    heavy = {name.removesuffix(".py").replace("/", ".") for name in RUNS_TORCH}
-    assert not heavy & set(imported(ROOT / file))
+@pytest.mark.parametrize("folder", sorted({path.parent for path in PATHS} - {ROOT}), ids=lambda one: one.name)
+def test_a_folder_can_be_taken_in_at_a_glance(folder):
+    assert len(list(folder.glob("*.py"))) <= MOST_FILES
+    described = (folder / "__init__.py").read_text() if (folder / "__init__.py").exists() else '"""'
+    assert described.startswith('"""')
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("pages/") or f == "streamlit_app.py"])
-def test_pages_reach_the_database_only_through_the_store(file):
+def test_the_core_imports_the_standard_library_and_numpy():
+    core = [name for name in FILES if is_within(name, "planner") and not is_within(name, "planner.cli", *RUNS_TORCH)]
+    known = {"planner", "numpy", *sys.stdlib_module_names} - STORE
+    assert [(name, tops(name) - known) for name in core if tops(name) - known] == []
+
+
+def test_the_cache_knows_no_page():
+    of_cache = [name for name in FILES if is_within(name, "cache")]
+    assert [name for name in of_cache if tops(name) & (UI | {"pages", "tests"})] == []
+
+
+def test_torch_is_imported_only_where_a_pipeline_runs():
+    others = [name for name in FILES if not is_within(name, *RUNS_TORCH)]
+    assert [name for name in others if tops(name) & TORCH] == []
+    heavy = {name for name in FILES if is_within(name, *RUNS_TORCH)}
+    assert [name for name in others if IMPORTS[name] & heavy] == []
+
+
+def test_pages_reach_the_database_only_through_the_store():
     # The launcher imports sqlite_utils to have it loaded before the first visitor.
-    allowed = {"sqlite_utils"} if file == "pages/shared/serve.py" else set()
-    assert not (tops(ROOT / file) & STORE) - allowed
-    assert "tests" not in tops(ROOT / file)
+    pages = [
+        name for name in FILES if is_within(name, "pages", "streamlit_app") and name != "pages.shared.server.__main__"
+    ]
+    assert [name for name in pages if tops(name) & {*STORE, "tests"}] == []
 
 
 def test_the_worker_starts_before_torch_is_there():
-    assert not {name.partition(".")[0] for name in imported(ROOT / "cache/worker.py", module_level_only=True)} & TORCH
-
-
-ALL = sorted(
-    path.relative_to(ROOT).as_posix() for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")
-)
-
-
-def modules_in(path: Path) -> set[str]:
-    """Names of imported modules, with those of what is imported from a package, which may be modules too."""
-    found = set(imported(path))
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    for name in ("cache.worker.__main__", "cache.worker.serve"):
+        assert not {one.partition(".")[0] for one in imported(FILES[name], module_level_only=True)} & TORCH
 
 
 def runs_as_main(path: Path) -> bool:
@@ -118,12 +158,7 @@ def runs_as_main(path: Path) -> bool:
     )
 
 
-def name_of(file: str) -> str:
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-MAINS = {name_of(file): file for file in ALL if runs_as_main(ROOT / file)}
-IMPORTS = {name_of(file): modules_in(ROOT / file) for file in ALL}
+MAINS = [name for name, path in (FILES | TESTS).items() if runs_as_main(path)]
 
 
 def reached_from(module: str) -> set[str]:
@@ -138,17 +173,14 @@ def reached_from(module: str) -> set[str]:
 
 
 def test_modules_run_as_main_are_found():
-    assert {"cache.worker", "planner.__main__", "planner.compiler", "pages.shared.serve"} <= MAINS.keys()
+    assert {"cache.worker.__main__", "planner.__main__", "planner.tracing.compiler"} <= set(MAINS)
     # As `python -m cache.worker` reaches its backend.
-    assert "cache.measure" in reached_from("cache.worker")
+    assert "cache.worker.measure" in reached_from("cache.worker.__main__")
 
 
 @pytest.mark.parametrize("main", MAINS)
 def test_a_module_that_runs_as_main_is_not_imported_a_second_time(main):
     """It would exist twice: an exception that the one raises is not the one that the other catches."""
     assert main not in reached_from(main)
-
-
-@pytest.mark.parametrize("main", [main for main in MAINS if not main.startswith("tests.")])
-def test_nothing_that_ships_imports_a_module_that_runs_as_main(main):
-    assert [name for name, modules in IMPORTS.items() if main in modules and not name.startswith("tests.")] == []
+    if main in FILES:
+        assert [name for name in FILES if main in IMPORTS[name]] == []

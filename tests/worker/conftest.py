@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from cache.jobs import Jobs
+from cache.jobs.queue import Jobs
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def small_pipeline():
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from planner.modules import SCHEDULER_CONFIG, byte_tokenizer
+    from planner.tracing.pipeline import SCHEDULER_CONFIG, byte_tokenizer
 
     torch.manual_seed(0)
     blocks = {"block_out_channels": (32, 64), "layers_per_block": 1}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.allocations import CUDA, STORAGES, Convolution, Recording
-from cache.backend import DeviceFull
 from cache.records import Measured, StageMeasure
-from cache.worker import serve
+from cache.worker.backend import DeviceFull
+from cache.worker.serve import serve
 
 PHASES = ("loading", "warm-up", "text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker", "reading back")
 GOOD = Measured(

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cache.attached import cards
-from cache.backend import DeviceFull
-from cache.device import Device
-from cache.evidence import observation_of
-from cache.exchange import line_of, measurement_of
-from cache.measure import PipelineBackend
-from cache.store import Store
-from planner.cli import main
+from cache.exchange.lines import line_of, measurement_of
+from cache.history.observations import observation_of
+from cache.history.store import Store
+from cache.machine.attached import cards
+from cache.machine.device import Device
+from cache.worker.backend import DeviceFull
+from cache.worker.measure import PipelineBackend
+from planner.cli.main import main
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import ROOT
@@ -25,13 +25,13 @@ REQUEST = GenerationRequest(width=64, height=64, steps=1)
 
 # Python runs a module of this name in every process that can find it, before anything else.
 FULL_FROM_THE_START = """
-import cache.probes
+import cache.worker.probes
 
 class Full:
     def __init__(self):
         raise RuntimeError("CUDA error: out of memory")
 
-cache.probes.CpuProbe = Full
+cache.worker.probes.CpuProbe = Full
 """
 
 
@@ -97,6 +97,6 @@ def test_another_failure_of_the_device_is_not_called_full(monkeypatch):
     def broken():
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("cache.measure.CpuProbe", broken)
+    monkeypatch.setattr("cache.worker.measure.CpuProbe", broken)
     with pytest.raises(torch.AcceleratorError):
         PipelineBackend("cpu")

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from cache import programs
-from cache.exchange import lines_in, read_runs
+from cache.exchange.lines import lines_in, read_runs
 from cache.gpu_check import check, plan
 from cache.gpu_check.command import main
 from cache.gpu_check.report import Report
 from cache.gpu_check.wheels import lacking
-from cache.jobs import Jobs
-from cache.store import Store
-from planner.cli import main as planner_main
-from planner.program import LIBRARIES, Library, shipped
+from cache.history.store import Store
+from cache.jobs.queue import Jobs
+from planner.cli.main import main as planner_main
+from planner.programs.library import LIBRARIES, Library, shipped
 from planner.units import GIB
 from tests.conftest import ROOT
 
@@ -31,7 +31,7 @@ FILES = {"environment.json", "runs.jsonl", "differences.json", "summary.md", "pr
 # Python runs a module of this name in every process that can find it, before anything else.
 SCRIPTED_FROM_THE_START = """
 import sys
-from cache.jobs import Jobs
+from cache.jobs.queue import Jobs
 command = [sys.executable, "-m", "tests.worker.scripted", {script!r}]
 Jobs.__init__.__kwdefaults__["worker_command"] = lambda kind: command
 """
@@ -289,7 +289,8 @@ def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
     """The child compiles nothing and keeps the shipped program under the other versions, once a run is done."""
     scripted("good")
     compiles = (
-        "import os, pathlib, time; from cache.store import Store; from planner.program import Library, shipped\n"
+        "import os, pathlib, time; from cache.history.store import Store\n"
+        "from planner.programs.library import Library, shipped\n"
         f"log = pathlib.Path({str(out)!r}, 'progress.log')\n"
         "while 'ok after' not in log.read_text(): time.sleep(0.05)\n"
         "old = shipped()\n"
@@ -355,8 +356,8 @@ def test_the_plan_of_a_gpu_is_printed_with_its_time(capsys):
 
 
 def on(name: str):
-    from cache.attached import AttachedCard
-    from planner.gpus import card_named
+    from cache.machine.attached import AttachedCard
+    from planner.cards.lookup import card_named
 
     card = card_named(name)
     device = check.Device(

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from cache.attached import cards
-from cache.device import Device, environment_of
-from cache.exchange import line_of, read_runs
-from cache.jobs import Jobs, close_orphans
-from cache.location import HistoryRefused
-from cache.lock import device_lock
-from cache.owner import Owner
-from cache.process import Cancelled
+from cache.exchange.lines import line_of, read_runs
+from cache.history.location import HistoryRefused
+from cache.history.store import Store
+from cache.jobs.lock import device_lock
+from cache.jobs.owner import Owner
+from cache.jobs.queue import Jobs, close_orphans
+from cache.jobs.worker_process import Cancelled
+from cache.machine.attached import cards
+from cache.machine.device import Device, environment_of
 from cache.records import Measured
-from cache.store import Store
 from planner.errors import InvalidArgument, PlannerError
 from planner.request import GenerationRequest
 from planner.units import GIB
@@ -286,7 +286,7 @@ def test_closing_ends_the_worker_and_closes_the_jobs(jobs_with, store):
 
 def test_the_worker_ends_when_its_parent_is_gone():
     code = (
-        "import os, sys, threading; from cache.process import WorkerProcess;"
+        "import os, sys, threading; from cache.jobs.worker_process import WorkerProcess;"
         "worker = WorkerProcess([sys.executable, '-m', 'tests.worker.scripted', 'hang'], os.environ);"
         "print(worker.pid, flush=True);"
         "worker.run({}, lambda m: print(m, flush=True) if m.get('step') == 2 else None, threading.Event(), 60)"
@@ -303,7 +303,7 @@ def test_the_worker_ends_when_its_parent_is_gone():
 
 def test_a_job_of_a_dead_planner_is_closed_with_a_row(store, own_history):
     code = (
-        "import os, sys; from pathlib import Path; from cache.owner import Owner;"
+        "import os, sys; from pathlib import Path; from cache.jobs.owner import Owner;"
         "owner = Owner.claim(Path(sys.argv[1])); print(owner.name, flush=True); sys.stdin.readline(); os._exit(1)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -332,7 +332,7 @@ def test_a_queue_leaves_no_file_behind(jobs_with, own_history):
 
 def test_one_measurement_at_a_time_on_a_device_across_processes(jobs_with):
     code = (
-        "import sys, threading; from cache.device import Device; from cache.lock import device_lock;\n"
+        "import sys, threading; from cache.machine.device import Device; from cache.jobs.lock import device_lock;\n"
         "with device_lock(Device(), lambda: None, threading.Event()):\n"
         "    print('held', flush=True); sys.stdin.readline()"
     )

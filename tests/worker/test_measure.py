@@ -6,11 +6,11 @@ import pynvml
 import pytest
 import torch
 
-from cache import pipelines
 from cache.allocations import Recording
-from cache.measure import PipelineBackend, is_out_of_memory
-from cache.probes import CudaProbe, _LiveStorages
-from cache.recording import Recorder
+from cache.worker import pipelines
+from cache.worker.measure import PipelineBackend, is_out_of_memory
+from cache.worker.probes import CudaProbe, _LiveStorages
+from cache.worker.recording import Recorder
 from planner.request import GenerationRequest
 
 REQUEST = GenerationRequest(width=64, height=64, steps=2, safety_checker=False)
@@ -21,7 +21,7 @@ GIB = 2**30
 @pytest.fixture
 def backend(small_pipeline, monkeypatch):
     """A backend on the CPU that loads the small pipeline."""
-    monkeypatch.setattr("cache.pipelines.load", lambda *_: small_pipeline.to(torch.bfloat16))
+    monkeypatch.setattr("cache.worker.pipelines.load", lambda *_: small_pipeline.to(torch.bfloat16))
     small_pipeline.set_progress_bar_config(disable=True)
     return PipelineBackend("cpu")
 
@@ -106,7 +106,7 @@ def test_out_of_memory_while_loading_is_a_result(monkeypatch):
     def full(*_):
         raise OUT_OF_MEMORY[0]
 
-    monkeypatch.setattr("cache.pipelines.load", full)
+    monkeypatch.setattr("cache.worker.pipelines.load", full)
     _, report = reports()
     measured = PipelineBackend("cpu").measure(JOB, report)
     assert (measured.outcome, measured.ended_in, measured.stages) == ("out-of-memory", "loading", ())
@@ -410,7 +410,7 @@ def test_a_context_that_is_not_known_is_not_guessed(cuda, monkeypatch):
 def test_the_limit_is_there_before_the_weights_are(backend, monkeypatch):
     seen, order = reports()[1], []
     load = pipelines.load
-    monkeypatch.setattr("cache.pipelines.load", lambda *arguments: order.append("load") or load(*arguments))
+    monkeypatch.setattr("cache.worker.pipelines.load", lambda *arguments: order.append("load") or load(*arguments))
     monkeypatch.setattr(backend.probe, "limit", order.append)
     backend.measure(JOB | {"emulated_bytes": 8 * GIB}, seen)
     backend.measure(JOB | {"emulated_bytes": None}, seen)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from cache import programs
-from cache.location import HistoryRefused
+from cache.history.location import HistoryRefused
+from cache.history.store import Store
 from cache.programs import CompileFailed, compile_installed, find
-from cache.store import Store
-from planner.cli import main
+from planner.cli.main import main
 from planner.errors import NoProgram
-from planner.flatten import events_of
-from planner.program import LIBRARIES, SHIPPED, Library, decode, encode, read, save, shipped
+from planner.programs.assemble import events_of
+from planner.programs.library import LIBRARIES, SHIPPED, Library, decode, encode, read, save, shipped
 from planner.request import GenerationRequest
 
 
@@ -178,7 +178,7 @@ def test_damaged_programs_are_said_and_the_formula_answers(monkeypatch, tmp_path
     save(shipped(), tmp_path / "sd15")
     path = (tmp_path / "sd15").with_suffix(suffix)
     path.write_bytes(damage(path.read_bytes()))
-    monkeypatch.setattr("planner.program.SHIPPED", tmp_path / "sd15")
+    monkeypatch.setattr("planner.programs.library.SHIPPED", tmp_path / "sd15")
     monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     shipped.cache_clear()
     try:
@@ -228,7 +228,7 @@ def test_another_format_is_refused_and_says_what_to_do():
 
 
 def test_missing_files_are_said(monkeypatch, tmp_path):
-    monkeypatch.setattr("planner.program.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("planner.programs.library.SHIPPED", tmp_path / "nothing")
     shipped.cache_clear()
     try:
         with pytest.raises(NoProgram, match="cannot be read"):
@@ -267,10 +267,10 @@ def test_a_compile_without_room_for_its_result_is_no_failure_of_the_versions(mon
 
 
 def test_the_child_says_that_it_has_no_room(monkeypatch, capsys, tmp_path):
-    from planner import compiler
+    from planner.tracing import compiler
 
     monkeypatch.setattr(compiler, "compile_library", lambda *_: shipped())
-    monkeypatch.setattr(sys, "argv", ["planner.compiler", str(tmp_path / "a-file" / "program")])
+    monkeypatch.setattr(sys, "argv", ["planner.tracing.compiler", str(tmp_path / "a-file" / "program")])
     (tmp_path / "a-file").touch()
     with pytest.raises(SystemExit) as caught:
         compiler.main()

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from cache.compare import predictions_for
-from cache.device import Device
 from cache.doctor import checks
-from cache.exchange import lines_of, read_runs
-from cache.jobs import Jobs
-from cache.store import Store
-from cache.versions import installed
-from planner.cli import main
+from cache.exchange.lines import lines_of, read_runs
+from cache.history.store import Store
+from cache.jobs.queue import Jobs
+from cache.machine.device import Device
+from cache.machine.versions import installed
+from cache.predictions import predictions_for
+from planner.cli.main import main
 from planner.components import MODEL_ID, SD_V15
 from planner.request import GenerationRequest
 

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from cache.jobs import Jobs
-from cache.store import Store
-from planner import cli_verify
-from planner.cli import main
+from cache.history.store import Store
+from cache.jobs.queue import Jobs
+from planner.cli import verify as cli_verify
+from planner.cli.main import main
 from planner.units import GIB
 
 SMALL = ("verify", "--device", "cpu", "--height", "64", "--steps", "2")

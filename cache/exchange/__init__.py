@@ -1,0 +1,1 @@
+"""Measured runs as lines of text, and the rules that a line must keep."""

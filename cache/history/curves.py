@@ -1,0 +1,87 @@
+"""Curves of measured requests, kept in the history: ten thousand runs would take minutes to replay again."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from cache.history.location import BUSY_TIMEOUT_S, address
+from planner.calibration.evidence import Observation, memory_form
+from planner.calibration.workspace_curve import VERSION, Curve, curve_of
+from planner.errors import NoProgram
+from planner.programs.library import Library
+from planner.replay.dry_run import KernelPolicy
+
+# Told how many of how many are done.
+Report = Callable[[int, int], None]
+
+
+def _key(library: Library, observation: Observation) -> str:
+    """The same for every run whose curve is the same."""
+    policy = KernelPolicy.of(observation.capability)
+    request = memory_form(observation.request).to_dict()
+    content = [VERSION, library.digest, repr(policy), observation.scope, request]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class CurveStore:
+    """Curves by request and card, from memory, from the history's file, or from dry runs made now.
+
+    Where `path` is None, or the file cannot be read or written, they are only kept in memory: nothing is lost but time.
+    """
+
+    def __init__(self, library: Library | None, path: Path | None):
+        self.library = library
+        self.path = path if library and library.digest else None
+        self._known: dict[str, Curve] = {}
+
+    def curves_of(self, observations: Sequence[Observation], report: Report | None = None) -> Mapping[str, Curve]:
+        """The curve of each run by its id; those for which no program was compiled are left out."""
+        library = self.library
+        if library is None:
+            return {}
+        keys = {one.run_id: _key(library, one) for one in observations}
+        lacking = {keys[one.run_id]: one for one in observations if keys[one.run_id] not in self._known}
+        self._read(list(lacking))
+        made: dict[str, Curve] = {}
+        todo = [(key, one) for key, one in lacking.items() if key not in self._known]
+        for done, (key, one) in enumerate(todo):
+            if report:
+                report(done, len(todo))
+            try:
+                policy = KernelPolicy.of(one.capability)
+                made[key] = curve_of(library, memory_form(one.request), policy, one.scope)
+            except NoProgram:
+                continue
+        self._known |= made
+        self._write(made)
+        return {run_id: self._known[key] for run_id, key in keys.items() if key in self._known}
+
+    def _read(self, keys: list[str]) -> None:
+        if not keys or self.path is None:
+            return
+        query = "select id, numbers from curves where id in (select value from json_each(?))"
+        try:
+            with closing(sqlite3.connect(address(self.path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+                rows = db.execute(query, [json.dumps(keys)]).fetchall()
+        except sqlite3.Error:
+            return
+        for key, numbers in rows:
+            try:
+                self._known[key] = Curve.from_dict(json.loads(numbers))
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                # Not what we wrote: it is made again.
+                continue
+
+    def _write(self, made: Mapping[str, Curve]) -> None:
+        if not made or self.path is None:
+            return
+        rows = [(key, json.dumps(curve.to_dict(), separators=(",", ":"))) for key, curve in made.items()]
+        try:
+            # Not worth waiting for: it is made again.
+            with closing(sqlite3.connect(address(self.path, "rw"), uri=True, timeout=1)) as db, db:
+                db.executemany("insert or replace into curves (id, numbers) values (?, ?)", rows)
+        except sqlite3.Error:
+            return

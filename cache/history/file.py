@@ -1,0 +1,181 @@
+"""The file that the history lives in: where it is, how it is opened, migrated, checked, and set aside when damaged.
+
+A connection belongs to its thread, so each call opens its own. Writers take ``BEGIN IMMEDIATE``: a deferred
+transaction that reads and then writes fails at once under WAL when another writer came between.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlite_utils import Database
+
+from cache.history.location import BUSY_TIMEOUT_S, HistoryError, address, checked, default_path, refused
+from cache.history.migrations import migrations
+from cache.refusals import Refusal, refusal_of
+
+# What stands beside a history while it is in use.
+_BESIDE = ("-wal", "-shm", "-journal", ".lock")
+
+
+# What is added to the name of a file that was set aside, once its runs are saved or given up.
+RECOVERED, DISCARDED = ".recovered", ".discarded"
+_STAMP = re.compile(r"\d{8}T\d{12}")
+
+
+def is_part_of(history: Path, path: Path) -> bool:
+    """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+    own = [history.with_name(f"{history.name}{suffix}") for suffix in ("", *_BESIDE)]
+    if os.path.realpath(path) in map(os.path.realpath, own):
+        return True
+    # A second name of the same file.
+    return path.exists() and history.exists() and os.path.samefile(path, history)
+
+
+class HistoryFile:
+    """One SQLite file. Opening it makes, migrates, checks and if need be sets aside the file.
+
+    `moved_aside` is the new name of a damaged file that was found, else None.
+
+    Raises:
+        HistoryError: the file cannot be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path | str | None = None):
+        self.path = default_path() if path is None else checked(Path(path))
+        self.moved_aside: Path | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._file_lock():
+                self._check_or_move_aside()
+                self._migrate()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise refused(self.path, "opened", error) from error
+        except sqlite3.DatabaseError as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, "opened", error) from error
+
+    def is_part(self, path: Path) -> bool:
+        """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+        return is_part_of(self.path, path)
+
+    @contextlib.contextmanager
+    def _file_lock(self) -> Generator[None]:
+        # Making the file, switching to WAL and moving a damaged file are not covered by SQLite's own locks.
+        with open(self.path.with_name(f"{self.path.name}.lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _check_or_move_aside(self) -> None:
+        if not self.path.exists():
+            return
+        try:
+            with self._connection() as db:
+                healthy = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+        except sqlite3.DatabaseError as error:
+            # Whatever else is wrong with so plain a statement is wrong with what is in the file.
+            if refusal_of(error) not in (None, Refusal.DAMAGED):
+                raise
+            healthy = False
+        if healthy:
+            return
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(f"{self.path.name}{suffix}")
+            if part.exists():
+                moved = self.path.with_name(f"{self.path.name}.damaged-{stamp}{suffix}")
+                shutil.move(part, moved)
+                self.moved_aside = self.moved_aside or moved
+
+    def _migrate(self) -> None:
+        with self._connection(create=True) as db:
+            db.enable_wal()
+            with self._immediate(db):
+                known = {migration.name for migration in migrations._migrations}
+                unknown = [step.name for step in migrations.applied(db) if step.name not in known]
+                if unknown:
+                    raise HistoryError(
+                        f"{self.path} was written by a newer version (migration {unknown[0]} is unknown here) - "
+                        "upgrade, or set PLANNER_DB to another file"
+                    )
+                migrations.apply(db)
+
+    @contextlib.contextmanager
+    def _connection(self, *, create: bool = False) -> Generator[Database]:
+        # Only opening makes a file: one that vanished under a running server must not come back without its tables.
+        where = address(self.path, "rwc" if create else "rw")
+        connection = sqlite3.connect(where, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            yield Database(connection)
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def _connect(self, done: str = "read") -> Generator[Database]:
+        """A connection for what is done inside.
+
+        Raises:
+            HistoryRefused: the disk, the file's permissions or another program do not let it be done.
+        """
+        try:
+            with self._connection() as db:
+                yield db
+        except sqlite3.Error as error:
+            if refusal_of(error) is None:
+                raise
+            raise refused(self.path, done, error) from error
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _immediate(db: Database) -> Generator[None]:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.commit()
+        except BaseException:
+            # Where the disk is full SQLite may have done so already, or not be able to; closing does it at last.
+            with contextlib.suppress(sqlite3.Error):
+                db.rollback()
+            raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[Database]:
+        with self._connect("written") as db, self._immediate(db):
+            yield db
+
+    def damaged_files(self) -> list[Path]:
+        """Files that were set aside next to the history and not dealt with since, oldest first."""
+        before = f"{self.path.name}.damaged-"
+        try:
+            aside = [path for path in self.path.parent.iterdir() if path.name.startswith(before)]
+        except OSError:
+            # What is wrong with the folder is said where the history is opened.
+            return []
+        return sorted(path for path in aside if _STAMP.fullmatch(path.name.removeprefix(before)))
+
+    def is_set_aside(self, path: Path) -> bool:
+        """Whether this path, with links followed, is one of `damaged_files`."""
+        return os.path.realpath(path) in map(os.path.realpath, self.damaged_files())
+
+    @staticmethod
+    def put_away(path: Path, suffix: str) -> Path:
+        """Rename a file that was set aside, with what SQLite kept beside it; returns its new name.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        path = Path(os.path.realpath(path))
+        name = path.with_name(f"{path.name}{suffix}")
+        for beside in ("-wal", "-shm", ""):
+            part = path.with_name(f"{path.name}{beside}")
+            if part.exists():
+                part.rename(name.with_name(f"{name.name}{beside}"))
+        return name

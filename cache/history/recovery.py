@@ -1,0 +1,311 @@
+"""Runs of a damaged history: every one that can be read and is certainly as it was kept.
+
+A run is spread over pages: its row, those of its stages and predictions, and the request and environment that it shares
+with others. Since a hash of all of them is kept with a run, what is missing or changed shows. A run from before there
+were such hashes counts where its stages and predictions are certainly all there.
+"""
+
+import contextlib
+import json
+import mmap
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlite_utils import Database
+
+from cache.exchange.lines import line_of, measurement_of
+from cache.history.file import DISCARDED, RECOVERED, HistoryFile, is_part_of
+from cache.history.location import address, default_path
+from cache.history.migrations import migrations
+from cache.history.rows import digest_of, measurement_from, request_from
+from cache.history.sqlite_pages import MAGIC, PAGE_SIZES, Pages, Row, Value, size_said, wal_pages
+from cache.history.store import Store
+from cache.records import Environment, Measurement
+from cache.refusals import why
+from planner.errors import InvalidArgument, PlannerError
+from planner.request import GenerationRequest
+
+# With how many columns each table was first released: no row has fewer.
+_FIRST_COLUMNS = {
+    "requests": 14,
+    "environments": 20,
+    "measurements": 18,
+    "stages": 6,
+    "predictions": 8,
+    "jobs": 10,
+}
+_PARTS = ("stages", "predictions")
+_TYPES: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "REAL": (float, int), "BLOB": (bytes,)}
+
+
+class _Column(NamedTuple):
+    name: str
+    types: tuple[type, ...]
+    may_be_null: bool
+    default: Value
+
+
+class _Found(NamedTuple):
+    """A row of a table: its number, and what it holds by the names of its columns, with what it never had as null."""
+
+    rowid: int
+    kept: dict[str, Any]
+    filled: dict[str, Any]
+
+
+class Salvaged(NamedTuple):
+    """The runs that can be read, oldest first, and how many others left a trace."""
+
+    runs: tuple[Measurement, ...]
+    lost: int
+
+
+class Recovered(NamedTuple):
+    """How many runs were saved, were there before and were lost, and the name that the file has now.
+
+    `stays` says why a file that was set aside could not be renamed, so that it is still mentioned.
+    """
+
+    saved: int
+    known: int
+    lost: int
+    path: Path
+    stays: str | None = None
+
+
+@cache
+def _tables() -> dict[str, list[_Column]]:
+    """The columns of each table, in their order, as migrations make them."""
+    found = {}
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        migrations.apply(Database(connection))
+        for table in _FIRST_COLUMNS:
+            found[table] = [
+                _Column(
+                    name, _TYPES[kind], not not_null, connection.execute(f"select {default or 'null'}").fetchone()[0]
+                )
+                for _, name, kind, not_null, default, _ in connection.execute(f"pragma table_info({table})")
+            ]
+    return found
+
+
+def _as_row_of(table: str, row: Row) -> _Found | None:
+    """The row as one of this table, or None where it cannot be."""
+    columns = _tables()[table]
+    if not _FIRST_COLUMNS[table] <= len(row.values) <= len(columns):
+        return None
+    kept: dict[str, Any] = {}
+    for column, value in zip(columns, row.values, strict=False):
+        if value is None:
+            if not column.may_be_null:
+                return None
+        elif not isinstance(value, column.types):
+            return None
+        kept[column.name] = float(value) if isinstance(value, int) and float in column.types else value
+    if not isinstance(row.values[0], str):
+        return None
+    return _Found(row.rowid, kept, {column.name: column.default for column in columns} | kept)
+
+
+class _History:
+    """What is left of a history, by table."""
+
+    def __init__(self, pages: Pages, is_whole: Callable[[str], bool]):
+        self.tables: dict[str, list[_Found]] = {table: [] for table in _FIRST_COLUMNS}
+        self.names: set[str] = set()
+        self._is_whole = is_whole
+        for row in pages.rows():
+            if len(row.values) == 5 and row.values[0] == "table":
+                self.names.add(str(row.values[1]))
+            for table in _FIRST_COLUMNS:
+                if found := _as_row_of(table, row):
+                    self.tables[table].append(found)
+        self._parts = {table: self._by_run(table) for table in _PARTS}
+        self._owners = {
+            table: {found.rowid: found.kept["measurement_id"] for found in self.tables[table]} for table in _PARTS
+        }
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a history at all, whatever is left of it."""
+        return self.names >= {"measurements", "requests", "environments"} or bool(self.tables["measurements"])
+
+    def _by_run(self, table: str) -> dict[str, list[_Found]]:
+        by_run: dict[str, list[_Found]] = {}
+        for found in sorted(self.tables[table], key=lambda found: found.rowid):
+            of_run = by_run.setdefault(found.kept["measurement_id"], [])
+            # A page that stands in the file twice says everything twice.
+            if not of_run or of_run[-1] != found:
+                of_run.append(found)
+        return by_run
+
+    def _requests(self) -> Iterator[GenerationRequest]:
+        """Requests of the runs; a job's row says its own once more."""
+        for row in self.tables["requests"]:
+            with _none_of_ours():
+                yield request_from(row.filled)
+        for row in self.tables["jobs"]:
+            with _none_of_ours():
+                yield GenerationRequest.from_dict(json.loads(row.kept["request"])).canonical()
+
+    def _environments(self) -> Iterator[Environment]:
+        for row in self.tables["environments"]:
+            with _none_of_ours():
+                yield Environment.from_row(row.filled)
+
+    def _is_complete(self, table: str, run_id: str) -> bool:
+        """Whether all that a run ever had in a table of parts is certainly there.
+
+        They were kept one after another: where others stand right before and right after them, none is missing.
+        """
+        rowids = [found.rowid for found in self._parts[table].get(run_id, [])]
+        if self._is_whole(table):
+            return True
+        owners = self._owners[table]
+        is_block = bool(rowids) and rowids == list(range(rowids[0], rowids[-1] + 1))
+        return is_block and rowids[-1] + 1 in owners and (rowids[0] == 1 or rowids[0] - 1 in owners)
+
+    def _is_as_kept(self, row: _Found, parts: list[list[_Found]]) -> bool:
+        digest = row.kept.get("digest")
+        if digest is not None:
+            return digest == digest_of(row.kept, *([part.kept for part in of_table] for of_table in parts))
+        texts = (value for found in chain([row], *parts) for value in found.kept.values() if isinstance(value, str))
+        return all(self._is_complete(table, row.kept["id"]) for table in _PARTS) and not any("\0" in t for t in texts)
+
+    def runs(self) -> Iterator[Measurement]:
+        """Every run that is certainly as it was kept, and that an import would take in."""
+        # Their ids are hashes of what they say, so that what was changed is another one, which no run names.
+        requests = {request.request_id: request for request in self._requests()}
+        environments = {environment.environment_id: environment for environment in self._environments()}
+        for row in self.tables["measurements"]:
+            parts = [self._parts[table].get(row.kept["id"], []) for table in _PARTS]
+            with _none_of_ours():
+                if not self._is_as_kept(row, parts):
+                    continue
+                run = measurement_from(
+                    row.filled,
+                    requests[row.kept["request_id"]],
+                    environments[row.kept["environment_id"]],
+                    *([_without_id(part.filled) for part in of_table] for of_table in parts),
+                )
+                measurement_of(line_of(run), 1)
+                yield run
+
+    def traces(self) -> set[str]:
+        """Ids of runs that are named anywhere."""
+        named = {found.kept["id"] for found in self.tables["measurements"]}
+        for table in (*_PARTS, "jobs"):
+            named |= {found.kept["measurement_id"] for found in self.tables[table]} - {None}
+        return named
+
+
+def _none_of_ours() -> contextlib.AbstractContextManager[None]:
+    """Pass over what the history would not have kept, in whatever way that shows."""
+    return contextlib.suppress(
+        PlannerError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError
+    )
+
+
+def _without_id(columns: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if name != "measurement_id"}
+
+
+def _looks_whole(path: Path) -> Callable[[str], bool]:
+    """Whether SQLite finds nothing wrong with a table; the file is not touched, nor anything beside it."""
+
+    @cache
+    def is_whole(table: str) -> bool:
+        try:
+            with contextlib.closing(sqlite3.connect(f"{address(path, 'ro')}&immutable=1", uri=True)) as db:
+                return db.execute(f"pragma quick_check({table})").fetchone() == ("ok",)
+        except sqlite3.Error:
+            return False
+
+    return is_whole
+
+
+def _salvaged_from(history: _History) -> Salvaged:
+    runs = {run.measurement_id: run for run in history.runs()}
+    in_order = sorted(runs.values(), key=lambda run: run.created_at)
+    return Salvaged(tuple(in_order), len(history.traces() - runs.keys()))
+
+
+def _best_of(path: Path, data: memoryview, newer: dict[int, bytes]) -> Salvaged | None:
+    """What can be read with pages of the size that gives most, or None where no size makes it a history."""
+    is_whole = _looks_whole(path) if not newer else lambda _: False
+    # What the beginning says may be damaged too; SQLite takes 4096 where nobody says another.
+    likely = [size for size in (size_said(bytes(newer.get(1) or data[:100])), 4096) if size]
+    for sizes in (dict.fromkeys(likely), [size for size in PAGE_SIZES if size not in likely]):
+        read = (_History(Pages(data, newer, size), is_whole) for size in sizes)
+        found = [_salvaged_from(history) for history in read if history.is_ours]
+        if found:
+            return max(found, key=lambda salvaged: len(salvaged.runs))
+    return None
+
+
+def _check_readable(path: Path, shown: str) -> None:
+    unread = "must be a file that can be read"
+    try:
+        is_in_use, is_other = is_part_of(default_path(), path), path.exists() and not path.is_file()
+    except (OSError, ValueError) as error:
+        # A name that is too long, or one with a NUL in it.
+        raise InvalidArgument("file", unread, shown, why(error)) from None
+    if is_other:
+        raise InvalidArgument("file", unread, shown, "it is a folder" if path.is_dir() else "it is no regular file")
+    if is_in_use:
+        rule = "must not be the history in use, whose runs are all there"
+        raise InvalidArgument("file", rule, shown, "'python -m planner history list' shows them")
+
+
+def salvage(path: Path, named: str | None = None) -> Salvaged:
+    """Every run of a damaged history that can be read; the file is only read. `named` is how the user wrote the path.
+
+    Raises:
+        InvalidArgument: it is the history in use, cannot be read, or is no history.
+        HistoryError: where the history in use would be cannot be told.
+    """
+    shown = str(path) if named is None else named
+    _check_readable(path, shown)
+    wal, beginning, found = path.with_name(f"{path.name}-wal"), b"", None
+    try:
+        with path.open("rb") as file:
+            newer = wal_pages(wal.read_bytes()) if wal.is_file() else {}
+            # An empty file cannot be mapped.
+            if path.stat().st_size:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                with mapped, memoryview(mapped) as data:
+                    beginning, found = bytes(data[: len(MAGIC)]), _best_of(path, data, newer)
+    except OSError as error:
+        raise InvalidArgument("file", "must be a file that can be read", shown, why(error)) from None
+    if found is None:
+        reason = "it is a database, and no run can be read in it" if beginning == MAGIC else "it is no SQLite file"
+        raise InvalidArgument("file", "must be a damaged history of this planner", shown, reason)
+    return found
+
+
+def recover(store: Store, path: Path, salvaged: Salvaged) -> Recovered:
+    """Save what was salvaged into the history; a file that the history had set aside is mentioned no more.
+
+    Raises:
+        HistoryRefused: the history cannot keep them. The file stays as it is.
+    """
+    done = store.add_recovered(salvaged.runs)
+    name, stays = put_away(store, path, RECOVERED)
+    return Recovered(done.added, done.known, salvaged.lost, name, stays)
+
+
+def put_away(history: HistoryFile, path: Path, suffix: str = DISCARDED) -> tuple[Path, str | None]:
+    """Rename a file that the history had set aside, so that it is mentioned no more; another stays where it is.
+
+    Returns the name it has now, and why it could not be renamed, or None.
+    """
+    if not history.is_set_aside(path):
+        return path, None
+    try:
+        return history.put_away(path, suffix), None
+    except OSError as error:
+        return path, why(error)

@@ -1,0 +1,31 @@
+"""Published runs that ship with the planner: measured by others, read by the same parser as an import."""
+
+from functools import cache
+
+from cache.exchange.lines import lines_in, read_runs
+from cache.history.location import REFERENCE_RUNS
+from cache.records import Measurement
+
+
+@cache
+def reference_runs() -> tuple[Measurement, ...]:
+    """Every run that ships, file by file, as it stands there; peaks of the VAE alone are above what stood before.
+
+    Raises:
+        NotARun: a file is damaged.
+    """
+    found: list[Measurement] = []
+    for path in sorted(REFERENCE_RUNS.glob("*.jsonl")):
+        with path.open("rb") as file:
+            found += read_runs(lines_in(file), "reference")
+    return tuple(found)
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Where each run that ships was published, by its id.
+
+    Raises:
+        NotARun: a file is damaged.
+    """
+    return {run.measurement_id: run.source for run in reference_runs() if run.source}

@@ -1,0 +1,358 @@
+"""What the history keeps: measured runs, model facts and jobs, as rows of one SQLite file through sqlite-utils."""
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlite_utils import Database
+
+from cache.exchange.lines import line_of
+from cache.history.file import HistoryFile
+from cache.history.rows import digest_of, measurement_from, request_from
+from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
+from planner.components import ModelFacts
+from planner.errors import InvalidArgument
+from planner.programs.library import Library, decode, encode
+from planner.request import GenerationRequest
+from planner.units import GIB
+
+
+def now() -> str:
+    """UTC, to the microsecond, as text that sorts by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _canonical(versions: Mapping[str, str]) -> str:
+    return json.dumps(dict(versions), sort_keys=True)
+
+
+def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
+    measured = run.measured
+    if measured.outcome == "ok" and not measured.num_alloc_retries:
+        return False
+    # What was free then is after our own context, which takes less than a GiB on every card.
+    then = measured.free_before_bytes
+    return bool(run.holders) or (free_bytes is not None and then is not None and free_bytes > then + GIB)
+
+
+class Imported(NamedTuple):
+    """How many runs came in, and how many were there before."""
+
+    added: int
+    known: int
+
+
+class Store(HistoryFile):
+    """The history's rows."""
+
+    # Measurements
+
+    def save_measurement(
+        self,
+        request: GenerationRequest,
+        environment: Environment,
+        measured: Measured,
+        *,
+        predictions: tuple[Prediction, ...] = (),
+        holders: tuple[dict[str, Any], ...] = (),
+    ) -> str:
+        """Keep one run; returns its new id."""
+        with self._writing() as db:
+            return self._insert_measurement(db, request, environment, measured, predictions, holders)
+
+    def _insert_measurement(
+        self,
+        db: Database,
+        request: GenerationRequest,
+        environment: Environment,
+        measured: Measured,
+        predictions: tuple[Prediction, ...],
+        holders: tuple[dict[str, Any], ...],
+    ) -> str:
+        run = Measurement(
+            measurement_id=str(uuid.uuid4()),
+            created_at=now(),
+            request=request,
+            environment=environment,
+            measured=measured,
+            holders=holders,
+            predictions=predictions,
+        )
+        self._insert(db, [run])
+        return run.measurement_id
+
+    def _insert(self, db: Database, runs: list[Measurement]) -> None:
+        # Each of them once: the hashes that name them take longer than the rows.
+        request_ids = {run.request: run.request.request_id for run in runs}
+        environment_ids = {run.environment: run.environment.environment_id for run in runs}
+        kept_at = now()
+        rows, stages, predictions = [], [], []
+        for run in runs:
+            of = {"measurement_id": run.measurement_id}
+            values = asdict(run.measured)
+            own_stages = [of | stage for stage in values.pop("stages")]
+            told = [of | asdict(one) | {"stages": json.dumps(one.stages)} for one in run.predictions]
+            row = {
+                "id": run.measurement_id,
+                "request_id": request_ids[run.request],
+                "environment_id": environment_ids[run.environment],
+                "created_at": run.created_at,
+                "kept_at": kept_at,
+                "origin": run.origin,
+                "source": run.source,
+                "holders": json.dumps(list(run.holders)),
+            } | values
+            rows.append(row | {"digest": digest_of(row, own_stages, told)})
+            stages += own_stages
+            predictions += told
+        self._keep_shared(db, request_ids, environment_ids)
+        for table, made in (("measurements", rows), ("stages", stages), ("predictions", predictions)):
+            db.table(table).insert_all(made)
+
+    @staticmethod
+    def _keep_shared(db: Database, requests: Iterable[GenerationRequest], environments: Iterable[Environment]) -> None:
+        db.table("requests").insert_all(
+            ({"id": request.request_id} | request.canonical().to_dict() for request in requests), ignore=True
+        )
+        db.table("environments").insert_all(
+            ({"id": environment.environment_id} | asdict(environment) for environment in environments), ignore=True
+        )
+
+    def import_measurements(self, measurements: Iterable[Measurement]) -> Imported:
+        """Keep runs measured elsewhere, all or none, with their ids and times; one that is here already stays as it is.
+
+        Raises:
+            InvalidArgument: another run has the same id.
+        """
+        runs = [replace(run, request=run.request.canonical(), origin="imported") for run in measurements]
+        with self._writing() as db:
+            ids = json.dumps([run.measurement_id for run in runs])
+            found = self.measurements("m.id in (select value from json_each(:ids))", {"ids": ids})
+            here = {run.measurement_id: run for run in found}
+            added = []
+            for run in runs:
+                known = here.setdefault(run.measurement_id, run)
+                if known is run:
+                    added.append(run)
+                # Who measured a run is not what it says, and a line says of a run all that a file can.
+                elif line_of(known) != line_of(run):
+                    rule = "must be the id of one run, another with it is in the history or in the file"
+                    raise InvalidArgument("id", rule, run.measurement_id)
+            if added:
+                self._insert(db, added)
+        return Imported(len(added), len(runs) - len(added))
+
+    def add_recovered(self, measurements: Iterable[Measurement]) -> Imported:
+        """Keep runs of a damaged history of our own, as they were; one that is here already stays as it is."""
+        runs = {run.measurement_id: run for run in measurements}
+        with self._writing() as db:
+            query = "select id from measurements where id in (select value from json_each(?))"
+            known = {row[0] for row in db.execute(query, [json.dumps(list(runs))])}
+            added = [run for run_id, run in runs.items() if run_id not in known]
+            if added:
+                self._insert(db, added)
+        return Imported(len(added), len(known))
+
+    def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
+        """The runs that meet a condition over m (measurements), r (requests) and e (environments), newest first."""
+        with self._connect() as db:
+            sql = f"""
+                select m.* from measurements m
+                join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
+                where {where} order by m.created_at desc
+            """
+            rows = list(db.query(sql, dict(arguments or {})))
+            requests = {row["id"]: request_from(row) for row in self._shared(db, "requests", rows)}
+            environments = {row["id"]: Environment.from_row(row) for row in self._shared(db, "environments", rows)}
+            ids = [row["id"] for row in rows]
+            stages = self._children(db, "stages", ids)
+            predictions = self._children(db, "predictions", ids)
+        return [
+            measurement_from(
+                row,
+                requests[row["request_id"]],
+                environments[row["environment_id"]],
+                stages.get(row["id"], []),
+                predictions.get(row["id"], []),
+            )
+            for row in rows
+        ]
+
+    def revision(self) -> tuple[int, str]:
+        """Something that differs once a run was kept or deleted: how many there are, and when the last one came."""
+        with self._connect() as db:
+            return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
+
+    @staticmethod
+    def _shared(db: Database, table: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """The requests or environments that these runs share."""
+        ids = {row[f"{table.removesuffix('s')}_id"] for row in rows}
+        return db.table(table).rows_where("id in (select value from json_each(?))", [json.dumps(sorted(ids))])
+
+    @staticmethod
+    def _children(db: Database, table: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+        where = "measurement_id in (select value from json_each(?))"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in db.table(table).rows_where(where, [json.dumps(ids)], order_by="rowid"):
+            found.setdefault(row.pop("measurement_id"), []).append(row)
+        return found
+
+    def measurement(self, measurement_id: str) -> Measurement:
+        """The run of this id, or of the only id that begins so.
+
+        Raises:
+            InvalidArgument: no run's id, or more than one, begins so.
+        """
+        found = (
+            self.measurements("substr(m.id, 1, length(:id)) = :id", {"id": measurement_id}) if measurement_id else []
+        )
+        if len(found) != 1:
+            rule = "must be the id of a run" if not found else f"must name one run, this begins {len(found)}"
+            raise InvalidArgument("id", rule, measurement_id, "'python -m planner history list' shows them")
+        return found[0]
+
+    def delete_measurement(self, measurement_id: str) -> None:
+        """Remove one run and what hangs on it. Requests and environments stay; other runs may share them.
+
+        Raises:
+            InvalidArgument: as `measurement`.
+        """
+        full_id = self.measurement(measurement_id).measurement_id
+        with self._writing() as db:
+            for table in ("stages", "predictions"):
+                db.table(table).delete_where("measurement_id = ?", [full_id])
+            db.execute("update jobs set measurement_id = null where measurement_id = ?", [full_id])
+            db.table("measurements").delete_where("id = ?", [full_id])
+
+    def already_measured(
+        self, request: GenerationRequest, environment: Environment, free_bytes: int | None = None
+    ) -> Measurement | None:
+        """The newest run of this very request under the same key that says something of memory.
+
+        A run that met the end of the card says so only of a card as full as it was: it is left out when others held
+        memory then, or when more is free now (`free_bytes`). A card is known by its own key, wherever it was measured;
+        a rehearsal has none, so one of another machine is left out.
+        """
+        if environment.emulated_bytes is not None and free_bytes is not None:
+            # What is free beyond the emulated capacity would help no run.
+            free_bytes = min(free_bytes, environment.emulated_bytes)
+        same = " and ".join(f"e.{name} is :{name}" for name in SAME_KEY)
+        same += " and (m.origin = 'own' or e.uuid_hash is not null)"
+        outcomes = ", ".join(f"'{outcome}'" for outcome in ANSWERS)
+        arguments = {name: getattr(environment, name) for name in SAME_KEY} | {"request_id": request.request_id}
+        found = self.measurements(f"m.request_id = :request_id and m.outcome in ({outcomes}) and {same}", arguments)
+        return next((run for run in found if not _was_squeezed(run, free_bytes)), None)
+
+    # Model facts
+
+    def save_model_facts(self, model: str, versions: Mapping[str, str], counts: Mapping[str, tuple[int, int]]) -> None:
+        """Keep (parameters, weights bytes) by component, as counted from the modules of these versions."""
+        key = {"model": model, "diffusers": versions["diffusers"], "transformers": versions["transformers"]}
+        with self._writing() as db:
+            db.table("model_facts").insert_all(
+                (
+                    key | {"component": component, "parameters": parameters, "weights_bytes": size_bytes}
+                    for component, (parameters, size_bytes) in counts.items()
+                ),
+                replace=True,
+            )
+
+    def model_facts(self, model: str, versions: Mapping[str, str]) -> ModelFacts | None:
+        """The counts kept for these versions, or None when none were made yet."""
+        where = "model = ? and diffusers = ? and transformers = ?"
+        with self._connect() as db:
+            rows = list(
+                db.table("model_facts").rows_where(where, [model, versions["diffusers"], versions["transformers"]])
+            )
+        if not rows:
+            return None
+        return ModelFacts(
+            parameters={row["component"]: row["parameters"] for row in rows},
+            source=f"counted from the modules of diffusers {versions['diffusers']} and "
+            f"transformers {versions['transformers']}",
+        )
+
+    # Memory programs
+
+    def save_program(self, library: Library) -> None:
+        """Keep a library compiled here, in the place of one for the same versions."""
+        header, numbers = encode(library)
+        row = {"versions": _canonical(library.versions), "header": header, "numbers": numbers, "created_at": now()}
+        with self._writing() as db:
+            db.table("programs").insert(row, replace=True)
+
+    def program(self, versions: Mapping[str, str]) -> Library | None:
+        """The library compiled here for these versions, or None.
+
+        Raises:
+            NoProgram: it was written in another format.
+        """
+        with self._connect() as db:
+            row = next(iter(db.table("programs").rows_where("versions = ?", [_canonical(versions)])), None)
+        return decode(row["header"], row["numbers"], "a program compiled here") if row else None
+
+    # Jobs
+
+    def add_job(self, job_id: str, request: GenerationRequest, environment: Environment, owner: str) -> None:
+        """Note a job before anything else happens to it."""
+        with self._writing() as db:
+            self._keep_shared(db, [request], [environment])
+            db.table("jobs").insert(
+                {
+                    "id": job_id,
+                    "request": json.dumps(request.to_dict()),
+                    "request_id": request.request_id,
+                    "environment_id": environment.environment_id,
+                    "state": "queued",
+                    "owner": owner,
+                    "created_at": now(),
+                }
+            )
+
+    def start_job(self, job_id: str) -> None:
+        """The job has its card."""
+        with self._writing() as db:
+            db.table("jobs").update(job_id, {"state": "running"})
+
+    def end_job(
+        self,
+        job_id: str,
+        request: GenerationRequest,
+        environment: Environment,
+        measured: Measured,
+        *,
+        predictions: tuple[Prediction, ...] = (),
+        holders: tuple[dict[str, Any], ...] = (),
+    ) -> str:
+        """Keep the job's run and close the job, both or neither; returns the run's id."""
+        with self._writing() as db:
+            measurement_id = self._insert_measurement(db, request, environment, measured, predictions, holders)
+            values = {"state": measured.outcome, "ended_at": now(), "reason": measured.reason}
+            db.table("jobs").update(job_id, values | {"measurement_id": measurement_id})
+        return measurement_id
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        """The job's row, or None."""
+        with self._connect() as db:
+            return next(iter(db.table("jobs").rows_where("id = ?", [job_id])), None)
+
+    def open_jobs(self) -> list[dict[str, Any]]:
+        """Jobs that are queued or running, in the order they came."""
+        with self._connect() as db:
+            return list(db.table("jobs").rows_where("state in ('queued', 'running')", order_by="created_at"))
+
+    def close_orphan(self, row: Mapping[str, Any], reason: str) -> None:
+        """Close a job whose owner is gone, leaving a failed run in the history; nothing if it was closed meanwhile."""
+        with self._writing() as db:
+            current = next(iter(db.table("jobs").rows_where("id = ?", [row["id"]])), None)
+            if current is None or current["state"] not in ("queued", "running"):
+                return
+            request = GenerationRequest.from_dict(json.loads(row["request"]))
+            found = next(iter(db.table("environments").rows_where("id = ?", [row["environment_id"]])))
+            measured = Measured(outcome="failed", reason=reason)
+            measurement_id = self._insert_measurement(db, request, Environment.from_row(found), measured, (), ())
+            values = {"state": "failed", "ended_at": now(), "reason": reason, "measurement_id": measurement_id}
+            db.table("jobs").update(row["id"], values)

@@ -1,0 +1,354 @@
+"""A queue of measuring jobs and the worker that serves them.
+
+One thread runs one job at a time and never touches Streamlit. The model stays resident in the worker between jobs and
+is released by ending the process: after an idle time, an out-of-memory, a cancel, a failure, or on request.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cache.history.location import HistoryError
+from cache.history.store import Store, now
+from cache.jobs.job import ENDED, Job, JobView
+from cache.jobs.lock import device_lock
+from cache.jobs.owner import Owner
+from cache.jobs.worker_process import Cancelled, WorkerFailed, WorkerProcess, real_worker
+from cache.machine.attached import AttachedCard
+from cache.machine.attached import cards as attached_cards
+from cache.machine.device import Device, Weights, check_runnable, environment_of
+from cache.machine.versions import installed
+from cache.records import Measured, Measurement, Prediction
+from planner.components import MODEL_ID
+from planner.errors import NoGpu, PlannerError
+from planner.request import GenerationRequest
+
+# Longer than any single kernel or weight file should take; a worker silent for so long hangs.
+SILENCE_S = 900.0
+IDLE_S = 180.0
+# Jobs remembered in memory for the page that started them; the history keeps all.
+REMEMBERED = 50
+
+
+def close_orphans(store: Store) -> None:
+    """Close jobs whose queue is gone, so that a crash of the planner itself leaves a row too."""
+    for row in store.open_jobs():
+        if not Owner.is_alive(store.path, row["owner"]):
+            store.close_orphan(row, "the planner ended while this job was open")
+
+
+class Jobs:
+    """The queue. Make one per process; `close` it to end the worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        worker_command: Callable[[str], Sequence[str]] = real_worker,
+        silence_s: float = SILENCE_S,
+        idle_s: float = IDLE_S,
+        on_unkept: Callable[[Measurement, str], None] | None = None,
+    ):
+        """`on_unkept` is told of each run that the history could not keep, and why."""
+        self.store = store
+        self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
+        self._on_unkept = on_unkept
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._changed = threading.Condition()
+        self._worker: WorkerProcess | None = None
+        self._resident: tuple[Any, ...] | None = None
+        self._closing = False
+        # Held for as long as this queue lives, however it ends: that is how others know that its jobs are orphans.
+        self._owner = Owner.claim(store.path)
+        try:
+            close_orphans(store)
+        except BaseException:
+            self._owner.leave()
+            raise
+        self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
+        self._thread.start()
+
+    # What pages and the CLI call
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        device: Device,
+        *,
+        weights: Weights = "synthetic",
+        model_dir: str | None = None,
+        predictions: Sequence[Prediction] = (),
+        force: bool = False,
+        record_to: Path | None = None,
+    ) -> str:
+        """Queue a run and return its job id; a request already measured under the same key is answered at once.
+
+        With `record_to` it is measured in any case, and the file then has a `cache.allocations.Recording` of it.
+
+        Raises:
+            InvalidArgument: the request cannot run on this device.
+            HistoryRefused: the job cannot be noted, so its run could not be kept either.
+        """
+        check_runnable(request, device, model_dir)
+        # The worker runs in another folder.
+        model_dir = str(Path(model_dir).resolve()) if model_dir else None
+        job = Job(
+            job_id=str(uuid.uuid4()),
+            request=request,
+            device=device,
+            environment=environment_of(device, weights, model_dir),
+            weights="local" if model_dir else weights,
+            model_dir=model_dir,
+            predictions=tuple(predictions),
+            record_to=str(record_to.resolve()) if record_to else None,
+        )
+        known = None if force or record_to else self.store.already_measured(request, job.environment, device.free_bytes)
+        if known:
+            job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
+            job.ended_at = job.started
+        with self._changed:
+            if self._closing:
+                raise PlannerError("this queue was closed - reload the page and start again")
+            alike = self._open_job_like(job)
+            if alike:
+                # A second press joins the run that is under way.
+                return alike.job_id
+            if known is None:
+                self.store.add_job(job.job_id, request, job.environment, self._owner.name)
+            self._jobs[job.job_id] = job
+            while len(self._jobs) > REMEMBERED and next(iter(self._jobs.values())).state in ENDED:
+                self._jobs.popitem(last=False)
+            self._changed.notify_all()
+        return job.job_id
+
+    def _open_job_like(self, job: Job) -> Job | None:
+        def asks(one: Job) -> tuple[Any, ...]:
+            return one.request, one.device.key, one.device.emulated_bytes, one.weights, one.model_dir, one.record_to
+
+        still_open = (
+            one for one in self._jobs.values() if one.state in ("queued", "running") and not one.cancelled.is_set()
+        )
+        return next((one for one in still_open if asks(one) == asks(job)), None)
+
+    def view(self, job_id: str) -> JobView | None:
+        """The job as it stands, or None when this process does not know it."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            waiting = [other.job_id for other in self._jobs.values() if other.state in ("queued", "running")]
+            ahead = waiting.index(job_id) if job_id in waiting else 0
+            return job.view(ahead, time.monotonic())
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a queued or running job, in whatever phase; nothing happens to one that ended."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
+            job.cancelled.set()
+            waits = job.state == "queued"
+            if waits:
+                # Out of the queue at once: the job ahead may take an hour.
+                job.state, job.started = "running", time.monotonic()
+        if waits:
+            self._finish(job, Measured(outcome="cancelled", reason="cancelled"), ())
+
+    def wait(self, job_id: str, on_change: Callable[[JobView], None] | None = None, poll_s: float = 0.1) -> JobView:
+        """The job once it has ended; `on_change` sees it on the way.
+
+        Raises:
+            KeyError: this process does not know the job.
+        """
+        while True:
+            view = self.view(job_id)
+            if view is None:
+                raise KeyError(job_id)
+            if on_change:
+                on_change(view)
+            if view.ended:
+                return view
+            time.sleep(poll_s)
+
+    def active(self) -> list[JobView]:
+        """Queued and running jobs, in order."""
+        with self._changed:
+            ids = [job.job_id for job in self._jobs.values() if job.state in ("queued", "running")]
+        return [view for view in map(self.view, ids) if view is not None]
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that holds a resident model now, or None."""
+        worker = self._worker
+        return worker.pid if worker and worker.alive else None
+
+    def release(self) -> bool:
+        """End an idle worker and so free its device; False when a job is running on it."""
+        with self._changed:
+            if any(job.state == "running" for job in self._jobs.values()):
+                return False
+        self._end_worker()
+        return True
+
+    def close(self) -> None:
+        """Cancel everything, end the worker and the thread."""
+        with self._changed:
+            self._closing = True
+            for job in self._jobs.values():
+                job.cancelled.set()
+            self._changed.notify_all()
+        self._thread.join(timeout=30)
+        self._owner.leave()
+
+    # The thread
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                job = self._next()
+                if job:
+                    job.state, job.started = "running", time.monotonic()
+                elif not self._closing:
+                    woken = self._changed.wait(timeout=self._idle_s if self._worker else None)
+            if job:
+                self._finish(job, *self._measure(job))
+            elif self._closing or not woken:
+                self._end_worker()
+                if self._closing:
+                    return
+
+    def _next(self) -> Job | None:
+        return next((job for job in self._jobs.values() if job.state == "queued"), None)
+
+    def _measure(self, job: Job) -> tuple[Measured, tuple[dict[str, Any], ...]]:
+        holders: tuple[dict[str, Any], ...] = ()
+
+        def waiting() -> None:
+            self._on_progress(job, {"phase": "waiting", "detail": "another measurement is on this device"})
+
+        try:
+            self.store.start_job(job.job_id)
+            with device_lock(job.device, waiting, job.cancelled):
+                self._on_progress(job, {"phase": "starting"})
+                worker = self._worker_for(job)
+                card = self._card_now(job.device)
+                holders = self._holders(card, worker.pid)
+                measured = self._outcome_of(job, worker)
+                if measured.outcome == "out-of-memory" and measured.free_before_bytes is None and card:
+                    # A worker without room for itself cannot say what was free, which is all that such a run tells.
+                    measured = replace(measured, free_before_bytes=card.free_bytes)
+                # After a retry cuDNN remembers the smaller plans it fell back to; the next run deserves its choice.
+                if measured.outcome != "ok" or measured.num_alloc_retries:
+                    self._end_worker()
+        except Cancelled:
+            measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+        except Exception as error:
+            # A bug of ours must not end the queue: it is kept where the user sees it.
+            self._end_worker()
+            reason = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
+            measured = Measured(outcome="failed", reason=reason[:2000], ended_in=job.phase)
+        return measured, holders
+
+    def _outcome_of(self, job: Job, worker: WorkerProcess) -> Measured:
+        order = {
+            "request": job.request.to_dict(),
+            "weights": job.weights,
+            "model_dir": job.model_dir,
+            "emulated_bytes": job.device.emulated_bytes,
+            "record_to": job.record_to,
+        }
+
+        def on_message(message: dict[str, Any]) -> None:
+            self._on_message(job, message)
+
+        try:
+            return Measured.from_dict(worker.run(order, on_message, job.cancelled, self._silence_s))
+        except Cancelled:
+            return Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+        except WorkerFailed as error:
+            return Measured(outcome="failed", reason=str(error), ended_in=job.phase)
+
+    def _worker_for(self, job: Job) -> WorkerProcess:
+        if self._worker and self._worker.alive and self._resident == job.resident_key():
+            return self._worker
+        self._end_worker()
+        environment = dict(os.environ)
+        if job.device.card:
+            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": job.device.card.uuid}
+        worker = WorkerProcess(self._worker_command(job.device.kind), environment)
+        with self._changed:
+            self._worker, self._resident = worker, job.resident_key()
+        return worker
+
+    @staticmethod
+    def _card_now(device: Device) -> AttachedCard | None:
+        """The job's card as the run begins, or None on the CPU and where the driver does not tell."""
+        try:
+            return next(card for card in attached_cards() if device.card and card.uuid == device.card.uuid)
+        except (NoGpu, StopIteration):
+            return None
+
+    @staticmethod
+    def _holders(card: AttachedCard | None, worker_pid: int) -> tuple[dict[str, Any], ...]:
+        """Other processes on the card as the run begins."""
+        return tuple(
+            {"pid": holder.pid, "name": holder.name, "used_bytes": holder.used_bytes}
+            for holder in (card.holders if card else ())
+            if holder.pid != worker_pid
+        )
+
+    def _end_worker(self) -> None:
+        with self._changed:
+            worker, self._worker, self._resident = self._worker, None, None
+        # Outside the lock: a process may take its time to die, and pages must not wait for it.
+        if worker:
+            worker.end()
+
+    def _on_message(self, job: Job, message: dict[str, Any]) -> None:
+        if message["type"] == "progress":
+            self._on_progress(job, message)
+        elif message["type"] == "environment":
+            job.environment = replace(job.environment, **{k: v for k, v in message.items() if k != "type"})
+        elif message["type"] == "facts":
+            counts = {name: tuple(pair) for name, pair in message["counts"].items()}
+            model = job.environment.weights if job.weights == "local" else MODEL_ID
+            # The next run counts them again; this one is worth more than they are.
+            with contextlib.suppress(HistoryError):
+                self.store.save_model_facts(model, installed(), counts)
+
+    def _on_progress(self, job: Job, message: dict[str, Any]) -> None:
+        with self._changed:
+            job.enter(message, time.monotonic())
+
+    def _finish(self, job: Job, measured: Measured, holders: tuple[dict[str, Any], ...]) -> None:
+        try:
+            job.measurement_id = self.store.end_job(
+                job.job_id, job.request, job.environment, measured, predictions=job.predictions, holders=holders
+            )
+        except Exception as error:
+            # The run is over either way; what could not be kept is said where it is looked for.
+            unkept = Measurement(
+                measurement_id=str(uuid.uuid4()),
+                created_at=now(),
+                request=job.request,
+                environment=job.environment,
+                measured=measured,
+                holders=holders,
+                predictions=job.predictions,
+            )
+            measured = replace(measured, reason=f"the history could not keep this run: {error}")
+            job.measurement_id, job.unkept = None, unkept
+            if self._on_unkept:
+                self._on_unkept(unkept, str(error))
+        with self._changed:
+            job.close_phase(time.monotonic())
+            job.measured = measured
+            job.state, job.reason, job.ended_at = measured.outcome, measured.reason, time.monotonic()
+            self._changed.notify_all()

@@ -1,0 +1,173 @@
+"""Many requests on one device in one go: which ones, at what capacity, in what order, and which can run there.
+
+A history that covers sizes, batches and options tells more than one run of each; the grid is made to be such a one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from cache.exchange.rules import Broken, load, nullable, scalar, table, whole
+from cache.machine.device import MIN_CAPACITY_BYTES, Device, check_runnable
+from planner.errors import InvalidArgument
+from planner.request import TASKS, GenerationRequest, Task
+from planner.units import GIB
+
+MAX_ENTRIES = 10_000
+MAX_FILE_BYTES = 16 * 1024**2
+
+_SQUARES = tuple((side, side) for side in (256, 512, 768, 1024, 1536, 2048))
+# Latents with odd sides, and sides unlike each other.
+_ODD = ((520, 776), (1000, 1304), (1096, 616))
+
+# Emulated in the grid: what many cards in use have, and where each outcome is at hand. By the dry run the first fits,
+# the next three are tight, or out of memory for txt2img, and the last is out of memory.
+GRID_CAPACITY_BYTES = 16 * GIB
+_AT_CAPACITY = (
+    {"width": 1536, "height": 1536},
+    {"width": 2048, "height": 2048},
+    {"width": 1024, "height": 1024, "batch": 4},
+    {"width": 1024, "height": 1024, "batch": 8},
+    {"width": 768, "height": 768, "batch": 16},
+)
+
+# The fields of a request that the grid varies, whatever they are in its base.
+VARIED = ("task", "width", "height", "batch", "guidance_scale", "vae_tiling", "channels_last")
+
+_CAPACITY = "capacity_bytes"
+_FIELDS = [field.name for field in fields(GenerationRequest)]
+_ENTRY = table(
+    dict.fromkeys(_FIELDS, scalar) | {_CAPACITY: nullable(whole(MIN_CAPACITY_BYTES, 4096 * GIB))},
+    optional=frozenset({*_FIELDS, _CAPACITY}),
+)
+
+
+class Entry(NamedTuple):
+    """A request of a sweep, and the capacity to emulate for it; None is the whole card."""
+
+    request: GenerationRequest
+    capacity_bytes: int | None = None
+
+    def device(self, device: Device) -> Device:
+        """The device as this entry wants it."""
+        return replace(device, emulated_bytes=self.capacity_bytes)
+
+
+class Skipped(NamedTuple):
+    """An entry that cannot run on the device, and why."""
+
+    entry: Entry
+    error: InvalidArgument
+
+
+def _changes() -> Iterable[dict[str, Any]]:
+    def change(task: Task, size: tuple[int, int], **others: Any) -> dict[str, Any]:
+        plain = {"batch": 1, "guidance_scale": 7.5, "vae_tiling": False, "channels_last": False}
+        return plain | {"task": task, "width": size[0], "height": size[1]} | others
+
+    for index, size in enumerate((*_SQUARES, *_ODD)):
+        one, other = TASKS[index % 2], TASKS[(index + 1) % 2]
+        yield from (change(task, size) for task in TASKS)
+        yield change(one, size, guidance_scale=1.0)
+        yield change(other, size, channels_last=True)
+        # Smaller images are one tile.
+        if min(size) >= 768:
+            yield from (change(task, size, vae_tiling=True) for task in TASKS)
+    for batch in (2, 4, 8):
+        for index, size in enumerate((*_SQUARES[:3], _ODD[0])):
+            yield from (change(task, size, batch=batch) for task in TASKS)
+            yield change(TASKS[(index + batch // 4) % 2], size, batch=batch, guidance_scale=1.0)
+    for task in TASKS:
+        yield from (change(task, (1024, 1024), batch=batch) for batch in (2, 4))
+        yield change(task, (512, 512), batch=4, channels_last=True)
+        yield change(task, (1024, 1024), batch=2, vae_tiling=True)
+
+
+def grid(base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
+    """The built-in sweep: what is not varied, such as the steps, is the base's.
+
+    Not every value beside every other, which would be hundreds of runs: each size and each batch with both tasks and
+    with and without guidance, tiling wherever it moves something, and channels_last at every size. A few more, around
+    what 16 GiB can hold, are at that emulated capacity, the others at `capacity_bytes`.
+    """
+    plain = {"guidance_scale": 7.5, "batch": 1, "vae_tiling": False, "channels_last": False}
+    limited = [plain | {"task": task} | change for change in _AT_CAPACITY for task in TASKS]
+    found = [
+        Entry(GenerationRequest.from_dict(base.to_dict() | change), capacity)
+        for changes, capacity in ((_changes(), capacity_bytes), (limited, GRID_CAPACITY_BYTES))
+        for change in changes
+    ]
+    # The same capacity may be given for all.
+    return list(dict.fromkeys(found))
+
+
+def entries_in(text: bytes, base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
+    """The entries of a JSON array of objects, each of which says what differs from the base and from the capacity.
+
+    Raises:
+        InvalidArgument: it is no such array, or an entry breaks a rule; the message has the entry's index, from 0.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        raise InvalidArgument("sweep", f"must be a file of at most {MAX_FILE_BYTES} bytes", "more")
+    try:
+        entries = load(text.decode())
+    except UnicodeDecodeError:
+        raise InvalidArgument("sweep", "must be a JSON file in UTF-8", text[:40]) from None
+    except Broken as broken:
+        raise InvalidArgument("sweep", broken.rule, broken.value) from None
+    if type(entries) is not list or not 0 < len(entries) <= MAX_ENTRIES:
+        found = f"{len(entries)} of them" if type(entries) is list else "no array"
+        raise InvalidArgument("sweep", f"must be a JSON array of 1 to {MAX_ENTRIES} objects", found)
+    return [_entry(index, entry, Entry(base, capacity_bytes)) for index, entry in enumerate(entries)]
+
+
+def _entry(index: int, entry: Any, base: Entry) -> Entry:
+    try:
+        values = base.request.to_dict() | {_CAPACITY: base.capacity_bytes} | _ENTRY(entry)
+        capacity_bytes = values.pop(_CAPACITY)
+        return Entry(GenerationRequest.from_dict(values), capacity_bytes)
+    except Broken as broken:
+        path = broken.inside(f"sweep[{index}]").path
+        value = broken.shown if isinstance(broken.value, (list, dict)) else broken.value
+        raise InvalidArgument(path, broken.rule, value, broken.nearest) from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"sweep[{index}].{error.argument}", error.rule, error.value, error.nearest) from None
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries that need the same model one after another, so that it is loaded once; within them small ones first.
+
+    An out-of-memory ends the worker, so what may be too much comes last, and each emulated capacity, which needs a
+    worker of its own, after the whole card.
+    """
+
+    def key(entry: Entry) -> tuple[Any, ...]:
+        request, capacity = entry.request, entry.capacity_bytes
+        offloads = request.offload != "none"
+        # As `Job.resident_key` tells models apart.
+        model = (offloads, request.channels_last, not request.safety_checker, request.task if offloads else "")
+        pixels = request.effective_width * request.effective_height
+        limit = (capacity is not None, capacity or 0)
+        return (*limit, *model, pixels * request.batch, pixels * request.unet_batch, request.task)
+
+    return sorted(entries, key=key)
+
+
+def runnable(entries: Iterable[Entry], device: Device) -> tuple[list[Entry], list[Skipped]]:
+    """The entries that can run on the device, and those that cannot.
+
+    Raises:
+        InvalidArgument: none can; it says why the first cannot.
+    """
+    can: list[Entry] = []
+    cannot: list[Skipped] = []
+    for entry in entries:
+        try:
+            check_runnable(entry.request, entry.device(device))
+        except InvalidArgument as error:
+            cannot.append(Skipped(entry, error))
+        else:
+            can.append(entry)
+    if not can:
+        raise cannot[0].error
+    return can, cannot

@@ -1,0 +1,1 @@
+"""The child process that runs a real pipeline: the only part of the cache that imports torch."""

@@ -1,0 +1,271 @@
+"""One measured run of a real pipeline: peaks and time by stage, the outcome, and what it ran on."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.records import Measured, StageMeasure
+from cache.worker import pipelines
+from cache.worker.backend import DeviceFull, Report
+from cache.worker.pipelines import Source
+from cache.worker.probes import CpuProbe, CudaProbe, Probe
+from cache.worker.recording import Recorder
+from planner.request import GenerationRequest
+from planner.tracing.pipeline import LOADED_COMPONENTS, apply_options, call_arguments
+
+# Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
+DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
+# Small enough to add nothing to any peak, and it makes every handle and workspace that later runs share.
+WARM_UP = {"width": 64, "height": 64, "batch": 1, "steps": 1}
+
+
+# A full card also speaks through libraries that have no type for it: the CUDA runtime while it loads kernels, cuBLAS
+# and cuDNN while they make handles, and cuDNN when no plan at all found room for its workspace.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no room, by type where there is one and else by the libraries' own codes."""
+    return isinstance(error, torch.OutOfMemoryError) or any(code in str(error) for code in _OUT_OF_MEMORY)
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    # What follows is the state of the card, which the row has in numbers.
+    return str(error).partition(". GPU")[0].partition("\n")[0][:500]
+
+
+@contextlib.contextmanager
+def _or_device_full() -> Generator[None]:
+    """Say of a device without room for what is inside that it is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise DeviceFull(_first_sentence(error)) from error
+        raise
+
+
+class _Stages:
+    """Closes one stage when the next begins, from hooks on the pipeline's own components."""
+
+    def __init__(self, pipeline: Any, probe: Probe, report: Report):
+        self.pipeline, self.probe, self.report = pipeline, probe, report
+        self.closed: dict[str, StageMeasure] = {}
+        self.current: str | None = None
+        self._since = 0.0
+
+    def begin(self, stage: str) -> None:
+        if stage == self.current:
+            return
+        self.close()
+        self.current, self._since = stage, time.perf_counter()
+        self.probe.reset_peak()
+        self.report(stage)
+
+    def close(self) -> None:
+        if self.current is None:
+            return
+        self.probe.synchronize()
+        allocated, reserved = self.probe.peak()
+        measure = StageMeasure(
+            stage=self.current,
+            peak_allocated_bytes=allocated,
+            peak_reserved_bytes=reserved,
+            device_bytes=self.probe.peak_device_bytes(),
+            seconds=time.perf_counter() - self._since,
+        )
+        self.closed[self.current] = measure
+        self.current = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Generator[None]:
+        """Hooks are in place inside, and gone after."""
+        pipeline = self.pipeline
+        handles = [
+            module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
+            for stage, module in (
+                ("text_encoder", pipeline.text_encoder),
+                ("unet", pipeline.unet),
+                ("safety_checker", pipeline.safety_checker),
+            )
+            if module is not None
+        ]
+        encode, decode = pipeline.vae.encode, pipeline.vae.decode
+
+        def encoding(*args, **kwargs):
+            self.begin("vae_encoder")
+            return encode(*args, **kwargs)
+
+        def decoding(*args, **kwargs):
+            self.begin("vae_decoder")
+            decoded = decode(*args, **kwargs)
+            self.report("reading back")
+            return decoded
+
+        if pipeline.safety_checker is not None:
+            handles.append(pipeline.safety_checker.register_forward_hook(lambda *_: self.report("reading back")))
+        pipeline.vae.encode, pipeline.vae.decode = encoding, decoding
+        try:
+            yield
+        finally:
+            del pipeline.vae.encode, pipeline.vae.decode
+            for handle in handles:
+                handle.remove()
+
+
+def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Probe) -> None:
+    """One pipeline call, as its user would write it; the picture is dropped."""
+
+    def on_step_end(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        # Kernels run behind the host: without this all steps would seem done at once.
+        probe.synchronize()
+        report("unet", step=min(index + 1, pipe.num_timesteps), of=pipe.num_timesteps)
+        return tensors
+
+    pipeline(**call_arguments(request), callback_on_step_end=on_step_end)
+
+
+class PipelineBackend:
+    """Keeps one pipeline resident on one device and measures runs of it."""
+
+    def __init__(self, device_kind: str):
+        self.device = torch.device(device_kind)
+        self.dtype = DTYPES[device_kind]
+        with _or_device_full():
+            self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
+        self.pipeline: Any = None
+        self.load_seconds: float | None = None
+        self.weights_bytes: int | None = None
+
+    def environment(self) -> dict[str, Any]:
+        """What is known of the device only once torch is loaded."""
+        if self.device.type == "cpu":
+            return {"attention": "sdpa"}
+        properties = torch.cuda.get_device_properties(self.device)
+        return {
+            "attention": "sdpa",
+            "total_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+
+    def _load(self, request: GenerationRequest, source: Source, report: Report) -> None:
+        began = time.perf_counter()
+        self.pipeline = pipelines.load(request, source, self.device, self.dtype, report)
+        if isinstance(self.probe, CpuProbe):
+            for module in self.modules().values():
+                self.probe.count(module)
+        self.probe.synchronize()
+        self.load_seconds = time.perf_counter() - began
+        # Before the warm-up: its handles and workspaces stay, and are no weights.
+        self.weights_bytes, _ = self.probe.now()
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The components that hold weights, by name."""
+        loaded = {name: getattr(self.pipeline, name) for name in LOADED_COMPONENTS}
+        return {name: module for name, module in loaded.items() if module is not None}
+
+    def measure(self, job: dict[str, Any], report: Report) -> Measured:
+        """Run the job's request once and say what it took. Being out of memory is an outcome, not an error.
+
+        Where the job names a file to `record_to`, each allocation and each convolution's workspace goes there.
+
+        Raises:
+            DeviceFull: not even the driver's own questions found room.
+        """
+        request = GenerationRequest.from_dict(job["request"])
+        source = Source(job["weights"], job.get("model_dir"))
+        stages: _Stages | None = None
+        recorder = Recorder(self.probe) if job.get("record_to") else None
+        with _or_device_full():
+            # Before anything is loaded: on a card of that capacity the weights would count as well.
+            self.probe.limit(job.get("emulated_bytes"))
+            free_before = self.probe.free_bytes()
+        phase = "loading"
+        try:
+            if self.pipeline is None:
+                self._load(request, source, report)
+                report("facts", counts=pipelines.parameter_counts(self.modules()))
+            self.pipeline = pipelines.for_task(self.pipeline, request.task)
+            apply_options(self.pipeline, request)
+            phase = "warm-up"
+            report("warm-up")
+            with self._counting():
+                _call(self.pipeline, replace(request, **WARM_UP), lambda *_, **__: None, self.probe)
+                gc.collect()
+                self.probe.start()
+                phase = "running"
+                stages = _Stages(self.pipeline, self.probe, report)
+                with recorder.watching(self.modules()) if recorder else contextlib.nullcontext():
+                    measured = self._run(request, stages, report)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            where = stages.current if stages and stages.current else phase
+            if stages:
+                stages.close()
+            measured = self._summary(stages, "out-of-memory", reason=_first_sentence(error), ended_in=where)
+        if recorder and recorder.recording:
+            # Out of memory, it ends with what there was no room for, which is worth knowing.
+            Path(job["record_to"]).write_text(recorder.recording.to_json())
+        gc.collect()
+        self.probe.finish()
+        return replace(
+            measured, weights_bytes=self.weights_bytes, free_before_bytes=free_before, load_seconds=self.load_seconds
+        )
+
+    def _run(self, request: GenerationRequest, stages: _Stages, report: Report) -> Measured:
+        began = time.perf_counter()
+        steps = 0
+
+        def counting(phase: str, **detail: Any) -> None:
+            nonlocal steps
+            steps = max(steps, detail.get("step", 0))
+            report(phase, **detail)
+
+        with stages.watching():
+            _call(self.pipeline, request, counting, self.probe)
+        stages.close()
+        total_seconds = time.perf_counter() - began
+        seconds_per_step = stages.closed["unet"].seconds / steps if steps else None
+        return self._summary(stages, "ok", total_seconds=total_seconds, seconds_per_step=seconds_per_step)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Generator[None]:
+        if isinstance(self.probe, CpuProbe):
+            with self.probe.storages:
+                yield
+        else:
+            yield
+
+    def _summary(self, stages: _Stages | None, outcome: Any, **values: Any) -> Measured:
+        closed = tuple(stages.closed.values()) if stages else ()
+
+        def largest(name: str) -> int | None:
+            found = [getattr(stage, name) for stage in closed if getattr(stage, name) is not None]
+            return max(found) if found else None
+
+        # Out of memory before the first stage: what was reached until then is still a lower bound.
+        allocated, reserved = self.probe.peak()
+        return Measured(
+            outcome=outcome,
+            peak_allocated_bytes=largest("peak_allocated_bytes") or allocated,
+            peak_reserved_bytes=largest("peak_reserved_bytes") or reserved,
+            peak_device_bytes=largest("device_bytes"),
+            context_bytes=self.probe.context_bytes(),
+            num_alloc_retries=self.probe.retries(),
+            stages=closed,
+            **values,
+        )

@@ -1,0 +1,173 @@
+"""Stable Diffusion v1.5 pipelines in half precision, loaded with accelerate and kept resident in the worker.
+
+Synthetic weights have the real architecture, shapes and bytes, so they take the real memory; only the picture is noise.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.worker.backend import Report
+from planner.components import MODEL_ID, MODEL_REVISION
+from planner.request import GenerationRequest
+from planner.tracing.pipeline import LOADED_COMPONENTS, PIPELINES, assemble, component_modules
+
+# Float16 values that repeat through all weights: enough to be unlike zeros, small enough to cost nothing.
+PATTERN_NUMEL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from: synthetic, the Hub at the pinned revision, or a local folder."""
+
+    kind: str
+    model_dir: str | None = None
+
+
+def parameter_counts(modules: Mapping[str, torch.nn.Module]) -> dict[str, tuple[int, int]]:
+    """(parameters, bytes of parameters and buffers as they stand) by component."""
+    counts = {}
+    for name, module in modules.items():
+        tensors = [*module.parameters(), *module.buffers()]
+        counts[name] = (sum(p.numel() for p in module.parameters()), sum(t.numel() * t.element_size() for t in tensors))
+    return counts
+
+
+def _fill(module: torch.nn.Module, pattern: torch.Tensor) -> None:
+    """Give every parameter small repeating noise, scaled so that activations stay finite in half precision."""
+    for name, parameter in module.named_parameters():
+        flat = parameter.data
+        if flat.dim() < 2:
+            # Norms as they start in training. The safety checker's thresholds become 1, which no cosine exceeds.
+            flat.fill_(0.0 if name.endswith("bias") else 1.0)
+            continue
+        # Weights may be laid out channels_last; the values do not care, so fill storage order.
+        flat = flat.as_strided((flat.numel(),), (1,))
+        scale = (parameter[0].numel()) ** -0.5
+        for start in range(0, flat.numel(), pattern.numel()):
+            part = flat[start : start + pattern.numel()]
+            torch.mul(pattern[: part.numel()], scale, out=part)
+
+
+def _materialise(module: torch.nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
+    module.to(dtype)
+    if channels_last and any(parameter.dim() == 4 for parameter in module.parameters()):
+        module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload] (torch leaves it out of the stubs)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    # The order of `_apply`, and so of `.to(device)`: the allocator meets the weights as it would with real ones.
+    module.to_empty(device=device)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.randn(PATTERN_NUMEL, generator=generator).to(device=device, dtype=dtype)
+    _fill(module, pattern)
+
+
+def synthetic(request: GenerationRequest, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
+    """A pipeline of the real architecture with synthetic weights, on the device unless the request offloads."""
+    modules = component_modules(safety_checker=request.safety_checker)
+    home = torch.device("cpu") if request.offload == "model" else device
+    for index, (name, module) in enumerate(modules.items()):
+        report("loading", step=index, of=len(modules), detail=name)
+        _materialise(module, home, dtype, request.channels_last and name in ("unet", "vae"))
+    return assemble(modules, request.task)
+
+
+@contextlib.contextmanager
+def _readable_errors(source: Source) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = source.model_dir or f"{MODEL_ID} on the Hub"
+        cause = str(error).strip().partition("\n")[0][:300]
+        advice = "synthetic weights need none, --model-dir reads a local folder"
+        raise RuntimeError(f"the safetensors of {where} cannot be read - {advice} ({cause})") from error
+
+
+@contextlib.contextmanager
+def _still_there(tell: Callable[[], None]) -> Generator[None]:
+    """Tell every few seconds: a download of gigabytes is silent for longer than a parent waits for a hung worker."""
+    done = threading.Event()
+
+    def keep_telling() -> None:
+        while not done.wait(10):
+            tell()
+
+    thread = threading.Thread(target=keep_telling, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _half_variant(model_dir: str | None) -> str | None:
+    """``fp16`` where such files are there: half the bytes to read. The Hub's repository has them."""
+    if model_dir is None or any(Path(model_dir).glob("unet/*.fp16.safetensors")):
+        return "fp16"
+    return None
+
+
+def pretrained(
+    request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report
+) -> Any:
+    """A pipeline with real weights, from safetensors only: no pickle and no remote code is ever run."""
+    report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")
+    options: dict[str, Any] = (
+        {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    )
+    if source.model_dir is None:
+        options["revision"] = MODEL_REVISION
+    # What the library says of a repository it cannot reach is about its own options, of which there are none here.
+    with (
+        _readable_errors(source),
+        _still_there(lambda: report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")),
+    ):
+        pipeline = PIPELINES[request.task].from_pretrained(
+            source.model_dir or MODEL_ID,
+            dtype=dtype,
+            use_safetensors=True,
+            variant=_half_variant(source.model_dir),
+            low_cpu_mem_usage=True,
+            local_files_only=source.model_dir is not None,
+            **options,
+        )
+    for index, name in enumerate(LOADED_COMPONENTS):
+        module = getattr(pipeline, name)
+        if module is None:
+            continue
+        report("loading", step=index + 1, of=len(LOADED_COMPONENTS) + 1, detail=name)
+        if request.channels_last and name in ("unet", "vae"):
+            module.to(memory_format=torch.channels_last)
+        if request.offload == "none":
+            module.to(device)
+    return pipeline
+
+
+def load(request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
+    """A pipeline ready to run this request: weights where they belong, its own progress bar off."""
+    if source.kind == "synthetic":
+        pipeline = synthetic(request, device, dtype, report)
+    else:
+        pipeline = pretrained(request, source, device, dtype, report)
+    if request.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def for_task(pipeline: Any, task: str) -> Any:
+    """The same resident components as the pipeline of this task: nothing is copied or cast."""
+    wanted = PIPELINES[task]
+    if type(pipeline) is wanted:
+        return pipeline
+    # Not `from_pipe`: it casts to float32 unless told otherwise.
+    other = wanted(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
+    other.set_progress_bar_config(disable=True)
+    return other

@@ -1,0 +1,123 @@
+"""Records what a run allocates, one allocation after another, which module made it, and what each convolution took.
+
+Allocations are counted and not timed: as each module begins and ends, the allocator's own count says which of its
+history's entries fall inside. That moves no peak, since nothing is allocated for it, and needs no clock.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from cache.allocations import Convolution, Recording, grouped
+from cache.worker.probes import Probe
+from planner.replay.allocator import SMALL_SIZE
+
+
+class _Call(NamedTuple):
+    """A convolution that ran: `begin` and `end` count the allocations made before and until then."""
+
+    convolution: Convolution
+    begin: int
+    end: int
+
+
+class Recorder:
+    """Collects what runs inside ``with recorder.watching(...)``; `recording` is complete once that has ended."""
+
+    def __init__(self, probe: Probe):
+        self._probe = probe
+        # From this count of allocations on, the innermost module is this one.
+        self._marks: list[tuple[int, str]] = [(0, "")]
+        self._stack: list[tuple[str, int]] = [("", 0)]
+        self._calls: list[_Call] = []
+        self.recording: Recording | None = None
+
+    @contextmanager
+    def watching(self, components: Mapping[str, torch.nn.Module]) -> Generator[None]:
+        """Record all that runs inside, however it ends; hooks are gone after.
+
+        Raises:
+            RuntimeError: the device's history lost entries; the message says how many.
+        """
+        with ExitStack() as stack:
+            for component, root in components.items():
+                for path, module in root.named_modules():
+                    name = f"{component}.{path}".rstrip(".")
+                    for handle in self._hooks(module, name):
+                        stack.callback(handle.remove)
+            self._probe.begin_history()
+            try:
+                yield
+            finally:
+                made = self._probe.allocations()
+                trace = self._probe.end_history()
+                self.recording = self._put_together(trace, made)
+
+    def _hooks(self, module: torch.nn.Module, name: str) -> list[Any]:
+        def entered(_module: torch.nn.Module, _inputs: Any) -> None:
+            count = self._probe.allocations()
+            self._stack.append((name, count))
+            self._marks.append((count, name))
+
+        def left(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            count = self._probe.allocations()
+            # What raised out of a module has left its inner modules on the stack.
+            while self._stack[-1][0] != name:
+                self._stack.pop()
+            _, begin = self._stack.pop()
+            self._marks.append((count, self._stack[-1][0]))
+            if isinstance(module, torch.nn.Conv2d) and isinstance(output, torch.Tensor) and inputs:
+                self._calls.append(_Call(_shapes_of(module, name, inputs[0], output), begin, count))
+
+        return [module.register_forward_pre_hook(entered), module.register_forward_hook(left)]
+
+    def _put_together(self, trace: Sequence[Mapping[str, Any]], made: int) -> Recording:
+        places = [place for place, entry in enumerate(trace) if entry["action"] == "alloc"]
+        if len(places) < made:
+            raise RuntimeError(f"the allocator's history has {len(places)} of the {made} allocations that were made")
+        # A history may begin before the run.
+        places = places[len(places) - made :]
+        sizes, modules = [], []
+        marks = iter([*self._marks, (made + 1, "")])
+        name, (next_at, next_name) = "", next(marks)
+        for number, place in enumerate(places):
+            while next_at <= number:
+                name, (next_at, next_name) = next_name, next(marks)
+            if trace[place]["size"] > SMALL_SIZE:
+                sizes.append(trace[place]["size"])
+                modules.append(name)
+        calls = grouped(_with_allocations(call, trace, places) for call in self._calls)
+        return Recording(of=self._probe.history_of, sizes=tuple(sizes), modules=tuple(modules), convolutions=calls)
+
+
+def _shapes_of(module: torch.nn.Conv2d, name: str, image: torch.Tensor, output: torch.Tensor) -> Convolution:
+    return Convolution(
+        module=name,
+        input_shape=tuple(image.shape),
+        weight_shape=tuple(module.weight.shape),
+        output_shape=tuple(output.shape),
+        dtype=str(image.dtype).removeprefix("torch."),
+        # The kernel's layout is that of what it wrote. A tensor of one channel or pixel is in every layout.
+        channels_last=not output.is_contiguous() and output.is_contiguous(memory_format=torch.channels_last),
+    )
+
+
+def _with_allocations(call: _Call, trace: Sequence[Mapping[str, Any]], places: Sequence[int]) -> Convolution:
+    """The convolution with what the history has between its begin and its end."""
+    workspaces, copies, refused = [], [], []
+    first = places[call.begin - 1] + 1 if call.begin else 0
+    after = places[call.end] if call.end < len(places) else len(trace)
+    inside = trace[first:after]
+    freed = {entry["addr"] for entry in inside if entry["action"] == "free_requested"}
+    for at, entry in enumerate(inside):
+        if entry["action"] == "oom":
+            refused.append(entry["size"])
+        if entry["action"] != "alloc" or entry["addr"] not in freed:
+            continue
+        following = inside[at + 1] if at + 1 < len(inside) else {}
+        is_next = following.get("action") == "free_requested" and following["addr"] == entry["addr"]
+        (workspaces if is_next else copies).append(entry["size"])
+    return replace(call.convolution, workspaces=tuple(workspaces), copies=tuple(copies), refused=tuple(refused))

@@ -1,0 +1,177 @@
+"""How wrong on this GPU? The choice of GPUs, one sentence for each, and the runs behind it with their sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.frame import session as calls
+from pages.shared.frame.escape import plain, sentence
+from pages.shared.frame.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
+from pages.shared.plan.verdicts import name_of
+from planner.accuracy.by_gpu import (
+    GRADED_BASIS,
+    Gpu,
+    GpuAccuracy,
+    by_gpu,
+    circumstances,
+    gpu_of,
+    versions_words,
+    work_of,
+)
+from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card
+from planner.errors import InvalidArgument, UnknownCard
+from planner.units import gib_value
+
+if TYPE_CHECKING:
+    from planner.accuracy.grading import Graded
+    from planner.calibration.evidence import Observation
+
+# The control has a key of its own: the plan's GPUs stay what they are, whatever is looked at here.
+_KEY = "accuracy-gpus"
+# A GPU that is described by its memory is known here by what decides over its kernels.
+_DESCRIBED = re.compile(r"compute capability (\d{1,2}\.\d)")
+# The table of runs shows so many, the newest of each GPU first.
+_MOST_RUNS = 300
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def _described(capability: str) -> Gpu:
+    card = described_card("16GiB", capability)
+    return Gpu(name_of(card), "", card.compute_capability)
+
+
+def _choices(observations: Iterable[Observation]) -> dict[str, Gpu]:
+    """Every GPU that can be asked for, by name: the catalogue's, those with runs, and the machine's own."""
+    found = {card.name: gpu_of(card) for card in (*CATALOGUE, *SLICES)}
+    for one in observations:
+        found.setdefault(one.model, Gpu(one.model, one.model, one.capability))
+    for attached, _ in calls.attached()[0]:
+        card = attached.as_card()
+        found.setdefault(card.model, Gpu(card.model, card.model, card.compute_capability))
+    return found
+
+
+def _of_the_plan() -> list[str]:
+    """The plan's GPUs as this page names them."""
+    names = list(plan().get(CARDS_KEY, DEFAULT_CARD_NAMES))
+    if plan().get(ATTACHED_KEY):
+        names += [attached.as_card().model for attached, _ in calls.attached()[0]]
+    if plan().get(MEMORY_KEY) and plan().get(CAPABILITY_KEY):
+        names.append(f"compute capability {plan()[CAPABILITY_KEY]}")
+    return names
+
+
+def _taken(names: Iterable[str], choices: dict[str, Gpu]) -> list[str]:
+    """The names that can be asked for, as the control has them; says which cannot."""
+    found = []
+    for name in names:
+        try:
+            if described := _DESCRIBED.fullmatch(name):
+                gpu = _described(described[1])
+                choices.setdefault(gpu.name, gpu)
+                found.append(gpu.name)
+            else:
+                found.append(name if name in choices else card_named(name).name)
+        except (UnknownCard, InvalidArgument) as error:
+            text = str(error).partition("; ")[0]
+            st.warning(f"This link was not taken whole: {plain(text)}.", icon=":material/link_off:")
+    return list(dict.fromkeys(found))
+
+
+def _keep_in_address() -> None:
+    st.query_params[CARDS_KEY] = st.session_state[_KEY]
+
+
+def gpus_control(observations: Iterable[Observation]) -> list[Gpu]:
+    """Draw the choice of GPUs: those of the address, else those of the plan."""
+    choices = _choices(observations)
+    asked = [name for name in st.query_params.get_all(CARDS_KEY) if name]
+    chosen = _taken(asked or _of_the_plan(), choices)
+    if _KEY not in st.session_state:
+        st.session_state[_KEY] = chosen
+    elif not choices.keys() >= set(st.session_state[_KEY]):
+        # One was chosen for its runs, and they are gone.
+        st.session_state[_KEY] = [name for name in st.session_state[_KEY] if name in choices]
+    names = st.multiselect(
+        "How wrong on which GPU?",
+        list(choices),
+        key=_KEY,
+        on_change=_keep_in_address,
+        placeholder="Choose GPUs",
+        help="Any GPU of the catalogue, and every one that was measured. The plan's own GPUs stay as they are.",
+    )
+    return [choices[name] for name in names]
+
+
+def link_to(one: Graded) -> str:
+    """Give the address of a run's page on History."""
+    published = "&reference=true" if one.observation.is_reference else ""
+    return f"History?run={one.observation.run_id}{published}"
+
+
+def runs_table(runs: Sequence[Graded], alt: str) -> None:
+    """Draw one line for each run: what ran, its peak, how far off, its source and the way to it."""
+    from cache.history.reference import sources
+
+    published = sources()
+    rows = [
+        {
+            "GPU": one.observation.card_name,
+            "What ran": work_of(one),
+            "Off by": round(100 * one.error(GRADED_BASIS), 2) + 0.0,
+            "Measured": gib_value(one.measured_bytes),
+            "Predicted": gib_value(one.predicted[GRADED_BASIS]),
+            "Peak": one.peak,
+            "Inside": "yes" if one.is_covered else "no",
+            "Open": link_to(one),
+            "With": ", ".join([versions_words(one), *(note for note in circumstances(one) if note != "reserved")]),
+            "Source": published.get(one.observation.run_id, "history"),
+        }
+        for one in runs[:_MOST_RUNS]
+    ]
+    if len(runs) > _MOST_RUNS:
+        st.caption(f"The newest {_MOST_RUNS:,} of {len(runs):,} runs are listed; all of them are counted.")
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        rows,
+        hide_index=True,
+        height="content" if len(rows) <= 20 else 740,
+        alt=alt,
+        column_config={
+            "Off by": number(
+                "Off by", format="%+.2f %%", help="The prediction from the other runs; negative is too low"
+            ),
+            "Measured": number("Measured", format="%.2f GiB", help="The measured peak"),
+            "Predicted": number("Predicted", format="%.2f GiB", help="What the other runs make of the dry run"),
+            "Peak": st.column_config.TextColumn("Peak", help="reserved: that alone was published"),
+            "Inside": st.column_config.TextColumn("Inside", help="Whether it lies in the interval from the other runs"),
+            "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
+        },
+    )
+
+
+def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
+    """Draw one sentence for each GPU, and below them the runs that it rests on."""
+    told = [by_gpu(graded, gpu) for gpu in gpus]
+    for one in told:
+        _answer(one)
+    runs = list(dict.fromkeys(run for one in told for run in one.runs_to_show))
+    whole, halves = ([run for run in runs if run.is_whole == is_whole] for is_whole in (True, False))
+    if whole:
+        st.caption("The runs behind this, with their sources:")
+        runs_table(whole, "The runs of whole pipelines behind these sentences, with their sources")
+    if halves:
+        with st.expander(f"Halves of the VAE alone: {len(halves):,} runs"):
+            runs_table(halves, "The runs of halves of the VAE on these GPUs, with their sources")
+
+
+def _answer(told: GpuAccuracy) -> None:
+    with st.container(gap="xsmall"):
+        # Number and sign stay together where a line ends.
+        st.markdown(f"#### {plain(told.sentence()).replace(' %', NBSP + '%')}")
+        if further := told.further_sentences():
+            st.caption(" ".join(map(sentence, further)))

@@ -1,0 +1,1 @@
+"""The controls that ask for a request and for GPUs."""

@@ -1,0 +1,138 @@
+"""Several runs beside each other: their peaks by stage in one chart, and in one table what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, draw
+from pages.shared.frame.escape import plain
+from pages.shared.history.differences import difference_lines
+from pages.shared.history.run import when
+from pages.shared.history.runs import task_of
+from planner.components import STAGE_NAMES
+from planner.units import gib, gib_value
+
+if TYPE_CHECKING:
+    from cache.records import Measurement
+
+COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
+MOST = len(COLORS)
+_WHOLE = "Whole run"
+_PLACES = "compared"
+
+
+def places_of(ids: Sequence[str], before: dict[str, int]) -> dict[str, int]:
+    """A place for each run, which is its letter and its colour: as before where it had one, else the first free."""
+    kept = {run: before[run] for run in ids if run in before}
+    free = iter([place for place in range(MOST) if place not in kept.values()])
+    return {run: kept[run] if run in kept else next(free) for run in ids}
+
+
+def _size(run: Measurement) -> str:
+    return f"{run.request.effective_width}×{run.request.effective_height}"
+
+
+def letter_of(place: int) -> str:
+    """What the run of this place is called in the chart and in the table."""
+    return chr(ord("A") + place)
+
+
+def telling(runs: Sequence[Measurement]) -> list[str]:
+    """What tells each run from the others."""
+    tellers: tuple[Callable[[Measurement], str], ...] = (
+        lambda run: run.environment.card_name,
+        task_of,
+        _size,
+        lambda run: f"batch {run.request.batch}",
+        lambda run: run.options or "no options",
+        lambda run: f"{run.request.steps} step{'' if run.request.steps == 1 else 's'}",
+        lambda run: f"torch {run.environment.torch.partition('+')[0]}",
+    )
+    apart = [of for of in tellers if len({of(run) for run in runs}) > 1]
+    told = [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
+    # Repeats of one minute.
+    return (
+        told
+        if len(set(told)) == len(runs)
+        else [f"{text}, run {run.measurement_id[:8]}" for text, run in zip(told, runs, strict=True)]
+    )
+
+
+def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[str]) -> None:
+    alt = altair()
+    # A published run says nothing of its stages.
+    peaks = [
+        (name, stage, size)
+        for run, name in zip(runs, names, strict=True)
+        for stage, size in (
+            *((STAGE_NAMES.get(one.stage, one.stage), one.peak_allocated_bytes) for one in run.measured.stages),
+            (_WHOLE, run.measured.peak_allocated_bytes),
+        )
+    ]
+    values = [
+        {"stage": stage, "run": name, "GiB": gib_value(size), "size": gib(size)}
+        for name, stage, size in peaks
+        if size is not None
+    ]
+    if not values:
+        st.caption("None of these runs came far enough to have a peak.")
+        return
+    there = {value["stage"] for value in values}
+    order = [name for name in (*STAGE_NAMES.values(), _WHOLE) if name in there]
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar(cornerRadiusEnd=2)
+        .encode(
+            y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
+            yOffset=alt.YOffset("run:N", sort=list(names)),
+            x=alt.X("GiB:Q", title="Allocated peak, GiB", axis=alt.Axis(tickCount=5)),
+            color=alt.Color(
+                "run:N",
+                sort=list(names),
+                scale=alt.Scale(domain=list(names), range=list(colors)),
+                legend=alt.Legend(orient="top", title=None, columns=MOST),
+            ),
+            tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("run:N"), alt.Tooltip("size:N")],
+        )
+        .properties(height=alt.Step(14))
+    )
+    told = "; ".join(
+        f"{stage}: " + ", ".join(f"{value['run']} {value['size']}" for value in values if value["stage"] == stage)
+        for stage in order
+    )
+    draw(chart, alt=f"Bars of the allocated peak by stage, for each run. {told}")
+
+
+def comparison(runs: Sequence[Measurement]) -> None:
+    """The chosen runs beside each other."""
+    more, runs = len(runs) - MOST, runs[:MOST]
+    places = places_of([run.measurement_id for run in runs], st.session_state.get(_PLACES, {}))
+    st.session_state[_PLACES] = places
+    runs = sorted(runs, key=lambda run: places[run.measurement_id])
+    letters = [letter_of(places[run.measurement_id]) for run in runs]
+    with st.container(border=True):
+        st.markdown(f"**{len(runs)} runs compared**")
+        if more > 0:
+            st.caption(f"The first {MOST} that were chosen; {more} more are ticked.")
+        told = zip(letters, telling(runs), strict=True)
+        st.markdown("\n".join(f"- **{letter}** {plain(text)}" for letter, text in told))
+        if any(run.scope != "pipeline" for run in runs):
+            st.caption("Peaks of half of the VAE alone are above what stood allocated before, the weights among it.")
+        _chart(runs, letters, [COLORS[place] for place in sorted(places.values())])
+        every = st.toggle("Show all", key="compare-all", help="Also what all of them have in common.")
+        lines = [line for line in difference_lines(runs) if every or line.differs or line.always]
+        apart = f"{letters[1]} against {letters[0]}"
+        st.dataframe(
+            [
+                {"": line.name, **dict(zip(letters, line.values, strict=True))}
+                | ({apart: line.apart} if len(runs) == 2 else {})
+                for line in lines
+            ],
+            hide_index=True,
+            height="content",
+            alt="What the compared runs have" if every else "What differs between the compared runs",
+            column_config={"": st.column_config.TextColumn("", width=168, pinned=True)},
+        )

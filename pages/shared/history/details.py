@@ -1,0 +1,82 @@
+"""One run of the history in full, and what can be done with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from pages.shared.controls.capacity import CAPACITY_KEY
+from pages.shared.frame import session as calls
+from pages.shared.frame.escape import plain, sentence
+from pages.shared.frame.plan_state import FIELDS, plan
+from pages.shared.history.run import measurement_view
+from pages.shared.history.table import choose_runs, chosen_runs
+from planner.errors import PlannerError
+from planner.units import exact_size
+
+if TYPE_CHECKING:
+    from cache.records import Measurement
+    from pages.shared.history.runs import Runs
+    from planner.request import GenerationRequest
+
+
+def address_of(request: GenerationRequest) -> dict[str, Any]:
+    """Every field of the request as an address has it, and whatever else is in the plan that it replaces.
+
+    Fields that stand at their defaults are there too: without them the plan of the session would stay.
+    """
+    values = plan() | {field.name: getattr(request, field.name) for field in FIELDS}
+    return {key: value if isinstance(value, list) else str(value) for key, value in values.items()}
+
+
+def delete(run: Measurement) -> str | None:
+    """Delete a run; returns what kept it from being deleted, or None."""
+    store, _ = calls.store()
+    try:
+        if store:
+            store.delete_measurement(run.measurement_id)
+    except PlannerError as error:
+        return f"{sentence(str(error))} Nothing was deleted."
+    return None
+
+
+@st.dialog("Delete this run?")
+def confirm_delete(run: Measurement, others: list[str]) -> None:
+    """Ask before a run is gone for good."""
+    st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. It cannot be brought back.")
+    with st.container(horizontal=True):
+        if st.button("Delete it", type="primary", icon=":material/delete:", key="confirm-delete"):
+            if problem := delete(run):
+                st.error(problem, icon=":material/error:")
+            else:
+                choose_runs(others)
+                st.rerun()
+        if st.button("Keep it", key="keep"):
+            st.rerun()
+
+
+def _actions(runs: Runs, run: Measurement) -> None:
+    with st.container(horizontal=True):
+        if run.scope == "pipeline":
+            address, emulated = address_of(run.request), run.environment.emulated_bytes
+            if st.button("Rerun", icon=":material/replay:", key="rerun", help="Verify this request again, here."):
+                # It was measured before, and would be answered from the history.
+                st.session_state["force"] = True
+                # Set even where there is none: Verify may still hold the one before.
+                capacity = st.session_state[CAPACITY_KEY] = "" if emulated is None else exact_size(emulated)
+                at = {CAPACITY_KEY: capacity} if capacity else {}
+                st.switch_page("pages/1_Verify.py", query_params=address | at)
+            if st.button("Plan", icon=":material/straighten:", key="plan-it", help="Which cards run this request?"):
+                st.switch_page("streamlit_app.py", query_params=address)
+        if run.origin == "reference":
+            st.caption("Reference runs ship with the planner and cannot be deleted.", width="content")
+        elif st.button("Delete", icon=":material/delete:", key="delete"):
+            confirm_delete(run, [other for other in chosen_runs(runs) if other != run.measurement_id])
+
+
+def details(runs: Runs, run: Measurement) -> None:
+    """The run in full."""
+    with st.container(border=True):
+        measurement_view(run)
+        _actions(runs, run)

@@ -1,0 +1,117 @@
+"""What runs differ in, line by line: what was asked, where, what came out, and how far predictions were off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pages.shared.history.run import when
+from pages.shared.history.runs import BASES, off_column, spreadsheet_safe, task_of
+from planner.components import STAGE_NAMES, STAGES
+from planner.request import GenerationRequest
+from planner.units import gib, signed_gib
+
+if TYPE_CHECKING:
+    from cache.records import Measurement
+
+# Of what a run was on; libraries are called as they call themselves.
+_NAMES = {
+    "device_kind": "Device",
+    "compute_capability": "Compute capability",
+    "mig": "MIG",
+    "driver": "Driver",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "attention": "Attention",
+    "allocator_settings": "Allocator settings",
+    "weights": "Weights",
+    "method": "Method",
+}
+
+
+class Line(NamedTuple):
+    """One line of the comparison: a value of each run as text, and how far the second is from the first."""
+
+    name: str
+    values: tuple[str, ...]
+    apart: str = ""
+    always: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs do not all have the same."""
+        return len(set(self.values)) > 1
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value in (None, "") else spreadsheet_safe(str(value))
+
+
+def _sizes(name: str, sizes: Sequence[int | None]) -> Line:
+    first, last = sizes[0], sizes[-1]
+    apart = signed_gib(last - first, 3) if len(sizes) == 2 and first is not None and last is not None else ""
+    return Line(name, tuple("–" if size is None else gib(size, 3) for size in sizes), apart)
+
+
+def _seconds(name: str, seconds: Sequence[float | None]) -> Line:
+    first, last = seconds[0], seconds[-1]
+    apart = f"{last / first - 1:+.1%}" if len(seconds) == 2 and first and last else ""
+    return Line(name, tuple("–" if value is None else f"{value:.2f} s" for value in seconds), apart)
+
+
+def _off(runs: Sequence[Measurement], basis: str) -> Line | None:
+    from cache.predictions import peak_error
+
+    errors = [next((peak_error(run, told) for told in run.predictions if told.basis == basis), None) for run in runs]
+    if all(error is None for error in errors):
+        return None
+    values = tuple("–" if error is None else f"{error:+.2%}" for error in errors)
+    return Line(f"{off_column(basis)}, peak", values, always=True)
+
+
+def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
+    """Everything that runs can differ in."""
+
+    def plain_line(name: str, of: Callable[[Measurement], Any]) -> Line:
+        return Line(name, tuple(_shown(of(run)) for run in runs))
+
+    lines = [plain_line("When, UTC", when), plain_line("Origin", lambda run: run.origin), plain_line("Task", task_of)]
+    for field in fields(GenerationRequest):
+        if field.name != "task":
+            lines.append(
+                plain_line(
+                    field.name.replace("_", " ").capitalize().replace("Vae", "VAE"),
+                    lambda run, name=field.name: getattr(run.request.canonical(), name),
+                )
+            )
+    lines.append(plain_line("Card", lambda run: run.environment.card_name))
+    lines.append(_sizes("Card's total memory", [run.environment.total_bytes for run in runs]))
+    lines.append(_sizes("Emulated capacity", [run.environment.emulated_bytes for run in runs]))
+    for name in asdict(runs[0].environment):
+        if name not in ("card", "uuid_hash", "total_bytes", "emulated_bytes"):
+            lines.append(plain_line(_NAMES.get(name, name), lambda run, name=name: getattr(run.environment, name)))
+    lines.append(plain_line("Outcome", lambda run: run.measured.outcome))
+    for name, attribute in (
+        ("Peak allocated", "peak_allocated_bytes"),
+        ("Peak reserved", "peak_reserved_bytes"),
+        ("Peak on device", "peak_device_bytes"),
+        ("Context", "context_bytes"),
+        ("Weights at the start", "weights_bytes"),
+    ):
+        lines.append(_sizes(name, [getattr(run.measured, attribute) for run in runs]))
+    lines.append(plain_line("Retries", lambda run: run.measured.num_alloc_retries))
+    stages = [{stage.stage: stage for stage in run.measured.stages} for run in runs]
+    for stage in STAGES:
+        of = [by_name.get(stage) for by_name in stages]
+        if any(of):
+            lines.append(
+                _sizes(f"{STAGE_NAMES[stage]}, allocated", [one.peak_allocated_bytes if one else None for one in of])
+            )
+            lines.append(_seconds(f"{STAGE_NAMES[stage]}, time", [one.seconds if one else None for one in of]))
+    lines.append(_seconds("A step", [run.measured.seconds_per_step for run in runs]))
+    lines.append(_seconds("In all, without loading", [run.measured.total_seconds for run in runs]))
+    bases = dict.fromkeys((*BASES, *(told.basis for run in runs for told in run.predictions)))
+    return lines + [line for basis in bases if (line := _off(runs, basis))]

@@ -1,0 +1,105 @@
+"""Which runs the History page shows. Each filter's key is also its name in the address, so that a link keeps it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import streamlit as st
+
+from pages.shared.history.runs import BASES, off_column
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+# Columns of which several values can be asked for at once, and how wide: the last two share a row of a phone.
+_CHOICES = {"Card": 250, "Task": 150, "Outcome": 180}
+# Sides of squares; a size of any shape is between two of them by its number of pixels.
+_SIDES = (64, 256, 512, 768, 1024, 1536, 2048, 4096, 8192)
+_SIZES = {f"{side}×{side}": side**2 for side in _SIDES}
+_ALL_SIZES = (next(iter(_SIZES)), list(_SIZES)[-1])
+_DEFAULTS: dict[str, Any] = {
+    **{f"filter-{name.lower()}": [] for name in (*_CHOICES, "Origin")},
+    "filter-size": _ALL_SIZES,
+    "filter-versions": None,
+    "filter-off": None,
+    "filter-basis": BASES[0],
+}
+
+
+def _choice(frame: DataFrame, name: str, width: int | Literal["stretch"] = "stretch") -> list[str]:
+    """Draw the choice of this column's values; those that were chosen."""
+    key = f"filter-{name.lower()}"
+    # A link may name what no run here has: that none is shown is its answer, and not that all are.
+    linked = [*st.session_state.get(key, ()), *st.query_params.get_all(key)]
+    options = sorted({*frame[name].unique(), *linked})
+    return st.multiselect(name, options, key=key, placeholder="All", bind="query-params", width=width)
+
+
+def _rarer(frame: DataFrame) -> dict[str, Series]:
+    low, high = st.select_slider(
+        "Size, by pixels",
+        list(_SIZES),
+        value=_ALL_SIZES,
+        key="filter-size",
+        bind="query-params",
+        help="Of any shape: 512×1024 has the pixels of 724×724.",
+    )
+    masks = {"size": None if (low, high) == _ALL_SIZES else frame["pixels"].between(_SIZES[low], _SIZES[high])}
+    versions = st.segmented_control(
+        "Versions",
+        ("current", "stale"),
+        key="filter-versions",
+        bind="query-params",
+        help="stale: measured with other versions than those installed now.",
+    )
+    masks["versions"] = None if versions is None else (frame["Versions"] == "stale") == (versions == "stale")
+    origins = _choice(frame, "Origin")
+    masks["origin"] = frame["Origin"].isin(origins) if origins else None
+    off = st.number_input(
+        "Off by more than, %",
+        min_value=0.0,
+        value=None,
+        step=1.0,
+        key="filter-off",
+        bind="query-params",
+        placeholder="Any",
+        help="Too low or too high; runs without a prediction or a peak are hidden.",
+    )
+    bases = [basis for basis in ("calibrated", *BASES) if off_column(basis) in frame.columns]
+    basis = st.segmented_control(
+        "Off by which prediction", bases, default=BASES[0], required=True, key="filter-basis", bind="query-params"
+    )
+    masks["error"] = None if off is None else frame[off_column(basis or BASES[0])].abs() > off
+    return {name: mask for name, mask in masks.items() if mask is not None}
+
+
+def _clear() -> None:
+    for key, default in _DEFAULTS.items():
+        st.session_state[key] = default
+
+
+def filtered(frame: DataFrame) -> tuple[DataFrame, list[str]]:
+    """Draw the filters; the runs that pass them all, and the names of the filters that hide some."""
+    masks: dict[str, Series] = {}
+    for name, width in _CHOICES.items():
+        if values := _choice(frame, name, width):
+            masks[name.lower()] = frame[name].isin(values)
+    with st.popover("More filters", icon=":material/tune:", key="more-filters"):
+        masks |= _rarer(frame)
+    shown = frame
+    for mask in masks.values():
+        shown = shown[mask[shown.index]]
+    return shown, list(masks)
+
+
+def count_line(shown: int, total: int, names: list[str]) -> None:
+    """How many runs are shown, what hides the others, and the way back to all."""
+    runs = f"{shown:,} of {total:,} run{'' if total == 1 else 's'}."
+    if names:
+        by = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+        runs += f" {total - shown:,} hidden by {by}." if total > shown else f" Nothing is hidden by {by}."
+    how = " Tick one on its left to see it in full, more to compare them." if shown else ""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption(runs + how, width="content")
+        if names:
+            st.button("Clear filters", icon=":material/filter_alt_off:", key="clear-filters", on_click=_clear)

@@ -1,0 +1,183 @@
+"""One measured run: outcome, peaks, and how far each prediction was off."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import streamlit as st
+
+from cache.predictions import compare, verdict_of
+from cache.records import ANSWERS, Measurement, Prediction
+from pages.shared.frame.charts import comparison_chart
+from pages.shared.frame.escape import code, plain
+from pages.shared.plan.verdicts import verdict_badge
+from planner.components import STAGE_NAMES
+from planner.units import gib
+
+OUTCOME_WORDS = {
+    "ok": "Ran to the end",
+    "out-of-memory": "Ran out of memory",
+    "cancelled": "Was cancelled",
+    "failed": "Failed",
+}
+_SCOPE_WORDS = {"vae.encode": "the VAE's encoder", "vae.decode": "the VAE's decoder"}
+_ORIGINS: dict[str, tuple[str, Literal["blue", "violet"], str]] = {
+    "imported": (":material/upload_file:", "blue", "From a file; measured by another planner."),
+    "reference": (":material/menu_book:", "violet", "Published; it ships with the planner."),
+}
+EMULATED_HELP = (
+    "torch was made to refuse beyond this capacity, the CUDA context within it. Kernels and context are those of the "
+    "real card, which has more."
+)
+PHASE_NAMES = STAGE_NAMES | {
+    "waiting": "Waiting for the device",
+    "starting": "Starting the worker",
+    "loading": "Loading",
+    "warm-up": "Warm-up",
+    "running": "Running",
+    "unet": "Denoising",
+    "reading back": "Reading back",
+}
+
+
+def _metric(label: str, size_bytes: int | None, help_text: str) -> None:
+    if size_bytes is not None:
+        st.metric(label, gib(size_bytes), help=help_text)
+
+
+def _heading(measurement: Measurement) -> None:
+    measured, environment = measurement.measured, measurement.environment
+    words = OUTCOME_WORDS[measured.outcome]
+    if measured.ended_in:
+        words += f" in: {PHASE_NAMES.get(measured.ended_in, plain(measured.ended_in))}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if environment.device_kind == "cuda":
+            st.markdown(f"**{words}** on {plain(environment.card_name)}", width="content")
+            if measurement.scope == "pipeline":
+                verdict_badge(verdict_of(measurement))
+            if environment.emulated_bytes is not None:
+                st.badge("emulated capacity", icon=":material/compress:", color="orange", help=EMULATED_HELP)
+        else:
+            st.markdown(f"**{words}**", width="content")
+            st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
+        if measurement.origin in _ORIGINS:
+            icon, color, text = _ORIGINS[measurement.origin]
+            st.badge(measurement.origin, icon=icon, color=color, help=text)
+    at = when(measurement)
+    st.caption(what(measurement) + (f" · {plain(at)} UTC" if at else ""))
+    if measurement.source:
+        st.caption(f"Source: {plain(measurement.source)}")
+    if alone := _SCOPE_WORDS.get(measurement.scope):
+        st.info(
+            f"Only {alone} was run: peaks are above what stood allocated before, the weights among it.",
+            icon=":material/info:",
+        )
+    if measured.outcome in ANSWERS and (line := foretold(measurement.predictions)):
+        st.caption(line)
+    # A cancelled run has nothing to say beyond its heading.
+    if measured.reason and measured.outcome != "cancelled":
+        st.error(plain(measured.reason), icon=":material/error:")
+
+
+def _peaks(measurement: Measurement) -> None:
+    measured = measurement.measured
+    on_cpu = measurement.environment.device_kind == "cpu"
+    allocated = "Live tensors, counted one by one." if on_cpu else "The most that tensors and workspaces took at once."
+    device = "The process's resident memory." if on_cpu else "What the whole card held, by whomever."
+    with st.container(horizontal=True, gap="medium"):
+        _metric("Peak allocated", measured.peak_allocated_bytes, allocated)
+        _metric("Peak reserved", measured.peak_reserved_bytes, "What torch's caching allocator held.")
+        _metric("Peak in process" if on_cpu else "Peak on device", measured.peak_device_bytes, device)
+        _metric("Context", measured.context_bytes, "What CUDA took outside torch's allocator.")
+        _metric("Weights", measured.weights_bytes, "What stood allocated before the run began.")
+        if measured.num_alloc_retries is not None:
+            st.metric("Retries", measured.num_alloc_retries, help="Times the allocator flushed its cache to go on.")
+        if measured.seconds_per_step is not None:
+            st.metric("A step", f"{measured.seconds_per_step:.2f} s", help=f"{measured.total_seconds:.1f} s in all.")
+
+
+def _stages(measurement: Measurement) -> None:
+    rows = [
+        {
+            "Stage": STAGE_NAMES.get(stage.stage, stage.stage),
+            "Allocated": "-" if stage.peak_allocated_bytes is None else gib(stage.peak_allocated_bytes),
+            "Reserved": "-" if stage.peak_reserved_bytes is None else gib(stage.peak_reserved_bytes),
+            "Seconds": f"{stage.seconds:.2f}",
+        }
+        for stage in measurement.measured.stages
+    ]
+    if measurement.environment.device_kind == "cpu":
+        for row in rows:
+            del row["Reserved"]
+    st.dataframe(rows, hide_index=True, alt="Peaks and seconds of each stage")
+
+
+def _predictions(measurement: Measurement) -> None:
+    """Every prediction beside what was measured in one chart, and how far each one's peak was off."""
+    by_basis = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
+    if not by_basis:
+        return
+    names = " and the ".join(basis.replace("-", " ") for basis in by_basis)
+    st.markdown(f"**Against the {names}**")
+    comparison_chart(by_basis)
+    for basis, lines in by_basis.items():
+        peak = next(line for line in lines if line.name == "Peak allocated")
+        if measurement.measured.outcome == "ok" and peak.error is not None:
+            st.caption(
+                f"The {basis.replace('-', ' ')}'s allocated peak is {off_words(peak.error)}: "
+                f"{gib(peak.predicted_bytes or 0)} predicted, {gib(peak.measured_bytes or 0)} measured."
+            )
+
+
+def foretold(predictions: Sequence[Prediction]) -> str:
+    """What each basis had said of the run before it ran, in one line; empty where none judged it."""
+    said = [
+        f"{prediction.basis.replace('-', ' ')} {prediction.verdict}, need {gib(prediction.need_bytes)}"
+        for prediction in predictions
+        if prediction.need_bytes is not None and prediction.verdict != "unknown"
+    ]
+    return f"Had been predicted: {'; '.join(said)}." if said else ""
+
+
+def when(measurement: Measurement) -> str:
+    """When it was measured, to the minute; empty for a published run, of which nobody said it."""
+    return "" if measurement.origin == "reference" else measurement.created_at[:16].replace("T", " ")
+
+
+def what(measurement: Measurement) -> str:
+    """What was run, in one line."""
+    request, scope = measurement.request, measurement.scope
+    if scope == "pipeline":
+        return request.describe()
+    size = f"{request.effective_width}×{request.effective_height}"
+    return ", ".join([f"{scope} {size}", f"batch {request.batch}", *request.vae_options])
+
+
+def off_words(error: float) -> str:
+    """How far off a prediction was, in words: 2.3% too low."""
+    shown = f"{abs(error):.1%}"
+    return "right to 0.1%" if shown == "0.0%" else f"{shown} too {'low' if error < 0 else 'high'}"
+
+
+def measurement_view(measurement: Measurement) -> None:
+    """The run in full."""
+    _heading(measurement)
+    measured = measurement.measured
+    if measured.stages or measured.peak_allocated_bytes is not None:
+        _peaks(measurement)
+        _predictions(measurement)
+    if measured.stages:
+        _stages(measurement)
+    environment = measurement.environment
+    with st.expander("Where and with what"):
+        names = ("card", "driver", "compute_capability", "cuda", "cudnn", "torch", "diffusers", "transformers")
+        names += ("accelerate", "python", "dtype", "attention", "allocator_settings", "weights")
+        facts = [(name, getattr(environment, name)) for name in names]
+        lines = [f"- {name.replace('_', ' ')}: {code(value)}" for name, value in facts if value]
+        if environment.total_bytes:
+            lines.append(f"- total memory: {gib(environment.total_bytes)}")
+        if environment.emulated_bytes is not None:
+            lines.append(f"- emulated capacity: {gib(environment.emulated_bytes)}")
+        for holder in measurement.holders:
+            lines.append(f"- also on the card: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
+        lines.append(f"- run: {code(measurement.measurement_id)}")
+        st.markdown("\n".join(lines))

@@ -1,0 +1,1 @@
+"""The parts of the Plan page, from the verdicts to the report."""

@@ -1,0 +1,182 @@
+"""The map: which sizes run on which cards, or which sizes and batches run on one, each cell ready to be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.controls.pickable import Offer
+from pages.shared.frame.escape import sentence
+from pages.shared.frame.plan_state import (
+    CARDS_KEY,
+    DEFAULT_CARD_NAMES,
+    MAP_ALL_KEY,
+    MAP_CARD_KEY,
+    MAP_KEY,
+    MAP_SHAPE_KEY,
+    plan,
+)
+from pages.shared.plan.map_table import map_table
+from pages.shared.plan.sizes import progress
+from planner.cards.lookup import CATALOGUE, SLICES, Card
+from planner.errors import NoProgram
+from planner.report.text import card_notes
+from planner.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from planner.alternatives.size_map import Cell
+    from planner.programs.library import Library
+
+_OPEN = "map-open"
+BY_CARD, BY_BATCH = "size by card", "size by batch"
+SQUARE, AS_ASKED = "square", "as asked"
+ALL_CARDS = (*CATALOGUE, *SLICES)
+
+
+def _kind() -> str:
+    kind = st.segmented_control(
+        "Map",
+        (BY_CARD, BY_BATCH),
+        default=BY_CARD,
+        required=True,
+        key=MAP_KEY,
+        bind="query-params",
+        help="size by card: the plan's batch at many sizes, a row for each card. size by batch: many batches on one "
+        "card.",
+    )
+    return kind or BY_CARD
+
+
+def _is_square(request: GenerationRequest) -> bool:
+    """Draw the choice of shape, where the plan's own is another one than square."""
+    if request.effective_width == request.effective_height:
+        return True
+    shape = st.segmented_control(
+        "Shape",
+        (SQUARE, AS_ASKED),
+        default=SQUARE,
+        required=True,
+        key=MAP_SHAPE_KEY,
+        bind="query-params",
+        help="as asked: the plan's own width to height, larger and smaller.",
+    )
+    return shape != AS_ASKED
+
+
+def offer_of(cell: Cell, **more: int) -> Offer:
+    """The cell's size, what `more` there is to it, and its card among the chosen ones if it is of the catalogue."""
+    request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
+    changes = {"width": request.width, "height": request.height, **more}
+    words = ", ".join([_size(cell), *(f"{name} {value}" for name, value in more.items())])
+    if cell.card.name in chosen or cell.card not in ALL_CARDS:
+        return Offer(changes, words)
+    return Offer(changes | {CARDS_KEY: [*chosen, cell.card.name]}, f"{words} on {cell.card.name}")
+
+
+def _offer_batch(cell: Cell) -> Offer:
+    return offer_of(cell, batch=cell.request.batch)
+
+
+def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
+    """What the map shows, for those who cannot see it."""
+    told = []
+    for label, row in zip(labels, rows, strict=True):
+        fitting = [cell.request for cell in row if cell.verdict == "fits"]
+        most = f"fits up to {fitting[-1].width}×{fitting[-1].height}" if fitting else "fits none of these"
+        told.append(f"{label}: {most}")
+    return f"A table of verdicts and headroom, a column for each size. {'; '.join(told)}"
+
+
+def _legend(rows: Sequence[Sequence[Cell]]) -> str:
+    """What signs and numbers mean, as far as they occur."""
+    text = "✓ fits, ▲ is tight, ✕ does not run; then headroom in GiB, negative is by how much it misses."
+    if any(cell.verdict == "tight" and cell.headroom_bytes >= 0 for row in rows for cell in row):
+        text += " ▲ with + would fit, but not at the upper end of what the need may be."
+    return text
+
+
+def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
+    """What the columns that are left out would say."""
+    text = ""
+    if first:
+        text += f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out."
+    if last:
+        text += f" Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none."
+    return text
+
+
+def _size(cell: Cell) -> str:
+    return f"{cell.request.width}×{cell.request.height}"
+
+
+def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
+    from planner.alternatives.size_map import by_card, columns, left_out
+
+    is_square = _is_square(request)
+    if st.toggle(
+        "Whole catalogue",
+        key=MAP_ALL_KEY,
+        bind="query-params",
+        help="A row for each card and MIG slice that the planner knows, beside those of the plan.",
+    ):
+        cards = [*cards, *(card for card in ALL_CARDS if card not in cards)]
+    report, end = progress("Replaying each size on each kind of card")
+    requests = columns(request, is_square=is_square)
+    rows = by_card(requests, cards, library, report)
+    end()
+    names = [card.name for card in cards]
+    first, last = left_out(rows)
+    shown = [row[first : len(row) - last] for row in rows]
+    help_text = "By what it has usable, less its CUDA context."
+    map_table("map-cards", "Card", help_text, names, shown, offer_of, _told(rows, names))
+    st.caption(
+        f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
+        f"{_legend(shown)}{_beyond(rows, first, last)}"
+    )
+    for note in card_notes(cards):
+        st.caption(f"{note}.")
+
+
+def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
+    from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, columns
+
+    by_name = {card.name: card for card in cards}
+    if st.session_state.get(MAP_CARD_KEY) not in by_name:
+        st.session_state.pop(MAP_CARD_KEY, None)
+    name = st.selectbox("Card of the map", list(by_name), key=MAP_CARD_KEY, help="One of the plan's cards.")
+    requests = columns(request, FEW_SIDES, is_square=_is_square(request))
+    batches = sorted({*BATCHES, request.batch})
+    report, end = progress("Replaying each batch at each size")
+    rows = by_batch(requests, batches, by_name[name], library, report)
+    end()
+    labels = [f"{batch}" for batch in batches]
+    map_table(
+        "map-batches",
+        "Batch",
+        "Requests served together.",
+        labels,
+        rows,
+        _offer_batch,
+        _told(rows, [f"batch {label}" for label in labels]),
+    )
+    st.caption(
+        f"Dry run on {name}. {_legend(rows)} Where tensors alone are too much, nothing was played: the verdict is "
+        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end. "
+    )
+
+
+def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
+    """A map of verdicts and headroom around the plan; worked out once it is opened."""
+    if library is None or not cards:
+        return
+    box = st.expander("Map of sizes, cards and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
+    if not box.open:
+        return
+    with box:
+        kind = _kind()
+        try:
+            (_by_card if kind == BY_CARD else _by_batch)(request, cards, library)
+        except NoProgram as error:
+            st.info(f"There is no dry run to draw: {sentence(str(error))}", icon=":material/info:")

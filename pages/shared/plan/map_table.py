@@ -1,0 +1,58 @@
+"""A map of verdicts as a table whose cells are coloured: it scrolls on a phone, and arrow keys go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.controls.pickable import Offer, pickable_table
+from planner.answer import SIGNS, Verdict
+from planner.units import GIB
+
+if TYPE_CHECKING:
+    from planner.alternatives.size_map import Cell
+
+# White on each has a contrast of 5:1 and more, on a light page and on a dark one.
+_FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b3261e"}
+
+
+def cell_text(cell: Cell) -> str:
+    """The sign of the verdict and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` where it is a bound."""
+    # To a digit of its own sign: a miss is never shown as nothing missing.
+    size = cell.headroom_bytes / GIB
+    shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
+    return f"{SIGNS[cell.verdict]} {'≤ ' if cell.is_bound else ''}{shown}"
+
+
+def map_table(
+    name: str,
+    first: str,
+    first_help: str,
+    labels: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    offer: Callable[[Cell], Offer],
+    told: str,
+) -> None:
+    """Draw the rows under their labels, a column for each size, and offer the cell that is picked to the plan."""
+    import pandas
+
+    sizes = [f"{cell.request.width}×{cell.request.height}" for cell in rows[0]]
+    frame = pandas.DataFrame(
+        [[label, *map(cell_text, row)] for label, row in zip(labels, rows, strict=True)], columns=[first, *sizes]
+    )
+    fills = pandas.DataFrame(
+        [["", *(f"background-color: {_FILLS[cell.verdict]}; color: #ffffff" for cell in row)] for row in rows],
+        columns=frame.columns,
+    )
+
+    def offered(row: int, column: str) -> Offer | None:
+        return offer(rows[row][sizes.index(column)]) if column in sizes else None
+
+    text = st.column_config.TextColumn
+    config = {
+        first: text(first, width=104, pinned=True, help=first_help),
+        **{size: text(size, width=86, help=f"Headroom at {size}, GiB") for size in sizes},
+    }
+    pickable_table(name, frame.style.apply(lambda _: fills, axis=None), labels, sizes, offered, told, config)

@@ -1,0 +1,137 @@
+"""What the memory of an answer is made of, as rows for charts and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from planner.answer import Answer
+from planner.components import STAGES
+from planner.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from planner.programs.library import Library
+    from planner.replay.timeline import Part
+
+# The stages that the published formula has a term for.
+FORMULA_STAGES = ("vae_encoder", "unet", "vae_decoder")
+COMPONENTS = ("vae", "text_encoder", "unet")
+# What each kind of a timeline's parts is called on screens, in the order in which a bar stacks them.
+KINDS = {
+    "weights": "Weights",
+    "tensors": "Tensors",
+    "workspace": "Workspace",
+    "slack": "Allocator",
+    "context": "Context",
+}
+# Of a breakdown, parts below this share are told together.
+_SMALL = 0.001
+
+
+def weights_bytes(request: GenerationRequest, library: Library) -> int:
+    """Parameters and buffers of every component that the request loads."""
+    checker = ("safety_checker",) if request.safety_checker else ()
+    return sum(library.weights_bytes(component) for component in (*COMPONENTS, *checker))
+
+
+def need_parts(answer: Answer, request: GenerationRequest, library: Library | None) -> list[tuple[str, int]]:
+    """The need of an answer in (name, bytes), in the order in which they stack; they add up to `need_bytes`.
+
+    Under offload the weights come and go, and an answer does not say which of them are there at the peak.
+    """
+    need, allocated, reserved = answer.need_bytes, answer.peak_allocated_bytes, answer.peak_reserved_bytes
+    if need is None or allocated is None or reserved is None:
+        return []
+    if answer.basis == "formula":
+        # A stage without a term in the formula holds the base and nothing else.
+        base = answer.stages["text_encoder"]
+        return [("Weights", base), ("Activations", allocated - base), ("+20 %", need - allocated)]
+    above = [("Allocator", reserved - allocated), ("Context", need - reserved)]
+    if library is None or request.offload != "none":
+        return [("Allocated", allocated), *above]
+    weights = weights_bytes(request, library)
+    return [("Weights", weights), ("Tensors and workspace", allocated - weights), *above]
+
+
+class PartRow(NamedTuple):
+    """One line of the breakdown at the peak: its kind as screens call it, its name, bytes, and share of them all."""
+
+    kind: str
+    name: str
+    size_bytes: int
+    share: float
+
+
+def part_rows(parts: Sequence[Part]) -> list[PartRow]:
+    """The parts by kind, each kind's largest first; what is too small to matter is told together."""
+    total = sum(part.size_bytes for part in parts)
+    rows = []
+    for kind, label in KINDS.items():
+        of_kind = sorted((p for p in parts if p.kind == kind and p.size_bytes), key=lambda part: -part.size_bytes)
+        large = [part for part in of_kind if part.size_bytes >= _SMALL * total]
+        small = of_kind[len(large) :]
+        rows += [PartRow(label, part.name, part.size_bytes, part.size_bytes / total) for part in large]
+        if small:
+            size = sum(part.size_bytes for part in small)
+            name = small[0].name if len(small) == 1 else f"{len(small)} smaller ones"
+            rows.append(PartRow(label, name, size, size / total))
+    return rows
+
+
+class BesideRow(NamedTuple):
+    """One term as the formula and as the dry run have it, in bytes; None where one of them has none.
+
+    `term` is a stage, ``weights``, or ``need``, which is everything together.
+    """
+
+    term: str
+    formula_bytes: int | None
+    dry_run_bytes: int | None
+
+    @property
+    def factor(self) -> float | None:
+        """How many times the formula's the dry run's is."""
+        return self.dry_run_bytes / self.formula_bytes if self.dry_run_bytes and self.formula_bytes else None
+
+
+def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, library: Library) -> list[BesideRow]:
+    """The weights, each stage that the request has above them, and everything together.
+
+    Under offload the weights come and go, so there a stage has them included.
+    """
+    above = request.offload == "none"
+    # A stage without a term in the formula holds the base and nothing else.
+    base, weights = formula.stages["text_encoder"], weights_bytes(request, library)
+    lacking = {
+        stage
+        for stage, is_there in (
+            ("vae_encoder", request.task == "img2img"),
+            ("safety_checker", request.safety_checker),
+        )
+        if not is_there
+    }
+    rows = [BesideRow("weights", base, weights)] if above else []
+    rows += [
+        BesideRow(
+            stage,
+            formula.stages[stage] - above * base if stage in FORMULA_STAGES else None,
+            dry_run.stages[stage] - above * weights,
+        )
+        for stage in STAGES
+        if stage not in lacking
+    ]
+    return [*rows, BesideRow("need", formula.need_bytes, dry_run.need_bytes)]
+
+
+def factor_words(formula: Answer, dry_run: Answer) -> str:
+    """How far apart the two are, in words: the dry run takes 5.8 times as much."""
+    factor = BesideRow("need", formula.need_bytes, dry_run.need_bytes).factor
+    return "there is nothing to compare" if factor is None else f"{factor:.2f} times as much"
+
+
+_MOST_TELLING = ("no", "tight", "unknown", "fits")
+
+
+def card_to_look_at(answers: Iterable[Answer]) -> str:
+    """The name of the first card that does not fit, else of the first that is tight, else of the first."""
+    return min(answers, key=lambda answer: _MOST_TELLING.index(answer.verdict)).card.name

@@ -1,0 +1,148 @@
+"""The plan to take away: as JSON, as Markdown, as a picture, and as the Python that makes the planned call.
+
+Each file is made when it is asked for; nothing that draws is imported before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urljoin
+
+import streamlit as st
+
+from cache.machine.versions import planned_for
+from pages.shared.frame.plan_state import API_PATH, BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
+from pages.shared.plan.memory import card_to_look_at, need_parts
+from pages.shared.plan.verdicts import Answered
+from planner.errors import NoProgram
+from planner.formula import estimate
+from planner.report.markdown import fit_command, fit_markdown, fit_notes
+from planner.report.script import snippet
+from planner.report.text import fit_object, images_object
+from planner.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from planner.alternatives.images import ImageRow, Listed
+    from planner.cards.lookup import Card
+    from planner.programs.library import Library
+    from planner.replay.timeline import Timeline
+
+
+class Report(NamedTuple):
+    """A plan as it was shown; each method makes one file of it."""
+
+    request: GenerationRequest
+    shown: Sequence[Answered]
+    library: Library | None
+    basis: str = DEFAULT_BASIS
+    with_published: bool = True
+    images: Listed | None = None
+
+    def json(self) -> bytes:
+        """The object of ``fit --json``; where images are listed, ``images`` has the worst of them on each card."""
+        answers = [one.answer for one in self.shown]
+        found = fit_object(self.request, answers, estimate(self.request))
+        if self.images:
+            found["images"] = images_object(self.images)
+        return f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode()
+
+    def markdown(self) -> bytes:
+        """What ``fit --format md`` prints; where images are listed, with the worst of them on each card."""
+        answers = [one.answer for one in self.shown]
+        commands = [self._command(self.request, [answer.card for answer in answers])]
+        if self.images:
+            # The command line takes one request: each image that decides is one, on the cards where it does.
+            by_row: dict[ImageRow, list[Card]] = {}
+            for row, answer in self.images.worst:
+                by_row.setdefault(row, []).append(answer.card)
+            commands += [self._command(row.of(self.request), cards) for row, cards in by_row.items()]
+        return f"{fit_markdown(self.request, answers, planned_for(), *commands, images=self.images)}\n".encode()
+
+    def _command(self, request: GenerationRequest, cards: Sequence[Card]) -> str:
+        return fit_command(request, cards, self.basis, with_reference=self.with_published)
+
+    def png(self) -> bytes:
+        """One page with the verdicts, the memory of each card, and the dry run of the most telling one over time."""
+        from pages.shared.plan.picture import picture_png, picture_spec
+
+        answers = [one.answer for one in self.shown]
+        rows = [(answer, need_parts(answer, self.request, self.library)) for answer in answers]
+        notes = fit_notes(self.request, answers)
+        return picture_png(picture_spec(self.request, rows, self._timeline(), notes, self.caption(), self.images))
+
+    def caption(self, now: datetime | None = None) -> str:
+        """When, with which versions and on what basis this was planned."""
+        when = f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        versions = ", ".join(f"{name} {version}" for name, version in planned_for().items())
+        bases = list(dict.fromkeys(one.answer.basis for one in self.shown if one.answer.need_bytes is not None))
+        basis = f"Basis: {' and '.join(bases)}" if bases else "No basis has an answer"
+        predicted = "; what is not measured is predicted" if set(bases) - {"measured"} else ""
+        return (
+            f"Planned {when} with Will It Fit, for Stable Diffusion v1.5 with {versions}. {basis}{predicted}. "
+            "GiB are 2^30 bytes."
+        )
+
+    def _timeline(self) -> tuple[str, Timeline, int] | None:
+        from planner.replay.timeline import timeline_of
+
+        if self.library is None:
+            return None
+        name = card_to_look_at(one.dry_run for one in self.shown)
+        card = next(one.answer.card for one in self.shown if one.answer.card.name == name)
+        try:
+            drawn = timeline_of(self.request, card, self.library)
+        except NoProgram:
+            return None
+        return name, drawn, max(0, card.usable_bytes - card.context_bytes)
+
+
+def file_name(request: GenerationRequest, ending: str, images: int = 0) -> str:
+    """A name that tells the plans in a folder apart; `images` is how many are listed beside the request."""
+    size = f"{request.effective_width}x{request.effective_height}"
+    more = f"-and-{images}-listed" if images else ""
+    return f"will-it-fit-{request.task}-{size}-batch-{request.batch}{more}.{ending}"
+
+
+def report_view(
+    request: GenerationRequest, shown: Sequence[Answered], library: Library | None, images: Listed | None = None
+) -> None:
+    """Three downloads of the plan, the script that makes its call, and the address that checks it."""
+    if not shown:
+        return
+    basis, published = plan().get(BASIS_KEY, DEFAULT_BASIS), plan().get(PUBLISHED_KEY, True)
+    report = Report(request, tuple(shown), library, basis, published, images)
+    st.subheader("Take it along", anchor=False)
+    files = (
+        ("JSON", "json", report.json, "application/json", "The object of `fit --json`: sizes are whole bytes."),
+        ("Markdown", "md", report.markdown, "text/markdown", "For a ticket: verdicts, notes, versions, the command."),
+        ("Picture", "png", report.png, "image/png", "One page: verdicts, memory of each card, memory over time."),
+    )
+    with st.container(horizontal=True, gap="small"):
+        for label, ending, make, mime, text in files:
+            st.download_button(
+                label,
+                make,
+                file_name(request, ending, len(images.rows) if images else 0),
+                mime,
+                key=f"report-{ending}",
+                on_click="ignore",
+                icon=":material/download:",
+                help=text,
+            )
+    with st.expander("The planned call in Python", icon=":material/code:"):
+        st.caption("Ready to run where there is a card; it prints what torch reserved, to be held against the need.")
+        st.code(snippet(request), language="python", wrap_lines=True)
+    with st.expander("The same check over HTTP", icon=":material/http:"):
+        st.caption(
+            "For a script that cannot run Python: the JSON above, and the exit code of the worst verdict in the header "
+            "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
+        )
+        st.code(f"curl -si '{_address()}?{check_query()}'", language="bash", wrap_lines=True)
+
+
+def _address() -> str:
+    """Where this app answers checks, as its visitor reaches it."""
+    return urljoin(st.context.url or "http://127.0.0.1:8501/", API_PATH.lstrip("/"))

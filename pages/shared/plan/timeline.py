@@ -1,0 +1,177 @@
+"""Memory over time on one card: where the peak comes from, what it is made of, and what happens when room runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.shared.frame.escape import sentence
+from pages.shared.plan.memory import PartRow, card_to_look_at, part_rows
+from pages.shared.plan.timeline_chart import is_far, peak_bar, stage_name, timeline_chart
+from pages.shared.plan.verdicts import Answered
+from planner.answer import Answer
+from planner.errors import NoProgram
+from planner.request import GenerationRequest
+from planner.units import gib, gib_value
+
+if TYPE_CHECKING:
+    from planner.programs.library import Library
+    from planner.replay.timeline import Timeline
+
+_KEY, _PICKED = "over-time", "over-time-picked"
+
+
+def _picked() -> None:
+    st.session_state[_PICKED] = st.session_state[_KEY]
+
+
+def choose_card(shown: Sequence[Answered]) -> Answered:
+    """Draw the choice of card; until one is picked it is the first that does not fit, if any."""
+    st.subheader("Memory over time, by the dry run", anchor=False)
+    by_name = {one.answer.card.name: one for one in shown}
+    picked = st.session_state.get(_PICKED)
+    st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
+    name = st.segmented_control(
+        "Card to look at",
+        list(by_name),
+        required=True,
+        wrap=True,
+        key=_KEY,
+        on_change=_picked,
+        help="The dry run is drawn for this card: its kernels' workspace, within what it has usable less the context.",
+    )
+    return by_name[name or shown[0].answer.card.name]
+
+
+def where(module: str) -> str:
+    """The module as text: `vae.decoder.conv_in`, or the pipeline's own code."""
+    return "the pipeline's own code" if module == "pipeline" else f"`{module}`"
+
+
+def _in(stage: str) -> str:
+    return "while the weights are loaded" if stage == "loading" else f"in the {_inside(stage)}"
+
+
+def _inside(stage: str) -> str:
+    name = stage_name(stage)
+    return name if name.startswith(("UNet", "VAE")) else name[:1].lower() + name[1:]
+
+
+_AT = {
+    "convolution": "a convolution of",
+    "attention": "an attention call of",
+    "matrix product": "a matrix product of",
+    "new tensor": "a new tensor of",
+}
+
+
+def peak_sentence(timeline: Timeline) -> str:
+    """Where the peak comes from, in words."""
+    until = "" if timeline.failed is None else " before memory ran out"
+    at = _AT.get(timeline.operation, f"the {timeline.operation} of")
+    text = (
+        f"The peak of {gib(timeline.run.peak_allocated_bytes)} allocated{until} comes {_in(timeline.peak_stage)}, "
+        f"at {at} {where(timeline.module)}"
+    )
+    kernel = [part.size_bytes for part in timeline.parts if part.name == "of the running kernel"]
+    if kernel:
+        owner = {"convolution": "convolution", "attention": "attention call"}.get(timeline.operation, "kernel")
+        text += f"; {gib(kernel[0])} of it is that {owner}'s workspace"
+    return f"{text}."
+
+
+def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) -> str | None:
+    """Where memory ran out, and for what; None where it did not."""
+    failed = timeline.failed
+    if failed is None:
+        return None
+    what = {"attention": "an attention call's workspace", "matrix product": "cuBLAS's workspace"}.get(
+        failed.operation, "a new tensor"
+    )
+    text = (
+        f"Out of memory {_in(failed.stage)}: {what} of {gib(failed.size_bytes)}, of {where(failed.module)}, "
+        f"found no room within {gib(capacity_bytes)}."
+    )
+    if answer.verdict == "tight":
+        most = answer.card.usable_high_bytes - answer.card.context_low_bytes
+        text += f" It is tight all the same: some of these cards leave a process {gib(most)}, and that is enough."
+    return text
+
+
+def trouble_sentence(timeline: Timeline) -> str | None:
+    """What the allocator and cuDNN had to do to go on, in words; None where they had nothing to do."""
+    run, told = timeline.run, []
+    if run.num_alloc_retries:
+        times = "once" if run.num_alloc_retries == 1 else f"{run.num_alloc_retries} times"
+        told.append(
+            f"The allocator found no room {times}, gave its unused segments back and asked again: each such flush "
+            "stalls the card."
+        )
+    if run.fallbacks:
+        shapes = "1 shape" if run.fallbacks == 1 else f"{run.fallbacks} shapes"
+        told.append(
+            f"The preferred workspace found no room for {shapes} of convolution, which went on with a slower kernel "
+            "that needs none."
+        )
+    return " ".join(told) or None
+
+
+def timeline_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
+    """The dry run of this request on one card, from loading to the last stage."""
+    from planner.replay.timeline import timeline_of
+
+    card, dry_run = one.answer.card, one.dry_run
+    if library is None:
+        st.info("The dry run needs memory programs, and there are none yet.", icon=":material/info:")
+        return
+    try:
+        timeline = timeline_of(request, card, library)
+    except NoProgram as error:
+        st.info(f"There is no dry run to draw: {sentence(str(error))}", icon=":material/info:")
+        return
+    capacity = max(0, card.usable_bytes - card.context_bytes)
+    if failure := failure_sentence(timeline, dry_run, capacity):
+        st.error(failure, icon=":material/error:")
+    st.markdown(peak_sentence(timeline))
+    if trouble := trouble_sentence(timeline):
+        st.markdown(trouble)
+    timeline_chart(timeline, card.name, capacity)
+    beyond = f" The room for it, {gib(capacity)}, is far above the chart." if is_far(timeline, capacity) else ""
+    st.caption(
+        "Dry run, not a measurement. Each step to the right is one allocation or release, not time; the UNet's "
+        f"repeated steps are played once at their first and last. ◆ is the peak.{beyond}"
+    )
+    rows = part_rows(timeline.parts)
+    held = sum(row.size_bytes for row in rows)
+    st.markdown(f"**At the peak** the card holds {gib(held)}: what torch has reserved, and the CUDA context.")
+    peak_bar(rows)
+    _table(rows)
+
+
+def _table(rows: Sequence[PartRow]) -> None:
+    number = st.column_config.NumberColumn
+    # As wide together as a phone.
+    st.dataframe(
+        [
+            {"Kind": row.kind, "Part": row.name, "GiB": gib_value(row.size_bytes), "Share": row.share * 100}
+            for row in rows
+        ],
+        hide_index=True,
+        height="content",
+        alt="Parts of what the card holds at the peak, by kind",
+        column_config={
+            "Kind": st.column_config.TextColumn(
+                "Kind",
+                width=78,
+                help="Weights stay. Tensors live for a while. Workspace is a kernel's own. Allocator is rounding and "
+                "reserved memory that nothing uses. Context is CUDA's, outside torch.",
+            ),
+            "Part": st.column_config.TextColumn(
+                "Part", width=174, help="The component, or the block of modules that made it."
+            ),
+            "GiB": number("GiB", width=50, format="%.2f", help="What it takes at the peak."),
+            "Share": number("Share", width=54, format="%.0f %%", help="Of all that the card holds at the peak."),
+        },
+    )

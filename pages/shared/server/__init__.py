@@ -1,0 +1,1 @@
+"""The server: how it starts, the app it serves, and the HTTP answers beside the pages."""

@@ -1,0 +1,45 @@
+"""What is served beside the pages: the HTTP answers, and the pages' addresses as people type them."""
+
+import streamlit as st
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from pages.shared.frame.plan_state import API_PATH
+from pages.shared.server.api import ROUTES as ANSWERS
+from planner.answer import SCHEMA
+
+_PAGES = ("Plan", "Verify", "History", "Accuracy")
+
+
+def _unknown(request: Request) -> Response:
+    """Refuse an address that nobody answers: Streamlit would send the Plan page, with status 200."""
+    error = f"{request.url.path} is no address of this app - {API_PATH} is the one that answers"
+    return JSONResponse({"schema": SCHEMA, "error": error}, status_code=404)
+
+
+def _answers(base: str = "") -> list[Route]:
+    known = [Route(f"{base}{route.path}", route.endpoint, methods=["GET"]) for route in ANSWERS]
+    return [*known, Route(f"{base}/api", _unknown), Route(f"{base}/api/{{rest:path}}", _unknown)]
+
+
+def _to(page: str, base: str) -> Route:
+    """A page's name in small letters leads to its address, with what was asked; else it would open Plan."""
+
+    def endpoint(request: Request) -> RedirectResponse:
+        # Relative, so that it holds behind any proxy.
+        there = "./" if page == "Plan" else page
+        return RedirectResponse(f"{there}?{request.url.query}" if request.url.query else there)
+
+    return Route(f"{base}/{page.lower()}", endpoint, methods=["GET"])
+
+
+def _routes() -> list[Route]:
+    path = (st.get_option("server.baseUrlPath") or "").strip("/")
+    base = f"/{path}" if path else ""
+    pages = [_to(page, base) for page in _PAGES]
+    # Streamlit puts its own addresses under the path that a proxy hands on, and leaves ours where they are.
+    return [*_answers(), *(_answers(base) if base else ()), *pages]
+
+
+ROUTES = _routes()

@@ -1,0 +1,197 @@
+"""Grade every measured run against what each basis predicts, calibration without the run itself."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from planner.calibration.calibrate import Calibrated, held_out
+from planner.calibration.evidence import Evidence, Observation
+from planner.calibration.runs import Run
+from planner.calibration.workspace_curve import PREFERRED
+from planner.cards.lookup import family_of
+from planner.formula import estimate
+from planner.programs.library import Library, shipped
+from planner.programs.vae_alone import STAGE_OF
+from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.fast_replay import Peaks
+from planner.replay.minimum import peaks_within
+from planner.request import GenerationRequest
+
+# The bases that predict a peak; a measured one does not predict.
+GRADED_BASES = ("formula", "dry-run", "calibrated")
+
+Peak = Literal["allocated", "reserved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """One full run and what each basis predicts of the peak that was measured. Bytes.
+
+    `peak` is ``allocated``, or ``reserved`` where that alone was published. `calibrated` is what the other runs say.
+    `is_capped` says that the run met the end of its GPU's memory by the dry run: predictions are then those of the
+    replay within that memory. `stages` has, by stage that was measured, (measured, dry run, calibrated).
+    """
+
+    observation: Observation
+    peak: Peak
+    measured_bytes: int
+    predicted: dict[str, int]
+    reserved: dict[str, int]
+    calibrated: Calibrated
+    stages: dict[str, tuple[int, int, int]]
+    is_capped: bool = False
+
+    @property
+    def peak_stage(self) -> str:
+        """The stage that peaked: as measured where stages were, else as calibrated."""
+        stages = dict(self.observation.stages)
+        if not stages:
+            return self.calibrated.peak_stage
+        return max(reversed(stages), key=lambda stage: stages[stage])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole pipeline ran, and not one half of the VAE alone."""
+        return self.observation.scope == "pipeline"
+
+    def error(self, basis: str) -> float:
+        """Give ``predicted / measured - 1``: negative is a prediction that was too low."""
+        return self.predicted[basis] / self.measured_bytes - 1
+
+    @property
+    def interval_bytes(self) -> tuple[int, int]:
+        """The calibrated interval of `peak`; of a run that met its GPU's end, wide enough for a repetition of it."""
+        low, high = self.calibrated.allocated if self.peak == "allocated" else self.calibrated.reserved
+        if not self.is_capped:
+            return low, high
+        capped = self.predicted["dry-run"]
+        return min(low, round(capped * (1 - RUN_TO_RUN))), max(high, round(capped * (1 + RUN_TO_RUN)))
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the measured peak lies in the calibrated interval."""
+        low, high = self.interval_bytes
+        return low <= self.measured_bytes <= high
+
+    @property
+    def is_reserved_covered(self) -> bool | None:
+        """Whether the measured reserved peak lies in its interval; None where it was not measured."""
+        size, (low, high) = self.observation.peak_reserved_bytes, self.calibrated.reserved
+        return None if size is None else low <= size <= high
+
+
+def grade(
+    evidence: Evidence, report: Callable[[float], None] | None = None, library: Library | None = None
+) -> list[Graded]:
+    """Grade every full run of the evidence that the memory programs can play, newest first.
+
+    `report` is told how much is done, 0 to 1. `library` has the programs for runs that met the end of their GPU's
+    memory, the shipped ones where it is None.
+    """
+    families = sorted({family_of(one.capability) for one in evidence.observations})
+    found: dict[str, Graded] = {}
+    by_id = {one.run_id: one for one in evidence.observations}
+    for index, family in enumerate(families):
+
+        def part(done: float, index: int = index) -> None:
+            if report:
+                report((index + done) / len(families))
+
+        part(0.0)
+        runs = evidence.with_curves(evidence.of_family(family))
+        said = held_out(runs, part)
+        found |= {
+            run.run_id: _graded(by_id[run.run_id], run, said[run.run_id], library or shipped())
+            for run in runs
+            if run.run_id in said
+        }
+    return [found[one.run_id] for one in evidence.observations if one.run_id in found]
+
+
+def _graded(observation: Observation, run: Run, said: Calibrated, library: Library) -> Graded:
+    raw = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
+    corrected = {stage: round(size) for stage, size in said.stages.items()}
+    allocated = {"dry-run": max(raw.values()), "calibrated": round(said.allocated_bytes)}
+    reserved = {
+        "dry-run": round(float(run.curve.reserved[PREFERRED])),
+        "calibrated": round(said.reserved_bytes),
+    }
+    capped = _capped(observation, reserved["dry-run"], library)
+    if capped is not None:
+        allocated = dict.fromkeys(allocated, capped.allocated_bytes)
+        reserved = dict.fromkeys(reserved, capped.reserved_bytes)
+    peak: Peak = "allocated" if observation.peak_allocated_bytes else "reserved"
+    measured = observation.peak_allocated_bytes or observation.peak_reserved_bytes
+    assert measured is not None, "a run without a peak was graded"
+    return Graded(
+        observation=observation,
+        peak=peak,
+        measured_bytes=measured,
+        predicted={"formula": _formula_bytes(observation, peak)} | (allocated if peak == "allocated" else reserved),
+        reserved=reserved,
+        calibrated=said,
+        stages={
+            stage: (size, raw[stage], corrected[stage]) for stage, size in observation.stages.items() if stage in raw
+        },
+        is_capped=capped is not None,
+    )
+
+
+def _capped(observation: Observation, reserved_bytes: int, library: Library) -> Peaks | None:
+    """Replay a run within its GPU's memory where that has no room for what preferred kernels reserve.
+
+    Such a run takes what the memory leaves, so its peak is compared with that of the replay within it. None where the
+    memory has room, where no replay ends well, and for a GPU that the catalogue lacks.
+    """
+    if observation.gpu is None or not observation.lacks_room_for(reserved_bytes):
+        return None
+    return peaks_within(observation.request, observation.gpu, library)
+
+
+def _formula_bytes(observation: Observation, peak: Peak) -> int:
+    breakdown = estimate(observation.request)
+    if observation.scope != "pipeline":
+        return breakdown.stages[STAGE_OF[observation.scope]]
+    return breakdown.total_bytes if peak == "reserved" else breakdown.base_bytes + breakdown.activation_bytes
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs alike in one thing: how far off each basis is in the median, how far to one side, how many are covered."""
+
+    name: str
+    count: int
+    error: dict[str, float]
+    bias: dict[str, float]
+    covered: float
+
+
+def group_of(name: str, graded: Sequence[Graded]) -> Group:
+    """The summary of at least one run."""
+    errors = {basis: [one.error(basis) for one in graded] for basis in GRADED_BASES}
+    return Group(
+        name=name,
+        count=len(graded),
+        error={basis: median(map(abs, found)) for basis, found in errors.items()},
+        bias={basis: median(found) for basis, found in errors.items()},
+        covered=sum(one.is_covered for one in graded) / len(graded),
+    )
+
+
+def groups(graded: Iterable[Graded], key: Callable[[Graded], Hashable]) -> list[Group]:
+    """The runs by what `key` says of each, the largest group first."""
+    found: dict[Hashable, list[Graded]] = {}
+    for one in graded:
+        found.setdefault(key(one), []).append(one)
+    made = [group_of(str(name), members) for name, members in found.items()]
+    return sorted(made, key=lambda group: -group.count)
+
+
+def size_class(request: GenerationRequest) -> str:
+    """How large the request's images are, all together, in the words of a table."""
+    pixels = request.effective_width * request.effective_height * request.batch
+    for limit, name in ((0.3, "up to 512×512"), (1.1, "up to 1024×1024"), (4.3, "up to 2048×2048")):
+        if pixels <= limit * 1024**2:
+            return name
+    return "larger"

@@ -1,0 +1,73 @@
+"""What a change makes of an answer: a better verdict, less memory, or nothing, and that in words."""
+
+from typing import Literal
+
+from planner.answer import Answer, Verdict
+from planner.components import STAGE_NAMES
+from planner.replay.minimum import LEAST_STEP
+from planner.units import gib
+
+# The better verdict, or less memory without one, or nothing.
+Effect = Literal["fits", "tight", "saves", "nothing"]
+
+_RANK: dict[Verdict, int] = {"no": 0, "unknown": 0, "tight": 1, "fits": 2}
+
+
+def _decisive_bytes(answer: Answer, verdict: Verdict) -> int:
+    """What must come down for a better verdict than this: the least where it does not run, else the need at worst."""
+    size = answer.minimum_bytes if verdict == "no" else answer.worst_need_bytes or answer.need_bytes
+    return size or 0
+
+
+def _changes(base: Answer, answer: Answer) -> tuple[int, int, int]:
+    """By how many bytes the need, the minimum and what decides are more than they were."""
+    return (
+        (answer.need_bytes or 0) - (base.need_bytes or 0),
+        (answer.minimum_bytes or 0) - (base.minimum_bytes or 0),
+        _decisive_bytes(answer, base.verdict) - _decisive_bytes(base, base.verdict),
+    )
+
+
+def effect_of(base: Answer, answer: Answer) -> Effect:
+    """What a change that leads from one answer to the other makes of the verdict; below 16 MiB it saves nothing."""
+    if _RANK[answer.verdict] > _RANK[base.verdict]:
+        return "fits" if answer.verdict == "fits" else "tight"
+    need, _, decisive = _changes(base, answer)
+    # Where it runs, the need must come down too, not only the upper end of its range.
+    most = decisive if base.verdict == "no" else max(need, decisive)
+    return "saves" if _RANK[answer.verdict] == _RANK[base.verdict] and -most >= LEAST_STEP else "nothing"
+
+
+def _stage(answer: Answer) -> str:
+    return STAGE_NAMES.get(answer.peak_stage or "", "weights")
+
+
+def _inside(stage: str) -> str:
+    return stage if stage.startswith(("UNet", "VAE")) else stage[:1].lower() + stage[1:]
+
+
+def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: str = "") -> str:
+    """In a sentence what the change does; `touches` says whether it moves the stage that peaked, `why` it may raise."""
+    before, after = _inside(_stage(base)), _inside(_stage(answer))
+    if answer.card.whole != base.card.whole:
+        return f"The same request has {gib(answer.headroom_bytes or 0)} to spare there."
+    if answer.card != base.card:
+        makes = "Makes it fit" if effect == "fits" else "Makes it run, more slowly"
+        return f"{makes}: each has {gib(answer.card.usable_bytes)} usable in place of {gib(base.card.usable_bytes)}."
+    stays = f"the peak stays in the {before}" if before == after else f"the peak moves to the {after}"
+    if effect == "fits":
+        return f"Makes it fit: {stays}."
+    if effect == "tight":
+        return f"Makes it run, more slowly: {stays}."
+    if effect == "saves":
+        return f"{'Helps' if base.verdict == 'fits' else 'Helps, but not enough'}: {stays}."
+    need, least, decisive = _changes(base, answer)
+    because = f": {why}" if why else ""
+    if need >= LEAST_STEP:
+        though = f", though it runs from {gib(-least)} less" if least <= -LEAST_STEP else ""
+        return f"Raises the need by {gib(need)}{though}{because}."
+    if need <= -LEAST_STEP and decisive >= LEAST_STEP and base.verdict != "no":
+        return f"Saves {gib(-need)} if its assumptions hold, and needs {gib(decisive)} more if they do not."
+    if decisive >= LEAST_STEP:
+        return f"Raises the {'least in which it runs' if base.verdict == 'no' else 'need'} by {gib(decisive)}{because}."
+    return f"Saves nothing here: {stays}." if touches else f"Does not touch the {before}, where the memory peaks."

@@ -1,0 +1,198 @@
+"""What would make a request fit a card: each change with its verdict by the dry run, what it touches and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, islice
+
+from planner.alternatives.changes import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
+from planner.alternatives.effects import Effect, effect_of, remark
+from planner.alternatives.search import may_run, next_card
+from planner.alternatives.sizes import anywhere, fits, largest_size, ratio_of, smaller_batch, smaller_size
+from planner.answer import Answer, Verdict
+from planner.cards.lookup import Card, shared_card
+from planner.errors import NoProgram
+from planner.fit import fit
+from planner.programs.library import Library, shipped
+from planner.request import GenerationRequest
+
+_ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
+# More would repeat one another.
+_MOST_COMBINATIONS = 2
+_LARGEST_COMBINATION = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """One change, or several at once, and what the dry run says of the request with them. Sizes in bytes.
+
+    `request` is the changed one and `answer` its answer, on another card, or another share of the card, where that is
+    the change; `changes` are the fields that differ. `need_change_bytes` is the new need less the old, so that negative
+    is saved; likewise for the minimum. `touches_peak` says whether the stage that peaked is among those it moves;
+    `remark` says what it does.
+    """
+
+    keys: tuple[str, ...]
+    title: str
+    request: GenerationRequest
+    answer: Answer
+    changes: tuple[tuple[str, object], ...]
+    effect: Effect
+    touches_peak: bool
+    need_change_bytes: int
+    minimum_change_bytes: int
+    remark: str
+    cost: str
+    code: tuple[str, ...]
+    rank: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedies:
+    """The dry run's answer as the request stands, and its remedies: those to try first come first."""
+
+    request: GenerationRequest
+    base: Answer
+    found: tuple[Remedy, ...]
+
+    @property
+    def useful(self) -> tuple[Remedy, ...]:
+        """Those that make it fit or run, or save memory."""
+        return tuple(remedy for remedy in self.found if remedy.effect != "nothing")
+
+    @property
+    def useless(self) -> tuple[Remedy, ...]:
+        """Those that save nothing here, which is worth knowing too."""
+        return tuple(remedy for remedy in self.found if remedy.effect == "nothing")
+
+
+def remedies(request: GenerationRequest, card: Card, library: Library | None = None) -> Remedies:
+    """Everything that could be changed for this request to fit this card, tried out by the dry run.
+
+    Settings are tried one by one and, where none is enough, two and then three together. Where the request does not
+    fit, so are a smaller batch, a smaller size, fewer workers on a shared card and a larger card. Nothing is suggested
+    that is on already.
+
+    Raises:
+        NoProgram: there is no dry run of the request.
+    """
+    return _Search(request, card, library or shipped()).all()
+
+
+def _joined(titles: list[str]) -> str:
+    """Titles as one: their first letters small but in names, such as VAE's."""
+    first, *others = titles
+    others = [title if title[:2].isupper() else title[:1].lower() + title[1:] for title in others]
+    return " and ".join([", ".join([first, *others[:-1]]), *others[-1:]])
+
+
+class _Search:
+    """The remedies of one request on one card."""
+
+    def __init__(self, request: GenerationRequest, card: Card, library: Library):
+        self.request, self.card, self.library = request, card, library
+        self.base = fit(request, card, "dry-run", library=library)
+        if self.base.need_bytes is None:
+            raise NoProgram(self.base.reason or "there is no dry run of this request")
+
+    def all(self) -> Remedies:
+        """Everything there is, in order."""
+        settings = list(settings_for(self.request))
+        found = list(self._each(settings))
+        if self.base.verdict != "fits":
+            if all(remedy.effect != "fits" for remedy in found):
+                found += self._combined(settings, found)
+            found += self._each(self._smaller())
+            found += self._fewer_workers()
+            found += self._larger_card()
+        found.sort(key=lambda remedy: (_ORDER.index(remedy.effect), remedy.rank))
+        return Remedies(request=self.request, base=self.base, found=tuple(found))
+
+    def _each(self, changes: Iterable[Change]) -> Iterator[Remedy]:
+        for change in changes:
+            inert = why_inert(change, self.request)
+            # What moves not a byte needs no dry run of its own.
+            answer = self.base if inert else self._fit(change.of(self.request))
+            if answer.need_bytes is not None:
+                yield self._remedy((change,), answer, inert)
+
+    def _fit(self, request: GenerationRequest) -> Answer:
+        return fit(request, self.card, "dry-run", library=self.library)
+
+    def _smaller(self) -> Iterator[Change]:
+        if self.request.batch > 1:
+            # Where not even one image fits, it is one that comes nearest.
+            yield to_batch(self.request, smaller_batch(self.request, self.card, self.library) or 1)
+        if size := smaller_size(self.request, self.card, self.library):
+            most = largest_size(anywhere(self.request), self.card, ratio_of(self.request), self.library)
+            yield to_size(self.request, size.width, size.height, None if most == size else str(most))
+
+    def _fewer_workers(self) -> Iterator[Remedy]:
+        """Of a shared card, as many workers as it fits or, where even one is too many, as it runs."""
+        sharing = self.card.workers
+        shares = [shared_card(self.card, workers) for workers in range(sharing - 1, 0, -1)]
+        answers = [fit(self.request, share, "dry-run", library=self.library) for share in shares]
+        better: tuple[Verdict, ...] = ("fits", "tight") if self.base.verdict == "no" else ("fits",)
+        for verdict in better:
+            if answer := next((answer for answer in answers if answer.verdict == verdict), None):
+                yield self._remedy((to_workers(answer.card.workers, sharing),), answer, None)
+                return
+
+    def _larger_card(self) -> Iterator[Remedy]:
+        if other := next_card(self.request, self.card, self.library):
+            yield self._remedy((to_card(other),), fit(self.request, other, "dry-run", library=self.library), None)
+
+    def _combined(self, settings: list[Change], singles: list[Remedy]) -> list[Remedy]:
+        """The first few smallest combinations that fit or, where the card runs none of the settings, that it runs."""
+        moving = [change for change in settings if not why_inert(change, self.request)]
+        gentle = [change for change in moving if change.key != "attention_slicing"]
+        # Where the tensors alone are too many with everything on, no part of it needs to be tried.
+        if not any(may_run(self._with(changes), self.card, self.library) for changes in (moving, gentle)):
+            return []
+        runs_none = self.base.verdict == "no" and all(single.answer.verdict == "no" for single in singles)
+        for count in range(2, _LARGEST_COMBINATION + 1):
+            tried = [
+                (changes, self._with(changes))
+                for changes in sorted(combinations(moving, count), key=self._rank)
+                if len({change.key for change in changes}) == count
+            ]
+            enough = list(islice((c for c in tried if fits(c[1], self.card, self.library)), _MOST_COMBINATIONS))
+            if not enough and runs_none:
+                likely = (pair for pair in tried if may_run(pair[1], self.card, self.library))
+                enough = list(islice((pair for pair in likely if self._fit(pair[1]).verdict == "tight"), 1))
+            if enough:
+                return [self._remedy(changes, self._fit(request), None) for changes, request in enough]
+        return []
+
+    def _with(self, changes: Iterable[Change]) -> GenerationRequest:
+        request = self.request
+        for change in changes:
+            request = change.of(request)
+        return request
+
+    @staticmethod
+    def _rank(changes: tuple[Change, ...]) -> float:
+        # As dear as its dearest part, and a little more for every other.
+        dearest = max(change.rank for change in changes)
+        return dearest + sum(change.rank for change in changes if change.rank != dearest) / 100
+
+    def _remedy(self, changes: tuple[Change, ...], answer: Answer, inert: str | None) -> Remedy:
+        base = self.base
+        effect = effect_of(base, answer)
+        touches = not inert and any(base.peak_stage in change.touches for change in changes)
+        return Remedy(
+            keys=tuple(change.key for change in changes),
+            title=_joined([change.title for change in changes]),
+            request=self._with(changes),
+            answer=answer,
+            changes=tuple(field for change in changes for field in change.fields),
+            effect=effect,
+            touches_peak=touches,
+            need_change_bytes=(answer.need_bytes or 0) - (base.need_bytes or 0),
+            minimum_change_bytes=(answer.minimum_bytes or 0) - (base.minimum_bytes or 0),
+            remark=inert or remark(base, answer, effect, touches=touches, why=changes[0].raises),
+            cost=" ".join(change.cost for change in changes),
+            code=tuple(line for change in changes for line in change.code),
+            rank=self._rank(changes),
+        )

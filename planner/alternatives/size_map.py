@@ -1,0 +1,151 @@
+"""A map of verdicts: sizes against cards, or sizes against batches on one card, by the dry run alone.
+
+Every verdict is `planner.fit`'s, and so is every headroom but those that are marked as bounds. What two cells share is
+played once: the runs of cards whose kernels are alike, and of images that differ in being upright or lying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.answer import LEAST_STEP, Verdict
+from planner.cards.lookup import Card
+from planner.programs.library import Library
+from planner.replay.minimum import may_run
+from planner.replay.peaks import fits_within, least_need_bytes, need_bytes
+from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
+
+# The shorter side of each column, in pixels: finer where sizes are usual.
+SHORTER_SIDES = (
+    *range(256, 1024, 64),
+    *range(1024, 1536, 128),
+    *range(1536, 2048, 256),
+    *range(2048, 4096, 1024),
+    *range(4096, MAX_SIDE + 1, 4096),
+)
+# Fewer where every cell is a run of its own.
+FEW_SIDES = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096)
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, MAX_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One verdict of the map. `headroom_bytes` is signed; where `is_bound`, the true one is as low or lower."""
+
+    request: GenerationRequest
+    card: Card
+    verdict: Verdict
+    headroom_bytes: int
+    is_bound: bool = False
+
+
+def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) -> GenerationRequest | None:
+    """The request at this shorter side, square or of its own ratio; None where the longer one is beyond the limit."""
+    width, height = (1, 1) if is_square else (request.latent_width, request.latent_height)
+    step = shorter_side // VAE_SCALE_FACTOR
+    width, height = (side * step // min(width, height) * VAE_SCALE_FACTOR for side in (width, height))
+    if max(width, height) > MAX_SIDE or min(width, height) < MIN_SIDE:
+        return None
+    return replace(request, width=width, height=height)
+
+
+def columns(
+    request: GenerationRequest, sides: Sequence[int] = SHORTER_SIDES, *, is_square: bool
+) -> list[GenerationRequest]:
+    """The request at each of the sizes that are allowed, smallest first, its own size among them if the ratio is."""
+    own = min(request.effective_width, request.effective_height)
+    if not is_square or request.effective_width == request.effective_height:
+        sides = sorted({*sides, own})
+    found = (scaled(request, side, is_square=is_square) for side in sides)
+    return [one for one in found if one is not None]
+
+
+def cell(request: GenerationRequest, card: Card, library: Library, *, exact: bool = True) -> Cell:
+    """The verdict and the headroom of a request on a card.
+
+    Unless `exact`, a cell in which even a bound without any workspace is too much is not played: its verdict is certain
+    and its headroom a bound.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    usable = card.usable_bytes
+    is_hopeless = least_need_bytes(request, card, library, workspace=False) > card.best_bytes + LEAST_STEP
+    if is_hopeless and not exact:
+        bound = least_need_bytes(request, card, library)
+        return Cell(request=request, card=card, verdict="no", headroom_bytes=usable - bound, is_bound=True)
+    need = need_bytes(request, card, library)
+    if fits_within(request, card, library, usable):
+        verdict = "fits"
+    elif is_hopeless:
+        verdict = "no"
+    else:
+        verdict = "tight" if may_run(request, card, library) else "no"
+    return Cell(request=request, card=card, verdict=verdict, headroom_bytes=usable - need)
+
+
+def left_out(rows: Sequence[Sequence[Cell]]) -> tuple[int, int]:
+    """How many of the first columns fit every row, and how many of the last run on none: a map can do without them.
+
+    One of each stays, so that it is seen where they end.
+    """
+    columns = [{cell.verdict for cell in column} for column in zip(*rows, strict=True)]
+    fitting = next((place for place, verdicts in enumerate(columns) if verdicts != {"fits"}), len(columns))
+    hopeless = next((place for place, verdicts in enumerate(reversed(columns)) if verdicts != {"no"}), len(columns))
+    return max(0, fitting - 1), max(0, hopeless - 1)
+
+
+Report = Callable[[float], None]
+
+
+def by_card(
+    requests: Sequence[GenerationRequest], cards: Sequence[Card], library: Library, report: Report | None = None
+) -> list[list[Cell]]:
+    """A row for each card, a cell for each request, all exact; `report` is told how much is done, 0 to 1.
+
+    Raises:
+        NoProgram: no program was compiled for what the requests ask for.
+    """
+    columns = []
+    order = _halving(sorted(range(len(cards)), key=lambda place: cards[place].best_bytes))
+    for done, request in enumerate(requests):
+        # Of cards whose kernels are alike, what the middle one says often decides for those above or below it.
+        cells = {place: cell(request, cards[place], library) for place in order}
+        columns.append([cells[place] for place in range(len(cards))])
+        if report:
+            report((done + 1) / len(requests))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _halving(places: list[int]) -> list[int]:
+    """The middle first, then the middles of what lies to both sides of it, and so on."""
+    found, parts = [], [places]
+    while parts:
+        part = parts.pop(0)
+        if part:
+            middle = len(part) // 2
+            found.append(part[middle])
+            parts += [part[:middle], part[middle + 1 :]]
+    return found
+
+
+def by_batch(
+    requests: Sequence[GenerationRequest],
+    batches: Sequence[int],
+    card: Card,
+    library: Library,
+    report: Report | None = None,
+) -> list[list[Cell]]:
+    """A row for each batch, a cell for each request; what cannot run at all is not played, and its headroom is a bound.
+
+    Raises:
+        NoProgram: no program was compiled for what the requests ask for.
+    """
+    rows = []
+    for done, batch in enumerate(batches):
+        row = [replace(request, batch=batch) for request in requests]
+        rows.append([cell(request, card, library, exact=False) for request in row])
+        if report:
+            report((done + 1) / len(batches))
+    return rows

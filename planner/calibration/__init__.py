@@ -1,0 +1,1 @@
+"""What measured runs change about a prediction."""

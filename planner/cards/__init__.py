@@ -1,0 +1,1 @@
+"""Which GPUs exist, and shares or parts of them."""

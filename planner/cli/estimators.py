@@ -1,0 +1,69 @@
+"""``estimators`` on the terminal: how far off other tools' formulas and ours are on every measured run."""
+
+from __future__ import annotations
+
+import argparse
+
+from planner.accuracy.estimator_table import (
+    Comparison,
+    about,
+    cells,
+    compare,
+    comparison_markdown,
+    comparison_object,
+    header,
+    notes,
+)
+from planner.answer import EXIT_CODES
+from planner.report.text import text_table
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Write each section as a title, a sentence and a table."""
+    parts = []
+    for section in comparison.sections:
+        names = header(section)
+        table = text_table(names, [cells(section, line) for line in section.lines], right=range(1, len(names)))
+        parts.append(f"{section.title}: {about(section)}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def nothing_to_compare(comparison: Comparison, *, with_reference: bool) -> str:
+    """Say in one sentence why there is no table, and what to do about it."""
+    left = ", ".join(f"{count} left out with {reason}" for reason, count in comparison.left_out.items())
+    found = f" ({left})" if left else ""
+    published = "" if with_reference else ", and without --no-reference the published runs count"
+    return (
+        f"there is no measured run on a GPU to compare with{found}: 'python -m planner verify' measures one{published}"
+    )
+
+
+def run_estimators(arguments: argparse.Namespace) -> int:
+    """``estimators``: the tables of errors; exit code 0, or 12 where there is no run to compare with."""
+    from cache.history.observations import gather
+    from cache.programs import find, repair_in_background
+    from planner.accuracy.grading import grade
+    from planner.cli.main import _format_from, print_json, say
+
+    as_format = _format_from(arguments)
+    library, notice = find()
+    if notice:
+        say(f"{notice}; that has begun in the background" if repair_in_background() else notice)
+    with_reference = not arguments.no_reference
+    evidence, notice = gather(library, with_reference=with_reference)
+    if notice:
+        say(f"{notice}; the tables stand without it")
+    comparison = compare(grade(evidence, library=library), evidence.observations)
+    if as_format == "json":
+        print_json(comparison_object(comparison))
+    if not comparison.sections:
+        say(nothing_to_compare(comparison, with_reference=with_reference))
+        return EXIT_CODES["unknown"]
+    if as_format == "md":
+        # Markdown has the notes in itself.
+        print(comparison_markdown(comparison))
+    elif as_format != "json":
+        print(comparison_text(comparison))
+        for note in notes(comparison):
+            say(note)
+    return 0

@@ -1,0 +1,46 @@
+"""``history recover``: what is left of a damaged history goes into the one in use."""
+
+import argparse
+from pathlib import Path
+
+from cache.history.file import DISCARDED
+from cache.history.recovery import put_away, recover, salvage
+from planner.answer import SCHEMA
+from planner.cli.history import count_text, open_store
+from planner.cli.main import print_json, say
+from planner.errors import CannotWrite, InvalidArgument
+
+
+def history_recover(arguments: argparse.Namespace) -> int:
+    """``history recover``: every run of the file that is certainly as it was kept."""
+    path = Path(arguments.file)
+    if arguments.discard:
+        return _discard(path, arguments)
+    # Before the history is opened, so that a file that is none leaves no trace.
+    salvaged = salvage(path, arguments.file)
+    done = recover(open_store(), path, salvaged)
+    were = "was" if done.known == 1 else "were"
+    say(f"saved {count_text(done.saved)}, {done.known} {were} known, {done.lost} could not be read whole")
+    if done.stays:
+        say(f"{path} is still mentioned, since it cannot be renamed ({done.stays})")
+    elif done.path != path:
+        say(f"the file is kept as {done.path}")
+    if arguments.json:
+        values = {"saved": done.saved, "known": done.known, "lost": done.lost, "file": str(done.path)}
+        print_json({"schema": SCHEMA, **values})
+    return 0
+
+
+def _discard(path: Path, arguments: argparse.Namespace) -> int:
+    store = open_store()
+    if not store.is_set_aside(path):
+        rule = "must be a damaged history that was set aside"
+        named = ", ".join(map(str, store.damaged_files())) or "there is none"
+        raise InvalidArgument("file", rule, arguments.file, named)
+    name, stays = put_away(store, path, DISCARDED)
+    if stays:
+        raise CannotWrite(path, stays, "make its folder writable, or move the file away")
+    say(f"nothing was saved; the file is kept as {name}")
+    if arguments.json:
+        print_json({"schema": SCHEMA, "saved": 0, "file": str(name)})
+    return 0

@@ -1,0 +1,91 @@
+"""``sizes`` on the terminal: what fits on each card, and the smallest card for the request."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from planner.alternatives.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
+from planner.answer import SCHEMA
+from planner.cards.lookup import Card
+from planner.report.text import card_notes, text_table
+from planner.request import GenerationRequest
+from planner.units import gib
+
+
+def _size_object(size: Size | None) -> dict[str, int] | None:
+    return None if size is None else {"width": size.width, "height": size.height}
+
+
+def sizes_row(one: CardSizes) -> dict[str, Any]:
+    """One entry of ``gpus`` in ``sizes --json``: sizes in pixels, null where none fits."""
+    return {
+        "name": one.card.name,
+        "basis": one.basis,
+        "usable_bytes": one.card.usable_bytes,
+        **{name: _size_object(one.sizes[name]) for name in RATIOS},
+        "batch": one.batch.images,
+        "notes": list(one.card.notes),
+    }
+
+
+def sizes_object(request: GenerationRequest, found: Sequence[CardSizes], smallest: Card | None) -> dict[str, Any]:
+    """The whole JSON object of ``sizes --json``."""
+    return {
+        "schema": SCHEMA,
+        "request": request.to_dict(),
+        "gpus": [sizes_row(one) for one in found],
+        "smallest": smallest.name if smallest else None,
+    }
+
+
+def _cell(what: Size | Batch | None) -> str:
+    if what is None or (isinstance(what, Batch) and not what.images):
+        return "none"
+    text = str(what) if isinstance(what, Size) else str(what.images)
+    return f"{text}+" if what.is_limit else text
+
+
+def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
+    """What fits as a table under the request; a ``+`` marks the largest there is."""
+    size = f"{request.effective_width}×{request.effective_height}"
+    header = ("GPU", "usable", *RATIOS, f"batch at {size}", "basis")
+    rows = [
+        (
+            one.card.name,
+            gib(one.card.usable_bytes),
+            *(_cell(one.sizes[name]) for name in RATIOS),
+            _cell(one.batch),
+            one.basis,
+        )
+        for one in found
+    ]
+    return f"{request.describe()}\n\n{text_table(header, rows, right=range(1, 3 + len(RATIOS)))}"
+
+
+def run_sizes(arguments: argparse.Namespace) -> int:
+    """``sizes``: the largest sizes and batch on each card, and the smallest of them for the request; exit code 0."""
+    from cache.programs import find, repair_in_background
+    from planner.cli.main import _cards_from, print_json, request_from, say
+
+    request, cards = request_from(arguments), _cards_from(arguments)
+    library, notice = find()
+    if notice:
+        is_on_its_way = repair_in_background()
+        say(f"{notice}; that has begun in the background" if is_on_its_way else notice)
+    found = [sizes(request, card, library) for card in cards]
+    smallest = smallest_card(request, cards, library)
+    if arguments.json:
+        print_json(sizes_object(request, found, smallest))
+    else:
+        print(sizes_text(request, found))
+    for note in card_notes(cards):
+        say(note)
+    if any(what and what.is_limit for one in found for what in (*one.sizes.values(), one.batch)):
+        say("+ is the largest that the planner takes; nothing larger was tried")
+    if smallest:
+        say(f"the smallest of these cards for the request: {smallest.name}")
+    else:
+        say("none of these cards fits the request")
+    return 0

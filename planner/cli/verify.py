@@ -1,0 +1,305 @@
+"""``verify``: run one request for real, or many, and keep what each took."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from cache.allocations import Recording, recording_report
+from cache.exchange.lines import line_of
+from cache.history.file import HistoryError
+from cache.history.observations import gather
+from cache.jobs.job import JobView
+from cache.jobs.queue import Jobs
+from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
+from cache.machine.attached import usable_card
+from cache.machine.device import Device, Weights, check_runnable, environment_of
+from cache.machine.versions import check_installed, installed
+from cache.predictions import exit_code_of, peak_error, predictions_for, verdict_of
+from cache.programs import find
+from cache.records import Environment, Measurement
+from planner.answer import EXIT_CODES, SCHEMA, worst
+from planner.cards.card import emulated_name
+from planner.cli.exchange import reading
+from planner.cli.history import measurement_text, open_store, percent_text, size_text
+from planner.cli.main import print_json, request_from, say
+from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
+from planner.errors import CannotWrite, InvalidArgument
+from planner.programs.library import Library, shipped
+from planner.report.text import text_table
+from planner.request import GenerationRequest
+from planner.units import parse_bytes
+
+WEIGHTS: tuple[Weights, ...] = ("synthetic", "hub")
+# As a shell reports a command that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+class _Progress:
+    """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
+
+    def __init__(self):
+        self._last, self._phase, self._passed = "", "", 0
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, view: JobView) -> None:
+        if view.state == "queued" or view.phase is None:
+            return
+        text = STAGE_NAMES.get(view.phase, view.phase)
+        if view.step is not None and view.phase == "unet":
+            text += f" step {view.step}/{view.of}"
+        elif view.detail:
+            text += f": {view.detail}"
+        if self._live:
+            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
+            sys.stderr.flush()
+        else:
+            self._say_missed(view)
+            if text != self._last:
+                say(f"[{view.total_seconds:6.1f} s] {text}")
+        self._last, self._phase = text, view.phase
+
+    def _say_missed(self, view: JobView) -> None:
+        """Phases that came and went between two looks."""
+        for phase, seconds in view.phases[self._passed :]:
+            if phase != self._phase:
+                say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
+            self._phase = ""
+        self._passed = len(view.phases)
+
+    def end(self) -> None:
+        if self._live and self._last:
+            sys.stderr.write("\r\033[K")
+
+
+class _Ran(NamedTuple):
+    measurement: Measurement
+    cached: bool
+
+
+class _Bench:
+    """The queue, the device and what predictions are made of, for one run after another."""
+
+    def __init__(self, arguments: argparse.Namespace, device: Device):
+        self.arguments = arguments
+        self._environment = environment_of(device, arguments.weights, arguments.model_dir)
+        self.store = open_store()
+        self.library = find().library
+        # As it stood before the first of these runs: none of them is predicted from another.
+        self.evidence = gather(self.library).evidence
+        self.jobs = Jobs(self.store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Cancels what runs.
+        self.jobs.close()
+
+    def environment(self, device: Device) -> Environment:
+        """Where a run on this device is, which is the bench's at whatever capacity."""
+        return replace(self._environment, emulated_bytes=device.emulated_bytes)
+
+    def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
+        """Queue the request with what is predicted of it; as `Jobs.submit` with `record_to`."""
+        force, environment = self.arguments.force, self.environment(device)
+        # A prediction takes longer than an answer from the history, which needs none.
+        is_known = (
+            not force
+            and record_to is None
+            and self.store.already_measured(request, environment, device.free_bytes) is not None
+        )
+        facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
+        return self.jobs.submit(
+            request,
+            device,
+            weights=self.arguments.weights,
+            model_dir=self.arguments.model_dir,
+            predictions=()
+            if is_known
+            else predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
+            force=force,
+            record_to=record_to,
+        )
+
+    def wait(self, job_id: str) -> JobView:
+        """The job once it has ended, with its progress on stderr."""
+        progress = _Progress()
+        try:
+            return self.jobs.wait(job_id, progress)
+        finally:
+            progress.end()
+
+    def kept(self, view: JobView) -> _Ran:
+        """The run of a job that ended.
+
+        Raises:
+            HistoryError: it could not be kept; what it measured was said, and printed as a line that can be imported.
+        """
+        if view.measurement_id is not None:
+            return _Ran(self.store.measurement(view.measurement_id), view.state == "cached")
+        if view.unkept is None:
+            raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
+        # An hour's measuring is shown even where it cannot be kept, and can be kept later.
+        say(f"not kept:\n{measurement_text(view.unkept)}")
+        print(line_of(view.unkept))
+        way = "the line on stdout is the run, which 'python -m planner history import FILE' takes in"
+        raise HistoryError(f"{view.reason}; {way}")
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """``verify``: measure the request on the device, or answer from the history; with ``--sweep``, many requests."""
+    request = request_from(arguments)
+    # Before the device is looked for: without the libraries no device helps.
+    check_installed()
+    arguments.weights = _weights_from(arguments)
+    capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
+    device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)
+    if arguments.workspaces is not None:
+        _check_recordable(arguments, device)
+    if arguments.sweep is not None:
+        return _sweep(arguments, request, device)
+    check_runnable(request, device, arguments.model_dir)
+    with _Bench(arguments, device) as bench, tempfile.TemporaryDirectory() as folder:
+        record_to = Path(folder) / "recording.json" if arguments.workspaces else None
+        job_id = bench.submit(request, device, record_to)
+        try:
+            view = bench.wait(job_id)
+        except KeyboardInterrupt:
+            bench.jobs.cancel(job_id)
+            view = bench.jobs.wait(job_id)
+        measurement, cached = bench.kept(view)
+        if record_to:
+            _write_workspaces(arguments.workspaces, record_to, measurement, bench.library)
+    if cached:
+        say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
+    if arguments.json:
+        print_json({"schema": SCHEMA, "cached": cached, "measurement": measurement.to_dict()})
+    else:
+        print(measurement_text(measurement))
+    return exit_code_of(measurement)
+
+
+def _check_recordable(arguments: argparse.Namespace, device: Device) -> None:
+    """Refuse what would end, after the run, in no file of workspaces."""
+    if device.card is None:
+        rule = "needs a GPU: on the CPU no kernel's workspace comes from an allocator with a history"
+        raise InvalidArgument("workspaces", rule, arguments.workspaces, "leave it out to rehearse")
+    if arguments.sweep is not None:
+        rule = "must not be given with --sweep: it is for one request"
+        raise InvalidArgument("workspaces", rule, arguments.workspaces, "'make gpu-check' records several")
+    if not Path(arguments.workspaces).absolute().parent.is_dir():
+        raise InvalidArgument("workspaces", "must be a file in a folder that is there", arguments.workspaces)
+
+
+def _write_workspaces(name: str, record_to: Path, measurement: Measurement, library: Library | None) -> None:
+    """Write what was recorded of a run beside its dry run; a run that ended before it began has nothing to write."""
+    if not record_to.exists():
+        say(f"{name} was not written: nothing was recorded of a run that is {measurement.measured.outcome}")
+        return
+    found = recording_report(Recording.read(record_to), library or shipped(), measurement)
+    report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | found
+    try:
+        Path(name).write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise CannotWrite(name, error.strerror or str(error), "free space there, or name another file") from error
+    say(f"{name} has the workspace of {len(found['convolutions'])} convolutions")
+
+
+def _weights_from(arguments: argparse.Namespace) -> Weights:
+    weights = arguments.weights or WEIGHTS[0]
+    if weights not in WEIGHTS:
+        raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", weights)
+    if arguments.weights is not None and arguments.model_dir is not None:
+        raise InvalidArgument("weights", "must not be given with --model-dir", weights, "leave one of them out")
+    return weights
+
+
+def _check_unvaried(base: GenerationRequest) -> None:
+    """Refuse what the grid would pass over: a value of a field that it varies."""
+    plain = GenerationRequest()
+    for name in VARIED:
+        value = getattr(base, name)
+        if value != getattr(plain, name):
+            nearest = "leave it out, or name a file with the requests you mean"
+            raise InvalidArgument(name, "must not be given with --sweep grid, which varies it", value, nearest)
+
+
+def _entries_to_sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> list[Entry]:
+    if arguments.sweep == "grid":
+        _check_unvaried(base)
+        return grid(base, device.emulated_bytes)
+    with reading("sweep", arguments.sweep) as file:
+        return entries_in(file.read(MAX_FILE_BYTES + 1), base, device.emulated_bytes)
+
+
+def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> int:
+    # A folder that is no model is nothing to skip: it would be the same for each request.
+    check_runnable(GenerationRequest(), device, arguments.model_dir)
+    planned, skipped = runnable(in_order(_entries_to_sweep(arguments, base, device)), device)
+    total = len(planned) + len(skipped)
+    for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
+        say(f"skipped {count} of {total}: {reason}")
+    ran: list[_Ran] = []
+    is_stopped = False
+    try:
+        with _Bench(arguments, device) as bench:
+            for number, entry in enumerate(planned, 1):
+                say(f"[{number}/{len(planned)}] {_described(entry)}")
+                ran.append(bench.kept(bench.wait(bench.submit(entry.request, entry.device(device)))))
+                say(_ending(ran[-1]))
+    except KeyboardInterrupt:
+        is_stopped = True
+    if arguments.json:
+        rows = [{"cached": one.cached, "measurement": one.measurement.to_dict()} for one in ran]
+        left_out = [
+            {
+                "request": one.entry.request.to_dict(),
+                "capacity_bytes": one.entry.capacity_bytes,
+                "reason": str(one.error),
+            }
+            for one in skipped
+        ]
+        print_json({"schema": SCHEMA, "sweep": rows, "skipped": left_out})
+    elif ran:
+        print(_sweep_table(ran))
+    if is_stopped:
+        say(f"stopped after {len(ran)} of {len(planned)}; the same command goes on from there")
+        return INTERRUPTED
+    return EXIT_CODES[worst(verdict_of(one.measurement) for one in ran)]
+
+
+def _described(entry: Entry) -> str:
+    return emulated_name(entry.request.describe(), entry.capacity_bytes)
+
+
+def _ending(one: _Ran) -> str:
+    measured = one.measurement.measured
+    known = " (measured before)" if one.cached else ""
+    why = (measured.reason or "").partition("\n")[0][:200]
+    return f"{measured.outcome}{known}: {why or f'{size_text(measured.peak_allocated_bytes)} allocated'}"
+
+
+def _sweep_table(ran: Sequence[_Ran]) -> str:
+    rows = []
+    for measurement, cached in ran:
+        measured = measurement.measured
+        errors = {one.basis: peak_error(measurement, one) for one in measurement.predictions}
+        rows.append(
+            (
+                _described(Entry(measurement.request, measurement.environment.emulated_bytes)),
+                measured.outcome,
+                size_text(measured.peak_allocated_bytes),
+                size_text(measured.peak_reserved_bytes),
+                percent_text(errors.get("dry-run")),
+                "-" if measured.num_alloc_retries is None else str(measured.num_alloc_retries),
+                "yes" if cached else "no",
+            )
+        )
+    header = ("request", "outcome", "allocated", "reserved", "dry run off by", "retries", "cached")
+    return text_table(header, rows, right=(2, 3, 4, 5))

@@ -1,0 +1,1 @@
+"""What the pipeline allocates and when, with symbolic sizes: the memory programs."""

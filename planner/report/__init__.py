@@ -1,0 +1,1 @@
+"""Answers as rows, text, Markdown, commands and scripts. Nothing here prints."""

@@ -1,0 +1,133 @@
+"""The plan as Markdown for a ticket: the request, the verdicts, what they rest on, and how to have them again."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from planner.alternatives.images import Listed
+from planner.answer import SIGNS, Answer
+from planner.cards.lookup import Card
+from planner.formula import not_in_the_formula
+from planner.report.text import card_notes, threshold_notes, verify_command
+from planner.request import GenerationRequest
+from planner.units import exact_size, gib, signed_gib
+
+FORMATS = ("table", "json", "md")
+
+
+def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str]:
+    """What must be known beside the table, a line each: reasons, measured runs, thresholds, assumptions, omissions."""
+    notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
+    notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
+    notes += card_notes([answer.card for answer in answers])
+    notes += threshold_notes(answers)
+    assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
+    notes += [f"assumed - {assumption}" for assumption in assumed]
+    granted = dict.fromkeys(item for answer in answers for item in answer.stack)
+    if granted:
+        notes.append(f"taken for granted - {'; '.join(granted)}")
+    if any(answer.basis == "formula" for answer in answers):
+        notes += [f"not in the formula - {note}" for note in not_in_the_formula(request)]
+    return notes
+
+
+def _card_flags(cards: Sequence[Card]) -> list[str]:
+    """The flags that name these cards, each of them once, and how many workers share them."""
+    workers = max((card.workers for card in cards), default=1)
+    flags = dict.fromkeys(_card_flag(card.whole) for card in cards)
+    return [*flags, *([f"--workers {workers}"] if workers > 1 else [])]
+
+
+def _card_flag(card: Card) -> str:
+    if card.origin == "described" or card.emulated_bytes is not None:
+        # It is in no list: its memory and compute capability name it.
+        return f"--gpu-memory {exact_size(card.usable_bytes)} --compute-capability {card.capability}"
+    if card.origin == "attached":
+        return "--gpu attached"
+    return f'--gpu "{card.model}"' if " " in card.model else f"--gpu {card.model}"
+
+
+def fit_command(
+    request: GenerationRequest, cards: Sequence[Card], basis: str = "best", *, with_reference: bool = True
+) -> str:
+    """Write the command that answers for this request on these cards; defaults are left out."""
+    asked = verify_command(request).replace(" verify", " fit", 1)
+    chosen = [] if basis == "best" else [f"--basis {basis}"]
+    published = [] if with_reference else ["--no-reference"]
+    return " ".join([asked, *_card_flags(cards), *chosen, *published])
+
+
+def _escaped(text: str) -> str:
+    """The text as text: names and reasons have no Markdown in them that is meant."""
+    return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else gib(size_bytes)
+
+
+def _row(answer: Answer, *more: str) -> str:
+    headroom = answer.headroom_bytes
+    cells = (
+        _escaped(answer.card.name),
+        *more,
+        f"{SIGNS[answer.verdict]} {answer.verdict}",
+        _size(answer.need_bytes),
+        gib(answer.card.usable_bytes),
+        "-" if headroom is None else signed_gib(headroom),
+        answer.basis,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _images_lines(images: Listed) -> list[str]:
+    """The worst of the listed images on each card as a table, and the list."""
+    listed = "; ".join(row.text for row in images.rows)
+    return [
+        f"**{images.title}**",
+        "",
+        "| GPU | image | verdict | need | usable | headroom | basis |",
+        "|---|---|---|---:|---:|---:|---|",
+        *(_row(answer, row.text) for row, answer in images.worst),
+        "",
+        f"The list: {listed}. Each with the task and the options of the request above.",
+    ]
+
+
+def fit_markdown(
+    request: GenerationRequest,
+    answers: Sequence[Answer],
+    versions: Mapping[str, str],
+    *commands: str,
+    images: Listed | None = None,
+) -> str:
+    """The answers as a Markdown section: request, table, notes, the versions planned with, and the commands.
+
+    Where `images` are listed beside the request, the worst of them on each card follows the request's own table.
+    """
+    lines = [
+        "## Will it fit?",
+        "",
+        f"**{_escaped(request.describe())}**",
+        "",
+        "| GPU | verdict | need | usable | headroom | basis |",
+        "|---|---|---:|---:|---:|---|",
+        *map(_row, answers),
+    ]
+    if images:
+        lines += ["", *_images_lines(images)]
+    notes = fit_notes(request, answers)
+    if notes:
+        lines += ["", *(f"- {_escaped(note)}" for note in notes)]
+    lines += [
+        "",
+        "Need is the card memory at which the request runs comfortably, the CUDA context included. Headroom is usable "
+        "minus need: negative is by how much it misses.",
+        "",
+        f"Stable Diffusion v1.5 with {', '.join(f'{name} {version}' for name, version in versions.items())}. "
+        "To have it again:",
+        "",
+        "```console",
+        *(f"$ {command}" for command in commands),
+        "```",
+    ]
+    return "\n".join(lines)

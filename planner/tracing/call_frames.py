@@ -1,0 +1,214 @@
+"""Takes a trace apart into the calls that programs keep as routines, and folds its loops."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from planner.components import STAGES
+from planner.programs.library import EACH_IMAGE, Call, Op
+from planner.tracing.recorder import (
+    Attention,
+    Begin,
+    Birth,
+    Convolution,
+    Death,
+    EmptyCache,
+    End,
+    Event,
+    Product,
+    Repeat,
+    Returned,
+    Stage,
+)
+from planner.tracing.tracer import REMEMBERED
+
+
+class CompileError(Exception):
+    """A trace does not have the shape that programs can hold; the text says where."""
+
+
+class Size(NamedTuple):
+    """Batch and latent size of one call."""
+
+    batch: int
+    height: int
+    width: int
+
+
+@dataclass
+class Frame:
+    """One call of a routine as it was traced: events with numbers of its own, sizes in bytes.
+
+    An op is (what, operand, module); the operand of a kernel is a tuple of sizes and a plain number.
+    """
+
+    name: str
+    size: Size
+    ops: list[tuple[Op, Any, str]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    is_stand_in: bool = False
+    has_product: bool = False
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _count: int = 0
+    _dead: set[int] = field(default_factory=set)
+
+    def birth(self, event: Birth) -> None:
+        """A storage was made."""
+        self.adopt([event.slot])
+        self.ops.append((Op.BIRTH, event.size_bytes, event.module))
+
+    def adopt(self, slots: list[int]) -> None:
+        """Number what was made."""
+        for slot in slots:
+            self._numbers[slot] = self._count
+            self._count += 1
+
+    def call(self, call: Call, slots: list[int]) -> None:
+        """A call has returned and left these."""
+        if call not in self.calls:
+            self.calls.append(call)
+        op = (Op.CALL, self.calls.index(call), "")
+        if call.batch_factor == EACH_IMAGE and self.ops and self.ops[-1] == op:
+            # One op stands for the calls of all images, and one number for what they leave together.
+            self._numbers[slots[0]] = self._count - 1
+            return
+        self.ops.append(op)
+        self.adopt(slots)
+
+    def death(self, slot: int, where: str) -> None:
+        """A storage is gone."""
+        if slot not in self._numbers:
+            raise CompileError(f"{where}: a storage of the caller dies inside {self.name}")
+        self._dead.add(slot)
+        op = (Op.DEATH, self._numbers[slot], "")
+        together = [other for other, number in self._numbers.items() if number == self._numbers[slot]]
+        if len(together) == 1 or self.ops[-1] != op:
+            self.ops.append(op)
+
+    def left(self) -> list[int]:
+        """The slots that still live, in the order of their birth."""
+        return [slot for slot in self._numbers if slot not in self._dead]
+
+
+def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
+    """The kernel's sizes and its plain number, as `Routine.kernels` has them."""
+    if isinstance(event, Attention):
+        rows = event.batch * event.heads * event.tokens
+        return (4 * rows, 4 * rows * event.head_dim), event.head_dim
+
+    def elements(shape: tuple[int, ...], channels: int) -> int:
+        return shape[0] * channels * shape[2] * shape[3]
+
+    sizes = []
+    for shape in (event.input_shape, event.output_shape):
+        # NHWC kernels take channels in eights.
+        sizes += [elements(shape, shape[1]), elements(shape, -(-shape[1] // 8) * 8)]
+    return (*sizes, int(np.prod(event.weight_shape))), int(event.channels_last)
+
+
+def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
+    """The call and all calls inside it, innermost first."""
+    stack, found = [Frame(name, size)], []
+    for event in events:
+        frame = stack[-1]
+        match event:
+            case Birth():
+                frame.birth(event)
+            case Death(slot):
+                frame.death(slot, name)
+            case Convolution() | Attention():
+                op = Op.CONVOLUTION if isinstance(event, Convolution) else Op.ATTENTION
+                frame.ops.append((op, kernel_of(event), event.module))
+            case Product():
+                if not frame.has_product:
+                    frame.ops.append((Op.PRODUCT, 0, ""))
+                frame.has_product = True
+            case Begin(routine, batch):
+                stack.append(Frame(routine, Size(batch, size.height, size.width)))
+            case End():
+                _return_from(stack.pop(), stack[-1], found)
+            case Stage(stage):
+                frame.ops.append((Op.STAGE, STAGES.index(stage), ""))
+            case Returned():
+                frame.ops.append((Op.RETURNED, 0, ""))
+            case EmptyCache():
+                frame.ops.append((Op.EMPTY_CACHE, 0, ""))
+            case _:
+                raise CompileError(f"{name}: {event} is left over")
+    return [*found, stack[0]]
+
+
+def _return_from(frame: Frame, caller: Frame, found: list[Frame]) -> None:
+    if frame.name == "denormalize_one":
+        factor, rest = EACH_IMAGE, 0
+    else:
+        factor, rest = divmod(frame.size.batch, caller.size.batch)
+    if rest:
+        raise CompileError(f"{frame.name} runs on {frame.size.batch} of {caller.name}'s {caller.size.batch}")
+    caller.call(Call(frame.name, factor, len(frame.left())), frame.left())
+    # A stand-in has made its results and nothing else.
+    frame.is_stand_in = frame.name in REMEMBERED and all(op == Op.BIRTH for op, _, _ in frame.ops)
+    found.append(frame)
+
+
+def folded(events: list[Event]) -> list[Event]:
+    """The events with loops cut short: sliced attention to its first and last pass, a blend to its first.
+
+    A pass of attention ends what the one before began, and a blend's ends all it made; so the passes that are left
+    out are like those that stay, and reach no peak of their own.
+    """
+    events = list(_without_blends(events))
+    starts = [index for index, event in enumerate(events) if isinstance(event, Repeat)]
+    dropped: set[int] = set()
+    renamed: dict[int, int] = {}
+    for first, *middle, last in _loops(events, starts):
+        if not middle:
+            continue
+        length = last - middle[-1]
+        births = [[e.slot for e in events[p : p + length] if isinstance(e, Birth)] for p in (first, middle[-1])]
+        renamed |= dict(zip(births[1], births[0], strict=True))
+        dropped |= set(range(middle[0], last))
+    return [_renamed(e, renamed) for i, e in enumerate(events) if i not in dropped and not isinstance(e, Repeat)]
+
+
+def _without_blends(events: list[Event]) -> Iterator[Event]:
+    """The events with each blend cut to its first pass, which must be like all others."""
+    blend: list[Event] | None = None
+    for event in events:
+        if isinstance(event, Begin) and event.routine == "vae.blend":
+            blend = []
+        elif isinstance(event, End) and event.routine == "vae.blend":
+            yield from _first_pass(blend or [])
+            blend = None
+        elif blend is None:
+            yield event
+        else:
+            blend.append(event)
+
+
+def _first_pass(blend: list[Event]) -> list[Event]:
+    sizes = {event.slot: event.size_bytes for event in blend if isinstance(event, Birth)}
+    steps = [sizes[e.slot] if isinstance(e, Birth) else -sizes[e.slot] for e in blend if isinstance(e, (Birth, Death))]
+    length = next((n for n in range(1, len(steps) + 1) if not sum(steps[:n])), 0)
+    if length and (len(steps) % length or steps != steps[:length] * (len(steps) // length)):
+        raise CompileError("the passes of a blend are not alike")
+    return blend[:length]
+
+
+def _renamed(event: Event, renamed: dict[int, int]) -> Event:
+    return Death(renamed[event.slot]) if isinstance(event, Death) and event.slot in renamed else event
+
+
+def _loops(events: list[Event], starts: list[int]) -> Iterable[list[int]]:
+    """The starts of passes, grouped by the loop they are in: no other module makes anything in between."""
+    loop: list[int] = []
+    for start in starts:
+        made = {e.module for e in events[loop[-1] : start] if isinstance(e, (Birth, Convolution))} if loop else set()
+        if len(made) > 1:
+            yield loop
+            loop = []
+        loop.append(start)
+    if loop:
+        yield loop

@@ -1,0 +1,413 @@
+"""The History page, run by Streamlit itself without a browser."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from cache.exchange.lines import read_runs
+from cache.history.reference import reference_runs
+from cache.history.store import Store
+from cache.records import Environment, Measured, Measurement, Prediction
+from pages.shared.history.compare import MOST, places_of, telling
+from pages.shared.history.files import csv_of, json_lines_of
+from planner.cards.lookup import card_named
+from planner.fit import fit
+from planner.request import GenerationRequest
+from planner.units import GIB
+from tests.conftest import make_environment, make_measured
+from tests.ui.conftest import texts
+
+VERIFY, HISTORY, PLAN = "pages/1_Verify.py", "pages/2_History.py", "streamlit_app.py"
+FORMULA, DRY_RUN = (
+    Prediction.of(fit(GenerationRequest(), card_named("T4"), basis)) for basis in ("formula", "dry-run")
+)
+A10 = make_environment(card="NVIDIA A10")
+
+
+def imported(number: int, request: GenerationRequest, environment: Environment, **changes) -> Measurement:
+    """A run with an id and a time of its own."""
+    return Measurement(
+        measurement_id=str(UUID(int=number, version=4)),
+        created_at=(datetime(2026, 6, 1, tzinfo=UTC) + timedelta(minutes=number)).isoformat(timespec="microseconds"),
+        request=request,
+        environment=environment,
+        measured=make_measured(**changes),
+        predictions=(DRY_RUN, FORMULA),
+        origin="imported",
+    )
+
+
+@pytest.fixture
+def three_runs(own_history) -> list[str]:
+    store = Store(own_history)
+    both = (DRY_RUN, FORMULA)
+    oom = Measured(outcome="out-of-memory", reason="CUDA out of memory", ended_in="vae_decoder")
+    return [
+        store.save_measurement(GenerationRequest(), make_environment(), make_measured(), predictions=both),
+        store.save_measurement(GenerationRequest(task="txt2img"), A10, oom, predictions=both),
+        store.save_measurement(GenerationRequest(width=768), A10, make_measured(num_alloc_retries=2)),
+    ]
+
+
+@pytest.fixture
+def upload():
+    """Take in a file of these lines, as if it had been chosen."""
+
+    def upload_(at, lines: bytes):
+        return at.file_uploader(key="import").set_value(("runs.jsonl", lines, "application/jsonl")).run()
+
+    return upload_
+
+
+def widths(at) -> list[int]:
+    return list(at.dataframe[0].value["Width"])
+
+
+def charts(at) -> list[str]:
+    """Each chart in the words for those who cannot see it."""
+    return [chart.proto.alt for chart in at.get("vega_lite_chart")]
+
+
+def badges(at) -> list[str]:
+    return [m.value for m in at.markdown if "badge" in m.value]
+
+
+def test_an_empty_history_says_what_to_do_next(open_page):
+    at = open_page(HISTORY)
+    assert "No run was measured yet" in texts(at.info)
+    assert at.file_uploader(key="import") and not at.dataframe
+    at.toggle(key="reference").set_value(True).run()
+    assert not at.exception and len(at.dataframe[0].value) == len(reference_runs())
+
+
+def test_every_run_is_listed_newest_first(open_page, three_runs):
+    frame = open_page(HISTORY).dataframe[0].value
+    assert list(frame["Width"]) == [768, 512, 512]
+    assert list(frame["Outcome"]) == ["ok", "out-of-memory", "ok"]
+    assert "Origin" not in frame and "id" not in frame
+    measured = make_measured().peak_allocated_bytes
+    for name, prediction in (("Dry run off by", DRY_RUN), ("Formula off by", FORMULA)):
+        assert frame[name].iloc[2] == pytest.approx((prediction.peak_allocated_bytes / measured - 1) * 100, abs=0.051)
+        assert frame[name].isna().tolist() == [True, True, False]
+
+
+def test_runs_that_differ_in_their_options_alone_are_told_apart(open_page, own_history, three_runs):
+    assert "Options" not in open_page(HISTORY).dataframe[0].value
+    store = Store(own_history)
+    for request in (GenerationRequest(guidance_scale=1, vae_tiling=True), GenerationRequest(channels_last=True)):
+        store.save_measurement(request, make_environment(), make_measured())
+    frame = open_page(HISTORY, reference="true").dataframe[0].value
+    own = frame[frame["Origin"] == "own"]
+    assert list(own["Options"]) == ["channels last", "unguided, vae tiling", "", "", ""]
+    halves = frame[frame["Task"].str.startswith("vae.")]
+    assert set(halves["Options"]) == {"", "vae tiling"}
+
+
+def test_compared_runs_are_named_by_what_tells_them_apart():
+    plain, tiled = (imported(1, GenerationRequest(vae_tiling=tiled), A10) for tiled in (False, True))
+    assert telling([plain, tiled]) == ["no options, 2026-06-01 00:01", "vae tiling, 2026-06-01 00:01"]
+    again = replace(plain, measurement_id=str(UUID(int=2**100, version=4)))
+    told = telling([plain, again])
+    assert told == ["2026-06-01 00:01, run 00000000", "2026-06-01 00:01, run 00000010"]
+    assert telling([plain, imported(2, GenerationRequest(steps=1), A10)])[1] == "1 step, 2026-06-01 00:02"
+
+
+def test_filters_say_what_they_hide_and_are_cleared_at_once(open_page, three_runs):
+    at = open_page(HISTORY)
+    assert "3 of 3 runs." in texts(at.caption)
+    at.multiselect(key="filter-card").set_value(["NVIDIA A10"]).run()
+    assert widths(at) == [768, 512]
+    at.multiselect(key="filter-outcome").set_value(["ok"]).run()
+    assert widths(at) == [768]
+    assert "1 of 3 runs. 2 hidden by card and outcome." in texts(at.caption)
+    at.multiselect(key="filter-task").set_value(["txt2img"]).run()
+    assert not at.dataframe and "0 of 3 runs. 3 hidden by card, task and outcome." in texts(at.caption)
+    at.button(key="clear-filters").click().run()
+    assert widths(at) == [768, 512, 512]
+
+
+@pytest.mark.parametrize(
+    ("params", "shown"),
+    [
+        ({"filter-card": ["NVIDIA A10"], "filter-task": ["img2img"]}, [768]),
+        ({"filter-size": ["768×768", "8192×8192"]}, []),
+        ({"filter-size": ["64×64", "512×512"]}, [512, 512]),
+        ({"filter-outcome": ["out-of-memory", "failed"]}, [512]),
+        ({"filter-off": "20"}, []),
+        ({"filter-off": "20", "filter-basis": "formula"}, [512]),
+        ({"filter-versions": "stale"}, [640]),
+        ({"filter-versions": "current"}, [768, 512, 512]),
+        ({"filter-origin": "imported"}, [640]),
+        ({"filter-card": "A card that is not here"}, []),
+    ],
+)
+def test_a_link_reproduces_filters(open_page, three_runs, own_history, params, shown):
+    old = imported(1, GenerationRequest(width=640), make_environment(torch="2.11.0"))
+    Store(own_history).import_measurements([replace(old, predictions=())])
+    at = open_page(HISTORY, **params)
+    assert not at.exception
+    assert [width for frame in at.dataframe for width in frame.value["Width"]] == shown
+
+
+def test_sizes_are_compared_by_their_pixels(open_page, three_runs):
+    at = open_page(HISTORY, **{"filter-size": ["64×64", "512×512"]})
+    assert widths(at) == [512, 512]
+    assert "1 hidden by size." in texts(at.caption)
+
+
+def test_published_runs_stand_apart(open_page, three_runs):
+    at = open_page(HISTORY)
+    assert len(at.dataframe[0].value) == 3
+    at.toggle(key="reference").set_value(True).run()
+    frame = at.dataframe[0].value
+    assert len(frame) == 3 + len(reference_runs())
+    assert set(frame["Origin"]) == {"own", "reference"}
+    assert {"vae.encode", "vae.decode"} <= set(frame["Task"])
+    assert len(open_page(HISTORY, reference="true").dataframe[0].value) == len(frame)
+
+
+def test_a_link_opens_a_published_run_with_its_source_and_without_delete(open_page, three_runs):
+    half = next(run for run in reference_runs() if run.scope == "vae.decode")
+    at = open_page(HISTORY, run=half.measurement_id)
+    assert half.source in texts(at.caption)
+    assert "Only the VAE's decoder was run: peaks are above what stood allocated before" in texts(at.info)
+    assert any("reference" in badge for badge in badges(at))
+    assert {"Peak allocated", "Peak reserved"} <= {metric.label for metric in at.metric}
+    assert not {"delete", "rerun"} & {button.key for button in at.button}
+    assert "1 run chosen, not in the table above." in texts(at.caption)
+
+
+def test_a_link_opens_one_run(open_page, three_runs):
+    at = open_page(HISTORY, run=three_runs[1])
+    assert "**Ran out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
+    assert "Had been predicted: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
+    assert "CUDA out of memory" in texts(at.error)
+    at = open_page(HISTORY, run=three_runs[2][:13])
+    assert any("tight" in badge for badge in badges(at))
+    assert "The run in this link is not in the history." in texts(open_page(HISTORY, run="nope").warning)
+
+
+def test_a_link_opens_a_comparison(open_page, three_runs):
+    at = open_page(HISTORY, run=[three_runs[0], three_runs[2]])
+    assert not at.exception
+    assert "**2 runs compared**" in texts(at.markdown)
+    assert "**A** Tesla T4, 512×512," in texts(at.markdown) and "**B** NVIDIA A10, 768×512," in texts(at.markdown)
+    frame = at.dataframe[1].value.set_index("")
+    assert frame.loc["Width"].tolist() == ["512", "768", ""]
+    assert frame.loc["Dry run off by, peak", "B"] == "–"
+    assert frame.loc["Retries"].tolist()[:2] == ["0", "2"]
+    assert "Height" not in frame.index and "Peak allocated" not in frame.index
+    at.toggle(key="compare-all").set_value(True).run()
+    every = at.dataframe[1].value.set_index("")
+    assert every.loc["Height"].tolist() == ["512", "512", ""]
+    assert every.loc["Peak allocated"].tolist() == ["3.260 GiB", "3.260 GiB", "+0.000 GiB"]
+    alt = charts(at)[0]
+    assert "UNet: A 2.89 GiB, B 2.89 GiB" in alt and "Whole run: A 3.26 GiB" in alt
+
+
+def test_choosing_none_ends_a_comparison(open_page, three_runs):
+    at = open_page(HISTORY, run=three_runs[:2])
+    at.button(key="choose-none").click().run()
+    assert "run" not in at.query_params
+    assert "compared" not in texts(at.markdown)
+
+
+def test_a_chosen_run_stays_chosen_when_a_filter_hides_it(open_page, three_runs):
+    at = open_page(HISTORY, run=three_runs[:2])
+    at.multiselect(key="filter-card").set_value(["NVIDIA A10"]).run()
+    assert "2 runs chosen, 1 not in the table above." in texts(at.caption)
+    assert "**2 runs compared**" in texts(at.markdown)
+
+
+def test_more_runs_than_there_are_colours_are_not_all_compared(open_page, own_history):
+    runs = [imported(number, GenerationRequest(), A10) for number in range(MOST + 2)]
+    Store(own_history).import_measurements(runs)
+    at = open_page(HISTORY, run=[run.measurement_id for run in runs])
+    assert not at.exception
+    assert f"The first {MOST} that were chosen; 2 more are ticked." in texts(at.caption)
+
+
+def test_a_run_keeps_its_letter_and_colour():
+    before = places_of(["a", "b", "c"], {})
+    assert before == {"a": 0, "b": 1, "c": 2}
+    assert places_of(["b", "c", "d"], before) == {"b": 1, "c": 2, "d": 0}
+
+
+def test_rerun_opens_verify_with_the_request_whatever_the_plan_was(open_page, three_runs, no_driver):
+    at = open_page(PLAN, width="1024", batch="4", gpu=["T4"])
+    at.switch_page(HISTORY)
+    at.query_params["run"] = three_runs[2]
+    at.run()
+    at.button(key="rerun").click().run()
+    assert not at.exception and at.title[0].value == "Verify"
+    assert (at.number_input(key="width").value, at.number_input(key="batch").value) == (768, 1)
+    assert at.checkbox(key="force").value
+    at.switch_page(PLAN).run()
+    assert at.number_input(key="width").value == 768
+    assert at.multiselect(key="gpu").value == ["T4"]
+
+
+@pytest.mark.parametrize("emulated", [8 * GIB, 15_634_661_375, None])
+def test_rerun_keeps_an_emulated_capacity(open_page, own_history, nvml, cuda_build, emulated):
+    environment = make_environment(emulated_bytes=emulated)
+    run_id = Store(own_history).save_measurement(GenerationRequest(width=768), environment, make_measured())
+    at = open_page(HISTORY, run=run_id)
+    at.button(key="rerun").click().run()
+    assert not at.exception and not at.error and at.title[0].value == "Verify"
+    flag = {None: "", 8 * GIB: " --capacity 8GiB"}.get(emulated, " --capacity 15634661375B")
+    assert texts(at.code) == f"python -m planner verify --width 768{flag}"
+    assert not at.button(key="verify").disabled
+
+
+def test_rerun_of_a_run_on_the_whole_card_forgets_the_capacity_before(open_page, three_runs, nvml, cuda_build):
+    at = open_page(VERIFY)
+    at.text_input(key="capacity").set_value("8GiB").run()
+    at.switch_page(HISTORY)
+    at.query_params["run"] = three_runs[0]
+    at.run()
+    at.button(key="rerun").click().run()
+    assert at.title[0].value == "Verify"
+    assert at.text_input(key="capacity").value == ""
+
+
+def test_an_emulated_run_stands_apart_from_those_of_the_whole_card(open_page, own_history):
+    store, whole = Store(own_history), make_environment(card="NVIDIA H100 80GB HBM3", total_bytes=85_000_000_000)
+    emulated = replace(whole, emulated_bytes=16 * GIB)
+    runs = [store.save_measurement(GenerationRequest(), one, make_measured()) for one in (whole, emulated, emulated)]
+    name = "NVIDIA H100 80GB HBM3, 16 GiB emulated"
+    at = open_page(HISTORY, run=runs[:2])
+    assert not at.exception
+    assert list(at.dataframe[0].value["Card"]) == [name, name, "NVIDIA H100 80GB HBM3"]
+    assert at.multiselect(key="filter-card").options == ["NVIDIA H100 80GB HBM3", name]
+    # They are told apart by it, and what differs says it in bytes.
+    assert f"**B** {name}" in texts(at.markdown)
+    differs = at.dataframe[1].value.set_index("")
+    assert list(differs.loc["Emulated capacity"])[:2] == ["–", "16.000 GiB"]
+    # Repeats are on one kind of card: the two, not the three.
+    assert at.selectbox(key="repeated").options == [f"{GenerationRequest().describe()}: 2 runs"]
+    at = open_page(HISTORY, run=runs[1])
+    assert f"**Ran to the end** on {name}" in texts(at.markdown)
+    assert "- emulated capacity: 16.00 GiB" in "\n".join(texts(one.markdown) for one in at.expander)
+    at.button(key="delete").click().run()
+    assert f"on {name}. It cannot be brought back." in texts(at.markdown)
+    row = next(csv.DictReader(io.StringIO(csv_of(store.measurements()).decode())))
+    assert (row["card"], row["card_emulated_bytes"]) == ("NVIDIA H100 80GB HBM3", "17179869184")
+
+
+def test_a_run_of_the_default_request_replaces_another_plan(open_page, three_runs):
+    at = open_page(PLAN, width="1024", task="txt2img", offload="model")
+    at.switch_page(HISTORY)
+    at.query_params["run"] = three_runs[0]
+    at.run()
+    at.button(key="plan-it").click().run()
+    assert at.title[0].value == "Plan"
+    assert "img2img 512×512, batch 1, guided (UNet batch 2), 50 steps." in texts(at.caption)
+
+
+def test_deleting_asks_first(open_page, three_runs, own_history):
+    # That the question is answered is tried in a browser: a dialog reruns alone, which AppTest cannot do.
+    at = open_page(HISTORY, run=three_runs[0])
+    at.button(key="delete").click().run()
+    assert at.button(key="confirm-delete").label == "Delete it"
+    assert "It cannot be brought back" in texts(at.markdown)
+    assert len(Store(own_history).measurements()) == 3
+
+
+def test_an_import_is_taken_in_once_and_counted(open_page, upload, own_history):
+    runs = [imported(number, GenerationRequest(width=640), A10) for number in range(2)]
+    lines = json_lines_of(runs)
+    at = upload(open_page(HISTORY), lines)
+    assert not at.exception
+    assert texts(at.success) == "Imported 2 runs, 0 were known."
+    assert list(at.dataframe[0].value["Origin"]) == ["imported", "imported"]
+    Store(own_history).delete_measurement(runs[0].measurement_id)
+    at.run()
+    assert len(at.dataframe[0].value) == 1
+    assert texts(upload(at, lines).success) == "Imported 1 run, 1 was known."
+    at = open_page(HISTORY, run=runs[0].measurement_id)
+    assert any("imported" in badge for badge in badges(at)) and at.button(key="delete")
+
+
+@pytest.mark.parametrize("broken", [b"{}\n", b"\xff\xfe", b'{"a": "[link](https://example.org)"}\n', b"x" * 100_000])
+def test_a_file_that_is_none_is_refused_in_place_and_whole(open_page, upload, own_history, broken):
+    good = json_lines_of([imported(1, GenerationRequest(), A10)])
+    at = upload(open_page(HISTORY), good + broken)
+    assert not at.exception
+    assert "Line 2" in texts(at.error) and "Nothing was imported." in texts(at.error)
+    assert "](https" not in at.error[0].value
+    assert Store(own_history).measurements() == []
+
+
+def test_an_imported_text_is_shown_as_text(open_page, own_history):
+    card = "=1+1 ![x](https://example.org/x.png) `code`"
+    run = imported(1, GenerationRequest(), make_environment(card=card, driver="`x` ![y](https://example.org)"))
+    Store(own_history).import_measurements([run])
+    at = open_page(HISTORY, run=run.measurement_id)
+    assert not at.exception
+    assert "on =1+1 ![x](https://example.org/x.png)" in texts(at.markdown)
+    assert not any("![" in re.sub(r"`[^`]*`|\\.", "", markdown.value) for markdown in at.markdown)
+    assert "- driver: `'x' ![y](https://example.org)`" in [line for m in at.markdown for line in m.value.splitlines()]
+    assert at.dataframe[0].value["Card"].iloc[0].startswith("'=1+1")
+
+
+def test_downloads_keep_every_byte_and_no_formula():
+    runs = [imported(1, GenerationRequest(), A10), *reference_runs()[:2]]
+    runs.append(imported(2, GenerationRequest(), make_environment(card="=HYPERLINK(1)"), reason="-1, @sum\n+2"))
+    rows = list(csv.DictReader(io.StringIO(csv_of(runs).decode())))
+    assert [row["peak_allocated_bytes"] for row in rows] == [str(run.measured.peak_allocated_bytes) for run in runs]
+    assert rows[0]["vae_decoder_peak_allocated_bytes"] == "3500000000"
+    assert rows[0]["dry_run_peak_allocated_bytes"] == str(DRY_RUN.peak_allocated_bytes)
+    assert rows[3]["card"] == "'=HYPERLINK(1)" and rows[3]["reason"] == "'-1, @sum\n+2"
+    assert rows[1]["task"] == runs[1].scope and rows[1]["source"] == runs[1].source
+    again = read_runs(json_lines_of(runs).splitlines())
+    assert [run.measurement_id for run in again] == [runs[0].measurement_id, runs[3].measurement_id]
+    assert again[0] == runs[0]
+    assert csv_of([]) == b""
+
+
+def test_a_request_measured_again_is_drawn_over_time(open_page, own_history, three_runs):
+    assert not open_page(HISTORY).selectbox
+    often, seldom = GenerationRequest(width=256), GenerationRequest(width=320)
+    newer = make_environment(card="NVIDIA A10", torch="2.14.0")
+    runs = [imported(number, often, A10 if number < 2 else newer) for number in range(3)]
+    runs += [imported(number, seldom, A10) for number in (10, 11)]
+    runs += [imported(20, GenerationRequest(width=384), A10), imported(21, GenerationRequest(width=384), newer)]
+    runs.append(imported(30, seldom, make_environment()))
+    Store(own_history).import_measurements(runs)
+    at = open_page(HISTORY)
+    options = at.selectbox(key="repeated").options
+    assert [option.rpartition(": ")[2] for option in options] == ["3 runs", "2 runs", "2 runs"]
+    assert options[0].startswith("img2img 256×512")
+    alt = charts(at)[0]
+    assert "NVIDIA A10, 3 runs: between 3.26 GiB and 3.26 GiB" in alt
+    at = open_page(HISTORY, **{"filter-card": "Tesla T4"})
+    assert not at.selectbox
+
+
+def test_ten_thousand_runs_are_read_once_and_again_only_when_there_is_another(open_page, own_history, monkeypatch):
+    store = Store(own_history)
+    requests = [GenerationRequest(width=256 + 8 * number) for number in range(50)]
+    store.import_measurements(imported(number, requests[number % 50], A10) for number in range(10_000))
+    reads, read = [], Store.measurements
+
+    def counting(self, *arguments):
+        reads.append(arguments)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Store, "measurements", counting)
+    at = open_page(HISTORY)
+    assert not at.exception and len(at.dataframe[0].value) == 10_000
+    assert "10,000 of 10,000 runs." in texts(at.caption)
+    at.multiselect(key="filter-card").set_value(["NVIDIA A10"]).run()
+    run = str(UUID(int=1, version=4))
+    assert not open_page(HISTORY, run=run).exception
+    assert reads == [()]
+    store.delete_measurement(run)
+    reads.clear()
+    assert len(at.run().dataframe[0].value) == 9_999
+    assert reads == [()]

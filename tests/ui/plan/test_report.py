@@ -1,0 +1,199 @@
+"""A plan to take away: the files are those of the command line, and the picture is drawn without a browser."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from cache.machine.versions import installed
+from pages.shared.plan.picture import picture_spec
+from pages.shared.plan.report import Report, file_name
+from pages.shared.plan.verdicts import answered
+from planner.alternatives.images import answer_images, parse_images
+from planner.answer import SIGNS
+from planner.cards.lookup import CATALOGUE, card_named
+from planner.cli.main import main
+from planner.fit import fit
+from planner.programs.library import shipped
+from planner.replay.timeline import timeline_of
+from planner.report.script import snippet
+from planner.request import GenerationRequest
+from planner.units import gib, signed_gib
+from tests.conftest import ROOT
+from tests.ui.conftest import texts
+
+BIG = GenerationRequest(width=2048, height=2048)
+NAMES = ("T4", "A100-40GB", "RTX 4060")
+FLAGS = [flag for name in NAMES for flag in ("--gpu", name)]
+
+
+def report(request: GenerationRequest = BIG, names=NAMES, basis: str = "dry-run", library=None) -> Report:
+    library = library or shipped()
+    shown = [answered(request, card_named(name), basis, library) for name in names]
+    return Report(request, shown, library, basis, with_published=False)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("json", Report.json), ("md", Report.markdown)])
+@pytest.mark.parametrize("basis", ["best", "dry-run", "formula", "measured"])
+def test_files_are_what_the_command_line_prints(capsys, kind, method, basis):
+    request = ["--width", "2048", "--height", "2048", *FLAGS, "--basis", basis, "--no-reference"]
+    main(["fit", *request, "--format", kind])
+    assert method(report(basis=basis)).decode() == capsys.readouterr().out
+
+
+def drawn_texts(spec) -> list[str]:
+    """Every text that the picture shows."""
+    if isinstance(spec, dict):
+        is_text = isinstance(spec.get("mark"), dict) and spec["mark"]["type"] == "text"
+        field = spec["encoding"]["text"]["field"] if is_text else ""
+        own = [str(value[field]) for value in spec["data"]["values"]] if is_text else []
+        return own + [text for value in spec.values() for text in drawn_texts(value)]
+    return [text for value in spec for text in drawn_texts(value)] if isinstance(spec, list) else []
+
+
+def test_the_picture_says_what_the_page_says(monkeypatch):
+    specs = []
+    monkeypatch.setattr("pages.shared.plan.picture.picture_png", lambda spec: specs.append(spec) or b"png")
+    assert report().png() == b"png"
+    told = drawn_texts(specs[0])
+    assert BIG.describe() in told
+    for name in NAMES:
+        answer = fit(BIG, card_named(name), "dry-run")
+        for text in (name, answer.verdict, gib(answer.need_bytes), signed_gib(answer.headroom_bytes), "dry-run"):
+            assert text in told
+    assert "RTX 4060: even the least, 9.13 GiB, is 1.53 GiB too much" in told
+    assert "out of memory at 7.13 GiB" in told
+    assert any(text.startswith("Memory over the dry run on RTX 4060") for text in told)
+    assert f"torch {installed()['torch']}" in " ".join(told)
+    # A sign for each verdict, not its colour alone.
+    shapes = {piece["mark"].get("shape") for piece in specs[0]["vconcat"][1]["layer"]}
+    assert len(shapes - {None}) == 3
+
+
+def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatch):
+    request, rows = GenerationRequest(), parse_images("512x512,4096x4096,1024x1024*2")
+    given = report(request)
+    cards = [one.answer.card for one in given.shown]
+    given = given._replace(images=answer_images(rows, request, cards, "dry-run", library=given.library))
+    specs = []
+    monkeypatch.setattr("pages.shared.plan.picture.picture_png", lambda spec: specs.append(spec) or b"png")
+    assert given.png() == b"png"
+    told, text, found = drawn_texts(specs[0]), given.markdown().decode(), json.loads(given.json())
+    assert found.keys() - json.loads(report(request).json()).keys() == {"images"}
+    assert [image["batch"] for image in found["images"]["list"]] == [1, 1, 2]
+    for card, row in zip(cards, found["images"]["worst"], strict=True):
+        answer = fit(GenerationRequest(width=4096, height=4096), card, "dry-run")
+        assert row["image"] == {"width": 4096, "height": 4096, "batch": 1}
+        assert (row["name"], row["verdict"], row["need_bytes"]) == (card.name, answer.verdict, answer.need_bytes)
+        assert (
+            f"| {card.name} | 4096×4096 | {SIGNS[answer.verdict]} {answer.verdict} | {gib(answer.need_bytes)} " in text
+        )
+        assert {"4096×4096", answer.verdict, gib(answer.need_bytes), signed_gib(answer.headroom_bytes)} <= set(told)
+    listed = "The list: 512×512; 4096×4096; 1024×1024, 2 at once."
+    assert listed in text and listed in told
+    # The command line takes one request: that of the plan, and that of the image that decides.
+    commands = [line for line in text.splitlines() if line.startswith("$ ")]
+    assert len(commands) == 2 and "--width 4096 --height 4096" in commands[1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "names", "basis"),
+    [
+        (BIG, NAMES, "dry-run"),
+        (GenerationRequest(task="txt2img", batch=4, offload="model"), [card.name for card in CATALOGUE], "best"),
+        (GenerationRequest(), ("A100-40GB 3g.20gb",), "measured"),
+        (GenerationRequest(), ("T4",), "formula"),
+    ],
+)
+def test_the_picture_is_one_page_with_all_of_it_in_sight(request_, names, basis):
+    with Image.open(BytesIO(report(request_, names, basis).png())) as image:
+        assert image.format == "PNG"
+        # Nothing reaches the edge: all of it is within the padding.
+        grey = image.convert("L")
+        width, height = grey.size
+        left, top, right, bottom = grey.point(lambda shade: 255 * (shade < 250)).getbbox()
+        # The whole catalogue is a long page, each card a few lines of it.
+        assert 1760 <= width <= 2400 and height <= max(3400, 1700 + 110 * len(names))
+    assert min(left, top, width - right, height - bottom) >= 20
+
+
+def test_without_programs_there_is_a_picture_without_the_dry_run():
+    given = report(basis="formula")._replace(library=None)
+    assert given.png().startswith(b"\x89PNG")
+    told = drawn_texts(picture_spec(BIG, [], None, [], "caption"))
+    assert "caption" in told and not any("dry run" in text for text in told)
+
+
+def test_the_caption_has_date_versions_and_basis():
+    now = datetime(2026, 11, 24, 9, 31, tzinfo=UTC)
+    text = report().caption(now)
+    assert text.startswith("Planned 2026-11-24 09:31 UTC")
+    assert all(version in text for version in installed().values())
+    assert "Basis: dry-run; what is not measured is predicted." in text
+    assert "No basis has an answer." in report(basis="measured").caption(now)
+
+
+def test_the_timeline_is_the_dry_runs():
+    name, drawn, capacity_bytes = report()._timeline()
+    card = card_named("RTX 4060")
+    assert (name, capacity_bytes) == (card.name, card.usable_bytes - card.context_bytes)
+    assert drawn.run.outcome == timeline_of(BIG, card, shipped()).run.outcome == "out-of-memory"
+
+
+def test_the_picture_needs_neither_a_browser_nor_altair():
+    code = (
+        "import sys; from pages.shared.plan.report import Report; from pages.shared.plan.verdicts import answered; "
+        "from planner.cards.lookup import card_named; from planner.programs.library import shipped; "
+        "from planner.request import GenerationRequest; request, library = GenerationRequest(), shipped(); "
+        "shown = [answered(request, card_named('T4'), 'dry-run', library)]; assert 'vl_convert' not in sys.modules; "
+        "assert Report(request, shown, library).png()[:4] == b'\\x89PNG'; "
+        "print(sorted({'altair', 'pandas', 'torch', 'playwright'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"
+
+
+def page() -> None:
+    from pages.shared.controls.request import card_controls, request_controls
+    from pages.shared.frame import session as calls
+    from pages.shared.plan.report import report_view
+    from pages.shared.plan.verdicts import answered
+
+    request, cards = request_controls(), card_controls()
+    library, _ = calls.library()
+    report_view(request, [answered(request, card, "dry-run", library) for card in cards], library)
+
+
+def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_asked_for(monkeypatch):
+    made = []
+    for name in ("json", "markdown", "png"):
+        monkeypatch.setattr(Report, name, lambda self, name=name: made.append(name) or b"")
+    at = AppTest.from_function(page, default_timeout=60)
+    at.query_params["width"] = "768"
+    at.run()
+    assert not at.exception
+    assert [button.label for button in at.download_button] == ["JSON", "Markdown", "Picture"]
+    assert all(button.help for button in at.download_button)
+    assert not made
+    assert at.code[0].value == snippet(GenerationRequest(width=768)).rstrip()
+    assert [one.label for one in at.expander][-2:] == ["The planned call in Python", "The same check over HTTP"]
+    assert "/api/fit?width=768&gpu=T4" in at.code[1].value
+    assert "what torch reserved" in texts(at.caption)
+
+
+def test_a_file_is_named_by_its_plan():
+    request = GenerationRequest(width=500, batch=2)
+    assert file_name(request, "md") == "will-it-fit-img2img-496x512-batch-2.md"
+    assert file_name(request, "md", images=3) == "will-it-fit-img2img-496x512-batch-2-and-3-listed.md"
+
+
+def test_json_is_whole_bytes():
+    found = json.loads(report().json())
+    assert [row["name"] for row in found["gpus"]] == list(NAMES)
+    assert type(found["gpus"][0]["need_bytes"]) is int

@@ -1,0 +1,21 @@
+"""The addresses beside the pages; tests/e2e/test_served.py asks them of a running server."""
+
+import streamlit as st
+
+from pages.shared.server import app as served
+
+
+def paths() -> list[str]:
+    return [route.path for route in served._routes()]
+
+
+def test_a_proxys_path_goes_before_every_address_and_the_answers_stay_without_it_too():
+    plain = paths()
+    assert plain[0] == "/api/fit" and {"/api", "/api/{rest:path}", "/plan", "/history"} < set(plain)
+    st.config.set_option("server.baseUrlPath", "/tools/plan/")
+    try:
+        under = paths()
+    finally:
+        st.config.set_option("server.baseUrlPath", "")
+    answers = [path for path in plain if path.startswith("/api")]
+    assert under == [*answers, *(f"/tools/plan{path}" for path in plain)]
