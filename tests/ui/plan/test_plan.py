@@ -54,13 +54,13 @@ def test_a_tight_card_says_from_where_it_runs_and_one_that_does_not_by_how_much_
 
 
 def test_assumptions_are_listed_once_with_the_range_of_each_card(open_page):
-    at = open_page(batch="8", gpu=["T4", "H100-80GB"])
+    at = open_page(batch="8", gpu=["RTX 5090", "H100-80GB"])
     shown = texts(at.markdown)
     assert texts(at.caption).count("a range: see assumptions") == 2
-    assert shown.count("Batch above 1:") == 1
+    assert shown.count("Batch 8:") == 1
     assert "Compute capability 9.0:" in shown and ":gray[(H100-80GB)]" in shown
-    low, high = fit(GenerationRequest(batch=8), card_named("T4")).interval_bytes
-    assert f"T4: between {gib(low)} and {gib(high)} allocated" in shown
+    low, high = fit(GenerationRequest(batch=8), card_named("RTX 5090")).interval_bytes
+    assert f"RTX 5090: between {gib(low)} and {gib(high)} allocated" in shown
     assert "assumptions" not in texts(open_page().caption)
 
 

@@ -61,7 +61,7 @@ def test_what_is_enough_is_shown_with_its_price_and_code(opened):
         assert at.button(key=f"remedy-{'-'.join(remedy.keys)}")
     assert next(code.value for code in at.code) == "pipe.vae.enable_tiling()"
     assert "T4 is tight: it needs 15.87 GiB of 14.56 GiB. These make it fit" in shown
-    less = next(box for box in at.expander if box.label == "Helps, but less (1)")
+    less = next(box for box in at.expander if box.label == "Helps, but less (2)")
     assert "**No safety checker**" in texts(less.markdown)
     of_no_use = next(box for box in at.expander if box.label.startswith("Tried, and of no use"))
     assert of_no_use.label.endswith(f"({len(found.useless)})")

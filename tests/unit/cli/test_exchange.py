@@ -189,7 +189,7 @@ def test_a_list_has_options_once_a_run_has_one_and_no_error_of_a_run_that_failed
 
 def test_reference_runs_are_listed_and_shown(capsys, own_history):
     out = run(capsys, "history", "list", "--reference")[1]
-    assert out.count("reference") == 17 and "vae.decode 2048x2048 x1" in out and "Tesla P100" in out
+    assert out.count("reference") == 37 and "vae.decode 2048x2048 x1" in out and "Tesla P100" in out
     listed = json.loads(run(capsys, "history", "list", "--reference", "--json")[1])["measurements"]
     assert {one["origin"] for one in listed} == {"reference"}
     tiled = next(one for one in listed if one["scope"] == "vae.decode" and one["request"]["vae_tiling"])
