@@ -163,7 +163,7 @@ def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
     # 4 channels padded to 8 and 512, at 64x64, and the filter, in float16.
     assert convolution["predicted_bytes"] == 2 * (8 * 64 * 64 + 512 * 64 * 64 + 512 * 4 * 9)
     summary = (out / "summary.md").read_text()
-    assert "| img2img 1800×1200, batch 1, guided (UNet batch 2), 3 steps | ran | fits | 0.00 GiB |" in summary
+    assert "| img2img 1800×1200, batch 1, guided (UNet batch 2), 3 steps | ran | tight | 0.00 GiB |" in summary
     assert "8 GiB emulated: short of memory" in summary
     assert "capacity must be below the card's memory of 14.56 GiB" in summary
     environment = json.loads((out / "environment.json").read_text())
