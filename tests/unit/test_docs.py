@@ -1,5 +1,6 @@
 """The README shows what the program prints."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -99,3 +100,23 @@ def test_every_requirement_is_bounded():
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r")):
                 assert "==" in line or ("<" in line and ">=" in line), line
+
+
+def test_the_architecture_names_every_room_with_its_own_sentence():
+    text = (ROOT / "docs/architecture.md").read_text()
+    rooms = [
+        path.parent for folder in ("planner", "cache", "pages/shared") for path in (ROOT / folder).glob("*/__init__.py")
+    ]
+    assert len(rooms) > 20
+    for room in rooms:
+        name = room.relative_to(ROOT).as_posix()
+        assert f"`{name}`" in text
+        sentence = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        if f"| `{name}` |" in text:
+            assert f"| `{name}` | {sentence} |" in text
+
+
+def test_the_files_that_the_architecture_names_are_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    for name in re.findall(r"(?:planner|cache|pages)/[\w/]+\.py", text):
+        assert (ROOT / name).is_file(), name
