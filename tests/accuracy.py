@@ -18,9 +18,9 @@ from planner.accuracy.by_gpu import by_gpu, measured_gpus
 from planner.accuracy.grading import GRADED_BASES, Graded, Group, grade, group_of, groups, size_class
 from planner.calibration.calibrate import NOMINAL
 from planner.calibration.evidence import Evidence
-from planner.cli.accuracy import accuracy_markdown, gpu_table, markdown_table
 from planner.components import STAGE_NAMES
 from planner.programs.library import shipped
+from planner.report.accuracy import accuracy_markdown, gpu_table, markdown_table
 from tests.conftest import ROOT
 
 # The most that a basis above the formula may be off to one side, in the median over all runs.

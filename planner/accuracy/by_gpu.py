@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.accuracy.grading import Graded, Peak
 from planner.cards.card import family_of
@@ -98,7 +98,7 @@ def versions_words(one: Graded) -> str:
 
 
 def circumstances(one: Graded) -> list[str]:
-    """List what a reader must know beside a run's error: the peak, other attention, the end of its memory."""
+    """List what a reader must know beside a run's error: the peak, other attention, a memory it fills."""
     found = [] if one.peak == "allocated" else ["reserved"]
     if one.observation.attention != "sdpa":
         found.append(f"attention {one.observation.attention}")
@@ -106,7 +106,7 @@ def circumstances(one: Graded) -> list[str]:
     if one.observation.emulated_bytes is not None:
         found.append(f"{gib(one.observation.emulated_bytes)} emulated")
     if one.is_capped and card is not None:
-        found.append(f"met the end of {gib(card.usable_bytes)}")
+        found.append(f"by the dry run it fills {gib(card.usable_bytes)}")
     return found
 
 
@@ -139,7 +139,7 @@ class Tally:
 
     @property
     def inside(self) -> int:
-        """Count the runs whose measured peak lies in the interval that the other runs give."""
+        """Count the runs whose measured peak lies in the interval of the answer without that run."""
         return sum(one.is_covered for one in self.runs)
 
     def errors_words(self, *, is_brief: bool = False) -> str:
@@ -235,7 +235,9 @@ class GpuAccuracy:
         found = [_conditions_of(self.whole_runs)] if self.whole_runs else []
         for what, of in (("measured peaks", self.allocated), (f"runs with {RESERVED_ALONE}", self.reserved)):
             if of:
-                found.append(f"{of.inside:,} of {len(of.runs):,} {what} lie in the interval that other runs give")
+                found.append(
+                    f"{of.inside:,} of {len(of.runs):,} {what} lie in the interval of the answer without that run"
+                )
         if self.halves:
             counted = _counted(len(self.halves.runs), *HALVES)
             found.append(f"apart from these, {counted} alone: {self.halves.errors_words()}")
@@ -395,86 +397,3 @@ def _confirmed_on(capability: Capability, chosen: Sequence[Graded]) -> Confirmed
         tuple(gpu.name for gpu in measured_gpus(runs)),
         {name: Confirmation(of(holds, "allocated"), of(holds, "reserved")) for name, holds in CONDITIONS.items()},
     )
-
-
-def tally_row(found: Tally | None) -> dict[str, Any] | None:
-    """Give a tally as JSON: errors are signed fractions, null where there are no runs."""
-    if found is None:
-        return None
-    return {
-        "runs": len(found.runs),
-        "median_error": found.median_error,
-        "worst_error": found.worst_error,
-        "worst_run": found.worst.observation.run_id,
-        "inside_interval": found.inside,
-    }
-
-
-def run_row(one: Graded, source: str) -> dict[str, Any]:
-    """Give one graded run as JSON: bytes are whole, `predicted_bytes` is by basis, errors are signed fractions."""
-    observation = one.observation
-    low, high = one.interval_bytes
-    return {
-        "id": observation.run_id,
-        "gpu": observation.card_name,
-        "compute_capability": version_words(observation.capability),
-        "scope": observation.scope,
-        "request": observation.request.to_dict(),
-        "attention": observation.attention,
-        "versions": observation.versions,
-        "peak": one.peak,
-        "measured_bytes": one.measured_bytes,
-        "predicted_bytes": dict(one.predicted),
-        "errors": {basis: one.error(basis) for basis in one.predicted},
-        "interval_bytes": [low, high],
-        "is_inside_interval": one.is_covered,
-        "met_end_of_memory": one.is_capped,
-        "source": source,
-    }
-
-
-def gpu_row(told: GpuAccuracy) -> dict[str, Any]:
-    """Give what is told of one GPU as JSON, without its runs."""
-    return {
-        "name": told.gpu.name,
-        "compute_capability": version_words(told.gpu.capability),
-        "is_measured": told.is_measured,
-        "sentence": told.sentence(),
-        "allocated": tally_row(told.allocated),
-        "reserved": tally_row(told.reserved),
-        "halves": tally_row(told.halves),
-        "nearness": told.nearness,
-        "nearest": [
-            {
-                "name": near.gpu.name,
-                "compute_capability": version_words(near.gpu.capability),
-                "allocated": tally_row(near.allocated),
-                "reserved": tally_row(near.reserved),
-            }
-            for near in told.nearest
-        ],
-        "assumptions": list(told.assumed),
-    }
-
-
-def _agreeing(found: Tally | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"runs": len(found.runs), "within": within(found), "worst_error": found.worst_error}
-
-
-def confirmed_row(one: Confirmed) -> dict[str, Any]:
-    """Give what is confirmed on one compute capability as JSON."""
-    return {
-        "compute_capability": version_words(one.capability),
-        "family": family_of(one.capability),
-        "gpus": list(one.gpus),
-        "conditions": {
-            name: {
-                "state": found.state,
-                "allocated": _agreeing(found.allocated),
-                "reserved": _agreeing(found.reserved),
-            }
-            for name, found in one.conditions.items()
-        },
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from cache.history.observations import gather
 from planner.accuracy.estimator_table import (
     Comparison,
     about,
@@ -14,7 +15,10 @@ from planner.accuracy.estimator_table import (
     header,
     notes,
 )
+from planner.accuracy.grading import grade
 from planner.answer import EXIT_CODES
+from planner.cli.arguments import format_from
+from planner.cli.output import library_here, print_json, say
 from planner.report.text import text_table
 
 
@@ -40,15 +44,8 @@ def nothing_to_compare(comparison: Comparison, *, with_reference: bool) -> str:
 
 def run_estimators(arguments: argparse.Namespace) -> int:
     """``estimators``: the tables of errors; exit code 0, or 12 where there is no run to compare with."""
-    from cache.history.observations import gather
-    from cache.programs import find, repair_in_background
-    from planner.accuracy.grading import grade
-    from planner.cli.main import _format_from, print_json, say
-
-    as_format = _format_from(arguments)
-    library, notice = find()
-    if notice:
-        say(f"{notice}; that has begun in the background" if repair_in_background() else notice)
+    as_format = format_from(arguments)
+    library = library_here()
     with_reference = not arguments.no_reference
     evidence, notice = gather(library, with_reference=with_reference)
     if notice:

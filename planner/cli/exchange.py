@@ -14,7 +14,7 @@ from cache.history.file import HistoryFile
 from cache.records import Measurement
 from planner.answer import SCHEMA
 from planner.cli.history import count_text, open_store
-from planner.cli.main import print_json, say
+from planner.cli.output import print_json, say
 from planner.errors import InvalidArgument
 
 STANDARD = "-"

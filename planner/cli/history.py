@@ -15,7 +15,7 @@ from cache.predictions import compare, peak_error
 from cache.programs import compile_installed, find
 from cache.records import VERSIONS, Measurement
 from planner.answer import SCHEMA
-from planner.cli.main import print_json, say
+from planner.cli.output import print_json, say
 from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report.text import text_table

@@ -7,7 +7,7 @@ from cache.history.file import DISCARDED
 from cache.history.recovery import put_away, recover, salvage
 from planner.answer import SCHEMA
 from planner.cli.history import count_text, open_store
-from planner.cli.main import print_json, say
+from planner.cli.output import print_json, say
 from planner.errors import CannotWrite, InvalidArgument
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from planner.alternatives.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.answer import SCHEMA
 from planner.cards.lookup import Card
+from planner.cli.arguments import cards_from, request_from
+from planner.cli.output import library_here, print_json, say
 from planner.report.text import card_notes, text_table
 from planner.request import GenerationRequest
 from planner.units import gib
@@ -66,14 +68,8 @@ def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
 
 def run_sizes(arguments: argparse.Namespace) -> int:
     """``sizes``: the largest sizes and batch on each card, and the smallest of them for the request; exit code 0."""
-    from cache.programs import find, repair_in_background
-    from planner.cli.main import _cards_from, print_json, request_from, say
-
-    request, cards = request_from(arguments), _cards_from(arguments)
-    library, notice = find()
-    if notice:
-        is_on_its_way = repair_in_background()
-        say(f"{notice}; that has begun in the background" if is_on_its_way else notice)
+    request, cards = request_from(arguments), cards_from(arguments)
+    library = library_here()
     found = [sizes(request, card, library) for card in cards]
     smallest = smallest_card(request, cards, library)
     if arguments.json:

@@ -25,9 +25,10 @@ from cache.programs import find
 from cache.records import Environment, Measurement
 from planner.answer import EXIT_CODES, SCHEMA, worst
 from planner.cards.card import emulated_name
+from planner.cli.arguments import request_from
 from planner.cli.exchange import reading
 from planner.cli.history import measurement_text, open_store, percent_text, size_text
-from planner.cli.main import print_json, request_from, say
+from planner.cli.output import print_json, say
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
 from planner.errors import CannotWrite, InvalidArgument
 from planner.programs.library import Library, shipped

@@ -16,12 +16,12 @@ from planner.accuracy.by_gpu import (
     measured_gpus,
     median_words,
     off_words,
-    run_row,
     work_of,
 )
 from planner.accuracy.grading import grade
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card, emulated_card, shared_card
 from planner.cli import main as cli
+from planner.report.accuracy import run_row
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.accuracy import graded_runs
@@ -41,7 +41,7 @@ def test_a_measured_gpu_is_told_by_its_whole_pipelines(graded):
     t4 = told(graded, "tesla t4")
     assert t4.is_measured
     assert t4.sentence() == "T4: 5 runs of whole pipelines, median 0.04 %, worst -17.4 % (img2img 1800×1200)"
-    assert "5 of 5 measured peaks lie in the interval that other runs give" in t4.further_sentences()
+    assert "5 of 5 measured peaks lie in the interval of the answer without that run" in t4.further_sentences()
     assert any("torch 2.0.x (3)" in line and "torch 2.8.0 (2)" in line for line in t4.further_sentences())
 
 
@@ -154,7 +154,7 @@ def test_errors_are_told_with_the_digits_that_show_them():
 def test_a_run_says_what_must_be_known_beside_its_error(graded):
     by_work = {(one.observation.card_name, work_of(one)): one for one in graded}
     laptop = by_work["RTX 4060 Laptop", "img2img 2048×2048, model offload"]
-    assert circumstances(laptop) == ["attention xformers", "met the end of 7.60 GiB"]
+    assert circumstances(laptop) == ["attention xformers", "by the dry run it fills 7.60 GiB"]
     assert circumstances(by_work["A10", "txt2img 512×512, batch 2"])[0] == "reserved"
     assert circumstances(by_work["T4", "txt2img 512×512"]) == []
 
@@ -247,7 +247,7 @@ def test_the_command_prints_sentence_runs_and_sources(capsys, graded):
     assert cli.main(["accuracy", "--gpu", "t4"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(told(graded, "T4").sentence())
-    assert out.count("huggingface/open-muse") == 3 and "met the end of 14.56 GiB" in out
+    assert out.count("huggingface/open-muse") == 3 and "by the dry run it fills 14.56 GiB" in out
     assert "confirmed by whole pipelines" in out and "negative is a prediction that was too low" in err
 
 

@@ -99,7 +99,8 @@ def test_a_format_that_is_none_is_refused(capsys, flags, message):
     basis=st.sampled_from(["best", "dry-run", "formula"]),
 )
 def test_the_command_stands_for_the_same_request_and_cards(request, cards, described, workers, basis):
-    from planner.cli.main import _cards_from, _parser, request_from
+    from planner.cli.arguments import cards_from, request_from
+    from planner.cli.main import _parser
 
     chosen = [*cards, *([described_card("16GiB", "7.5")] if described else [])]
     shares = [shared_card(card, workers) for card in chosen]
@@ -108,7 +109,7 @@ def test_the_command_stands_for_the_same_request_and_cards(request, cards, descr
     arguments = _parser().parse_args(parts[3:])
     assert request_from(arguments) == request
     assert (arguments.basis, arguments.no_reference) == (basis, True)
-    again = _cards_from(arguments)
+    again = cards_from(arguments)
     assert [card.name for card in again] == [card.name for card in shares]
     assert all(abs(a.usable_bytes - b.usable_bytes) < workers for a, b in zip(again, shares, strict=True))
 

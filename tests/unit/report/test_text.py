@@ -6,6 +6,7 @@ from hypothesis import given
 
 from planner.cards.lookup import card_named
 from planner.cli import main as cli
+from planner.cli.arguments import request_from
 from planner.fit import fit
 from planner.report.text import fit_text, text_table, threshold_notes, verify_command
 from planner.request import GenerationRequest
@@ -35,7 +36,7 @@ def test_the_command_asks_for_the_same_request(request):
     argv = shlex.split(verify_command(request))
     assert argv[:4] == ["python", "-m", "planner", "verify"]
     arguments = cli._parser().parse_args(argv[3:])
-    assert cli.request_from(arguments) == request
+    assert request_from(arguments) == request
 
 
 def test_defaults_are_left_out_of_the_command():

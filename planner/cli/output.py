@@ -1,0 +1,33 @@
+"""Write to the terminal: data on stdout, prose and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.programs.library import Library
+
+
+def say(text: str) -> None:
+    """Prose, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Data, on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def library_here(*, is_silent: bool = False) -> Library | None:
+    """Find the memory programs for the installed versions, and say where others stand in or a compile has begun.
+
+    With `is_silent` nothing is said and nothing begins: the answer rests on no program.
+    """
+    from cache.programs import find, repair_in_background
+
+    library, notice = find()
+    if notice and not is_silent:
+        say(f"{notice}; that has begun in the background" if repair_in_background() else notice)
+    return library
