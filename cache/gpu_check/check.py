@@ -216,7 +216,7 @@ class Check:
         """Run tests/gpu where pytest is installed and the time allows."""
         lacking = [name for name in ("pytest", "pytest_timeout") if find_spec(name) is None]
         if lacking:
-            self.report.tests = Tests(reason=f"{' and '.join(lacking)} is not installed")
+            self.report.tests = Tests(reason=f"not installed: {', '.join(lacking)}")
             return
         if self.folder.tests.exists():
             return

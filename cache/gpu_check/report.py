@@ -433,7 +433,8 @@ def _mib(size_bytes: int) -> str:
 
 
 def _percent(error: float | None) -> str:
-    return "-" if error is None else f"{error:+.2%}"
+    # Rounded first, so that what is shown as nothing has no sign.
+    return "-" if error is None else f"{round(error, 4) + 0.0:+.2%}"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -41,7 +41,6 @@ GROUPINGS: dict[str, Callable[[Graded], str]] = {
     "Size": lambda one: size_class(one.observation.request),
     "Options": lambda one: one.observation.cell.options,
     "What ran": lambda one: one.observation.request.task if one.is_whole else one.observation.scope,
-    "Peak": lambda one: one.peak,
     "Versions": versions_words,
 }
 BASIS_NAMES = {"formula": "Formula", "dry-run": "Dry run", "calibrated": "Calibrated"}
@@ -51,6 +50,12 @@ def run_name(one: Graded) -> str:
     """The run in a few words, with its GPU."""
     peak = "" if one.peak == "allocated" else ", reserved"
     return f"{work_of(one)} on {one.observation.card_name}{peak}"
+
+
+def group_name(one: Graded, by: str) -> str:
+    """Name the group of a run; a run with the reserved peak alone has a group of its own."""
+    name = GROUPINGS[by](one)
+    return name if one.peak == "allocated" else f"{name}, reserved"
 
 
 def percent(value: float) -> str:
@@ -90,34 +95,39 @@ def halves_view(graded: Sequence[Graded]) -> None:
 
 
 def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
-    """Runs of one kind, the median error of each basis, and how many runs their intervals hold."""
-    everything = group_of("all", graded)
-    published = sum(one.observation.is_reference for one in graded)
-    inside = sum(one.is_covered for one in graded)
+    """Draw the number of runs of one kind, the median error of each basis, and how many runs their intervals hold.
+
+    The figures are of allocated peaks, where there are any: no median is taken over both kinds of peaks.
+    """
+    allocated, reserved = (tally(one for one in graded if one.peak == peak) for peak in PEAKS)
+    told = allocated or reserved
+    assert told is not None, "there are no runs to tell of"
+    everything, inside = group_of("all", told.runs), told.inside
+    published = sum(one.observation.is_reference for one in told.runs)
     with st.container(horizontal=True, gap="large"):
         st.metric(
-            "Runs", f"{len(graded):,}", help=f"{published:,} of them published, {len(graded) - published:,} your own."
+            "Runs",
+            f"{len(told.runs):,}",
+            help=f"{published:,} of them published, {len(told.runs) - published:,} your own.",
         )
         for basis in reversed(GRADED_BASES):
             st.metric(
                 f"{BASIS_NAMES[basis]} off by",
                 percent(everything.error[basis]),
-                help="Median of how far the peak was off, to either side. To one side: "
+                help=f"Median of how far the {told.runs[0].peak} peak was off, to either side. To one side: "
                 f"{off_words(everything.bias[basis])}.",
             )
         st.metric(
             "Inside interval",
-            f"{100 * inside / len(graded):.0f} %",
-            help=f"{inside:,} of {len(graded):,} measured peaks lie in the interval that the other runs give; "
+            f"{100 * inside / len(told.runs):.0f} %",
+            help=f"{inside:,} of {len(told.runs):,} measured peaks lie in the interval of the answer without that run; "
             f"{100 * NOMINAL:.0f} % should.",
         )
-    # A median must not hide the run that was missed, nor allocated peaks the reserved ones.
-    allocated, reserved = (tally(one for one in graded if one.peak == peak) for peak in PEAKS)
+    # A median must not hide the run that was missed.
     worst = max(graded, key=lambda one: abs(one.error("calibrated")))
     st.caption(
         f"{plain(kinds_words(allocated, reserved, *counted))}. At worst: {plain(run_name(worst))}. Calibrated values "
-        f"and intervals come from the other runs alone, and hold at {100 * NOMINAL:.0f} %. "
-        f"Of these runs {published:,} {'was' if published == 1 else 'were'} published by others."
+        f"and intervals leave out the run itself, and hold at {100 * NOMINAL:.0f} %."
     )
 
 
@@ -199,8 +209,8 @@ def group_control() -> str:
         required=True,
         key="by",
         bind="query-params",
-        help="Stage: the one in which the run peaked. Size: pixels of all its images together. Peak: reserved where "
-        "that alone was published.",
+        help="Stage: the one in which the run peaked. Size: pixels of all its images together. Reserved: runs of which "
+        "the reserved peak alone was published.",
     )
 
 
@@ -216,7 +226,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
             "Bias": round(100 * group.bias["calibrated"], 2) + 0.0,
             "Inside": 100 * group.covered,
         }
-        for group in groups(graded, GROUPINGS[by])
+        for group in groups(graded, lambda one: group_name(one, by))
     ]
     st.dataframe(
         rows,
