@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.controls.request import basis_control, card_controls, published_control, request_controls
-from pages.shared.frame import session as calls
+from pages.shared.controls.cards import card_controls
+from pages.shared.controls.request import basis_control, published_control, request_controls
+from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.frame.escape import sentence
 from pages.shared.plan.formula import formula_view, not_counted
@@ -89,10 +90,10 @@ def plan_page() -> None:
             st.info("Choose at least one card and the answer appears here.", icon=":material/arrow_back:")
         else:
             programs_notice()
-            library, _ = calls.library()
+            library, _ = session.library()
             # Most requests take milliseconds; many tiles of many images take long.
             with st.spinner("Replaying the request on each card"):
-                evidence, notice = calls.evidence(with_published)
+                evidence, notice = session.evidence(with_published)
                 shown = [answered(request, card, basis, library, evidence) for card in cards]
             answers = [one.answer for one in shown]
             st.caption(f"{request.describe()}.")

@@ -9,7 +9,7 @@ from cache.machine.device import Device, check_runnable
 from cache.machine.versions import NotInstalled, missing
 from pages.shared.controls.capacity import capacity_input
 from pages.shared.controls.request import request_controls
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
@@ -29,9 +29,9 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, 
     """Queue the run; its id goes into the address, so that a reload finds it again."""
     from cache.predictions import predictions_for
 
-    library, _ = calls.library()
-    evidence = calls.evidence(plan().get(PUBLISHED_KEY, True)).evidence
-    predictions = predictions_for(request, device, calls.facts(), jobs.worker_pid, library, evidence)
+    library, _ = session.library()
+    evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
+    predictions = predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence)
     try:
         job_id = jobs.submit(
             request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force
@@ -71,8 +71,8 @@ with results:
         force = st.checkbox(
             "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
         )
-    (jobs, problem), is_possible = calls.queue(), capacity.is_possible
-    if problem and calls.store()[0]:
+    (jobs, problem), is_possible = session.queue(), capacity.is_possible
+    if problem and session.store()[0]:
         # What is wrong with the history itself stands above.
         st.error(sentence(problem), icon=":material/error:")
     if is_possible:

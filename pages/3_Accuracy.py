@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.shared.controls.request import published_control
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.chrome import history_notice, open_page, programs_notice
 
 open_page("Accuracy", "How wrong predictions were, by measured runs. No run is graded on itself.")
@@ -24,7 +24,7 @@ with_published = published_control()
 with st.spinner("Looking for measured runs"):
     from pages.shared.accuracy.gpus import answers_view, gpus_control
 
-    gpus = gpus_control(calls.evidence(with_published).evidence.observations)
+    gpus = gpus_control(session.evidence(with_published).evidence.observations)
 bar = st.empty()
 
 
@@ -35,7 +35,7 @@ def report(done: float) -> None:
 
 
 with st.spinner("Looking for measured runs"):
-    graded = calls.graded(with_published, report)
+    graded = session.graded(with_published, report)
 bar.empty()
 answers_view(graded, gpus)
 if graded:
@@ -44,7 +44,7 @@ if graded:
 
     whole_view(graded)
     halves_view(graded)
-    estimators_view(graded, calls.evidence(with_published).evidence.observations)
+    estimators_view(graded, session.evidence(with_published).evidence.observations)
 else:
     nothing_yet(with_published)
 history_notice()

@@ -2,8 +2,8 @@
 
 ``python -m tests.accuracy`` prints how wrong predictions are by GPU and by group, and fails where they lean to one
 side, where an interval holds fewer runs than it says, or where calibration makes a group of runs worse: of whole
-pipelines and of halves of the VAE, each by itself. With ``--write`` it puts its tables into README.md and
-docs/accuracy.md, between the lines that mark them.
+pipelines and of halves of the VAE, each by itself. `tests.documents` puts its tables into README.md and
+docs/accuracy.md.
 """
 
 import sys
@@ -38,8 +38,8 @@ KEYS = {
     "options": lambda one: one.observation.cell.options,
 }
 
-BEGIN = "<!-- 'make accuracy' writes what follows -->"
-END = "<!-- 'make accuracy' wrote what stands above -->"
+BEGIN = "<!-- 'make documents' writes what follows -->"
+END = "<!-- 'make documents' wrote what stands above -->"
 README, DOCUMENT = ROOT / "README.md", ROOT / "docs/accuracy.md"
 
 
@@ -123,17 +123,15 @@ def between_marks(text: str) -> str:
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
-def _write(texts: Mapping[Path, str]) -> None:
+def write(texts: Mapping[Path, str]) -> None:
     for path, text in texts.items():
         before, _, rest = path.read_text().partition(BEGIN)
         path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """Print the tables and what is wrong with them; with ``--write`` put them into the files."""
+def main() -> int:
+    """Print the tables and what is wrong with them."""
     graded = graded_runs()
-    if "--write" in arguments:
-        _write(written(graded))
     print(f"{gpu_table(graded)}\n\n{document(graded)}")
     found = problems(graded)
     for problem in found:
@@ -142,4 +140,4 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

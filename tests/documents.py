@@ -1,4 +1,4 @@
-"""Write the tables in `docs/accuracy.md` anew: ``python -m tests.documents``.
+"""Write the tables of README.md and docs/accuracy.md anew: ``make documents``.
 
 Each stands between a marker that names its command and one that ends it, so that a test can hold it to the command.
 """
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from planner.cli import main as cli
+from tests import accuracy
 from tests.conftest import ROOT
 
 DOCUMENT = ROOT / "docs" / "accuracy.md"
@@ -47,11 +48,13 @@ def renewed(document: str) -> str:
 
 
 def main() -> int:
-    """Write the document and say whether anything has changed."""
-    before = DOCUMENT.read_text()
-    after = renewed(before)
-    DOCUMENT.write_text(after)
-    print(f"{DOCUMENT.name}: {'unchanged' if after == before else 'written anew'}")
+    """Write the documents and say which of them changed."""
+    files = (ROOT / "README.md", DOCUMENT)
+    before = [path.read_text() for path in files]
+    accuracy.write(accuracy.written(accuracy.graded_runs()))
+    DOCUMENT.write_text(renewed(DOCUMENT.read_text()))
+    for path, text in zip(files, before, strict=True):
+        print(f"{path.name}: {'unchanged' if path.read_text() == text else 'written anew'}")
     return 0
 
 

@@ -1,12 +1,13 @@
 """The list of images by itself, as a page would draw it. Streamlit runs this file."""
 
-from pages.shared.controls.request import card_controls, request_controls
-from pages.shared.frame import session as calls
+from pages.shared.controls.cards import card_controls
+from pages.shared.controls.request import request_controls
+from pages.shared.frame import session
 from pages.shared.frame.plan_state import enter_page, plan
 from pages.shared.plan.images import batch_list_view
 
 enter_page("Plan")
 request, cards = request_controls(), card_controls()
 if request is not None:
-    library, _ = calls.library()
+    library, _ = session.library()
     batch_list_view(request, cards, plan().get("basis", "best"), library, None)

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from pages.shared.controls.request import card_controls, request_controls
-from pages.shared.frame import session as calls
+from pages.shared.controls.cards import card_controls
+from pages.shared.controls.request import request_controls
+from pages.shared.frame import session
 from pages.shared.frame.plan_state import enter_page
 from pages.shared.plan.map import map_view
 from pages.shared.plan.sizes import sizes_view
@@ -15,6 +16,6 @@ with controls:
     request, cards = request_controls(), card_controls()
 with results:
     if request is not None:
-        library, _ = calls.library()
+        library, _ = session.library()
         sizes_view(request, cards, library)
         map_view(request, cards, library)

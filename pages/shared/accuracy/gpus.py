@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
 from pages.shared.plan.verdicts import name_of
@@ -49,7 +49,7 @@ def _choices(observations: Iterable[Observation]) -> dict[str, Gpu]:
     found = {card.name: gpu_of(card) for card in (*CATALOGUE, *SLICES)}
     for one in observations:
         found.setdefault(one.model, Gpu(one.model, one.model, one.capability))
-    for attached, _ in calls.attached()[0]:
+    for attached, _ in session.attached()[0]:
         card = attached.as_card()
         found.setdefault(card.model, Gpu(card.model, card.model, card.compute_capability))
     return found
@@ -59,7 +59,7 @@ def _of_the_plan() -> list[str]:
     """The plan's GPUs as this page names them."""
     names = list(plan().get(CARDS_KEY, DEFAULT_CARD_NAMES))
     if plan().get(ATTACHED_KEY):
-        names += [attached.as_card().model for attached, _ in calls.attached()[0]]
+        names += [attached.as_card().model for attached, _ in session.attached()[0]]
     if plan().get(MEMORY_KEY) and plan().get(CAPABILITY_KEY):
         names.append(f"compute capability {plan()[CAPABILITY_KEY]}")
     return names

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from cache.machine.attached import cards_to_plan_on
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.plan_state import (
     ATTACHED_KEY,
@@ -81,11 +81,11 @@ def _attached() -> list[Card]:
     plan()[ATTACHED_KEY] = wanted
     if not wanted:
         return []
-    found, problem = calls.attached()
+    found, problem = session.attached()
     if problem:
         st.caption(sentence(problem.reason))
         return []
-    jobs = calls.jobs()
+    jobs = session.jobs()
     return cards_to_plan_on([one for one, _ in found], jobs.worker_pid if jobs else None)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.controls.cards import card_controls as card_controls
 from pages.shared.controls.image import image_control
 from pages.shared.controls.presets import preset_controls
 from pages.shared.controls.prompt import prompt_control

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import code, sentence
 from pages.shared.frame.plan_state import enter_page
 
@@ -56,7 +56,7 @@ def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
 
 def history_notice(*, with_set_aside: bool = True) -> None:
     """Say so when the history cannot be used, or was damaged and set aside; History shows the second by itself."""
-    store, problem = calls.store()
+    store, problem = session.store()
     if problem:
         st.warning(f"{problem}. Plans work without it; nothing is kept until then.", icon=":material/warning:")
     elif with_set_aside and store and store.moved_aside in store.damaged_files():
@@ -69,17 +69,17 @@ def history_notice(*, with_set_aside: bool = True) -> None:
 
 def programs_notice() -> None:
     """Say so while the memory programs are not those of the installed versions, and go on once they are."""
-    if calls.library()[1] is not None:
-        st.fragment(_programs_notice, run_every=calls.LOOK_AGAIN_S)()
+    if session.library()[1] is not None:
+        st.fragment(_programs_notice, run_every=session.LOOK_AGAIN_S)()
 
 
 def _programs_notice() -> None:
-    _, notice = calls.library()
+    _, notice = session.library()
     if notice is None:
         # The whole page, once: it answers by the new programs.
         st.rerun()
         return
-    if calls.is_compiling():
+    if session.is_compiling():
         follows = "They are being compiled in the background; this page takes them up by itself."
     else:
         follows = "Nothing has come of compiling them in the background: the command says why."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from pages.shared.controls.capacity import CAPACITY_KEY
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import FIELDS, plan
 from pages.shared.history.run import measurement_view
@@ -32,7 +32,7 @@ def address_of(request: GenerationRequest) -> dict[str, Any]:
 
 def delete(run: Measurement) -> str | None:
     """Delete a run; returns what kept it from being deleted, or None."""
-    store, _ = calls.store()
+    store, _ = session.store()
     try:
         if store:
             store.delete_measurement(run.measurement_id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.uploads import upload_caption
 from pages.shared.history.runs import BASES, Runs, spreadsheet_safe, task_of
@@ -97,7 +97,7 @@ def downloads(runs: Runs, shown: DataFrame) -> None:
 
 def _take_in() -> None:
     """Once for each file: Streamlit calls this when the file changes, and not on other reruns."""
-    uploaded, (store, problem) = st.session_state[_KEY], calls.store()
+    uploaded, (store, problem) = st.session_state[_KEY], session.store()
     if uploaded is None:
         return
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import code, sentence
 from planner.errors import PlannerError
 
@@ -21,7 +21,7 @@ def _recover(path: Path) -> None:
     from cache.history.recovery import recover, salvage
 
     try:
-        store, problem = calls.store()
+        store, problem = session.store()
         if store is None:
             raise PlannerError(f"nothing can be kept: {problem}")
         done = recover(store, path, salvage(path))
@@ -37,7 +37,7 @@ def _recover(path: Path) -> None:
 def _leave(path: Path) -> None:
     from cache.history.recovery import put_away
 
-    store, _ = calls.store()
+    store, _ = session.store()
     if store is None:
         return
     name, stays = put_away(store, path)
@@ -47,7 +47,7 @@ def _leave(path: Path) -> None:
 
 def set_aside_notice() -> None:
     """Name each history that was set aside, with what can be done, and what came of it."""
-    store, _ = calls.store()
+    store, _ = session.store()
     for number, path in enumerate(store.damaged_files() if store else ()):
         with st.container(border=True):
             st.warning(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from cache.machine.versions import planned_for
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from planner.units import gib_value
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ class Runs:
 def _runs(revision: object, with_references: bool) -> Runs:
     from cache.history.reference import reference_runs
 
-    return Runs(calls.measurements() + (reference_runs() if with_references else ()))
+    return Runs(session.measurements() + (reference_runs() if with_references else ()))
 
 
 def runs(with_references: bool) -> Runs:
     """Every run in the history, newest first, and after them the published ones if they are asked for."""
-    return _runs(calls.measurements_revision(), with_references)
+    return _runs(session.measurements_revision(), with_references)
 
 
 def find(shown: Runs, measurement_id: str) -> Measurement | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.plan.memory import beside_rows, factor_words
 from pages.shared.plan.verdicts import Answered
 from planner.components import STAGE_NAMES
@@ -101,7 +101,7 @@ def _beside(request: GenerationRequest, one: Answered, library: Library) -> None
 def _how_far_off() -> None:
     from cache.predictions import errors_on_gpus
 
-    measurements = calls.measurements()
+    measurements = session.measurements()
     told = []
     for basis, name in (("dry-run", "the dry run"), ("formula", "the formula")):
         errors = errors_on_gpus(measurements, basis)

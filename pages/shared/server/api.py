@@ -110,9 +110,9 @@ def cards_of(names: Sequence[str], query: Mapping[str, str]) -> list[Card]:
 def _evidence(basis: str, *, with_published: bool) -> Evidence | None:
     if basis in ("formula", "dry-run"):
         return None
-    from pages.shared.frame import session as calls
+    from pages.shared.frame import session
 
-    return calls.evidence(with_published).evidence
+    return session.evidence(with_published).evidence
 
 
 def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
@@ -121,13 +121,13 @@ def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
     Raises:
         PlannerError: the query breaks a rule.
     """
-    from pages.shared.frame import session as calls
+    from pages.shared.frame import session
 
     check_names(query)
     request, basis = request_of(query), query.get(BASIS_KEY, "best")
     cards, rows = cards_of(query.getlist(CARDS_KEY), query), parse_images(query.get(IMAGES_KEY, ""))
     evidence = _evidence(basis, with_published=truth(PUBLISHED_KEY, query.get(PUBLISHED_KEY, "true")))
-    library, _ = calls.library()
+    library, _ = session.library()
     answers = [fit(request, card, basis, library=library, evidence=evidence) for card in cards]
     found = fit_object(request, answers, estimate(request))
     verdicts = [answer.verdict for answer in answers]

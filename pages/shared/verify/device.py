@@ -4,14 +4,14 @@ import streamlit as st
 
 from cache.machine.device import Device
 from cache.machine.versions import missing
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from planner.units import gib
 
 
 @st.fragment(run_every=5)
 def attached_cards_view() -> None:
     """Every attached card as it is now; redrawn every few seconds."""
-    found, problem = calls.attached()
+    found, problem = session.attached()
     if problem:
         rehearse = "" if missing() else "Rehearse the path on the CPU below. "
         st.info(
@@ -32,7 +32,7 @@ def attached_cards_view() -> None:
             st.caption("Held by " + ", ".join(holders) if holders else "No process holds it.")
             if problem:
                 st.error(f"{problem.reason}: {problem.advice}.", icon=":material/error:")
-    jobs = calls.jobs()
+    jobs = session.jobs()
     if jobs and jobs.worker_pid and not jobs.active():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"Worker {jobs.worker_pid} keeps the model loaded for the next run.", width="stretch")
@@ -45,7 +45,7 @@ def attached_cards_view() -> None:
 
 def choose_device() -> Device | None:
     """Draw the choice of device; the freest usable card comes first, the CPU last. None when the chosen one is gone."""
-    found, _ = calls.attached()
+    found, _ = session.attached()
     usable = sorted((card for card, problem in found if problem is None), key=lambda card: -card.free_bytes)
     devices = {f"{card.name} ({card.index})": Device(card) for card in usable} | {"CPU rehearsal": Device()}
     name = st.segmented_control(

@@ -6,7 +6,7 @@ from cache.exchange.lines import line_of
 from cache.jobs.job import ENDED, JobView
 from cache.jobs.queue import Jobs
 from cache.records import Measurement
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.history.run import PHASE_NAMES, measurement_view
 from planner.cards.card import emulated_name
@@ -44,7 +44,7 @@ def _progress(jobs: Jobs, job_id: str) -> None:
 
 def _remembered(job_id: str) -> None:
     """A job this server does not know: from before a restart, or of another planner."""
-    row = calls.job_row(job_id)
+    row = session.job_row(job_id)
     if row is None:
         st.warning("The job in this link is not in the history.", icon=":material/link_off:")
     elif row["state"] in ENDED:
@@ -54,7 +54,7 @@ def _remembered(job_id: str) -> None:
 
 
 def _result(measurement_id: str) -> None:
-    measurement = calls.measurement(measurement_id)
+    measurement = session.measurement(measurement_id)
     if measurement is None:
         st.info("The run of this job was deleted from the history.", icon=":material/delete:")
         return

@@ -7,7 +7,7 @@ import pytest
 
 from cache.history.store import Store
 from cache.machine.versions import installed
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
@@ -219,7 +219,7 @@ def test_plan_answers_by_the_most_trusted_basis_and_says_on_what_it_rests(open_p
     # With the three published ones of such a GPU.
     assert "T4: calibrated on 15 runs of Turing cards" in texts(at.markdown)
     request = GenerationRequest(width=1216, height=1216)
-    evidence = calls.evidence(with_published=True).evidence
+    evidence = session.evidence(with_published=True).evidence
     answer = fit(request, card_named("T4"), evidence=evidence)
     assert f"90% of runs: up to {gib(answer.worst_need_bytes)}" in texts(at.caption)
     assert f"needs {gib(answer.need_bytes)} of 14.56 GiB usable" in texts(at.caption)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cache.programs import Found
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from planner.cards.lookup import card_named
 from planner.errors import NoProgram
 from planner.fit import fit
@@ -139,7 +139,7 @@ def test_programs_of_other_versions_are_said_compiled_once_and_taken_up(open_pag
     at.run()
     # Asked for again too soon: the answer is kept for a few seconds.
     assert len(notices) == 3
-    monkeypatch.setattr(calls, "LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(session, "LOOK_AGAIN_S", 0)
     for _ in range(3):
         at.run()
     assert not at.exception and not at.warning
@@ -162,11 +162,11 @@ def test_the_right_programs_are_looked_for_once(monkeypatch):
     library = shipped()
     looked = []
     monkeypatch.setattr("cache.programs.find", lambda: looked.append(1) or Found(library, None))
-    monkeypatch.setattr(calls, "LOOK_AGAIN_S", 0)
-    assert [calls.library() for _ in range(3)] == [(library, None)] * 3
-    assert calls.library()[0] is library
+    monkeypatch.setattr(session, "LOOK_AGAIN_S", 0)
+    assert [session.library() for _ in range(3)] == [(library, None)] * 3
+    assert session.library()[0] is library
     assert len(looked) == 1
-    assert not calls.is_compiling()
+    assert not session.is_compiling()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared.frame import session as calls
+from pages.shared.frame import session
 from pages.shared.plan import remedies as remedies_view
 from planner.alternatives.remedies import remedies
 from planner.cards.lookup import card_named, described_card
@@ -19,15 +19,16 @@ BIG = GenerationRequest(width=2048, height=2048)
 def page() -> None:
     import streamlit as st
 
-    from pages.shared.controls.request import card_controls, request_controls
-    from pages.shared.frame import session as calls
+    from pages.shared.controls.cards import card_controls
+    from pages.shared.controls.request import request_controls
+    from pages.shared.frame import session
     from pages.shared.frame.plan_state import enter_page
     from pages.shared.plan.remedies import remedies_view
     from pages.shared.plan.verdicts import answered
 
     enter_page("Plan")
     request, cards = request_controls(), card_controls()
-    library = None if st.session_state.get("no-library") else calls.library()[0]
+    library = None if st.session_state.get("no-library") else session.library()[0]
     if request is not None:
         remedies_view(request, [answered(request, card, "dry-run", library) for card in cards], library)
 
@@ -148,4 +149,4 @@ def test_without_programs_there_is_no_section(opened):
     at.query_params["width"] = "2048"
     at.run()
     assert not at.exception and not at.subheader
-    assert calls.library()[0] is not None
+    assert session.library()[0] is not None

@@ -160,13 +160,14 @@ def test_the_picture_needs_neither_a_browser_nor_altair():
 
 
 def page() -> None:
-    from pages.shared.controls.request import card_controls, request_controls
-    from pages.shared.frame import session as calls
+    from pages.shared.controls.cards import card_controls
+    from pages.shared.controls.request import request_controls
+    from pages.shared.frame import session
     from pages.shared.plan.report import report_view
     from pages.shared.plan.verdicts import answered
 
     request, cards = request_controls(), card_controls()
-    library, _ = calls.library()
+    library, _ = session.library()
     report_view(request, [answered(request, card, "dry-run", library) for card in cards], library)
 
 

@@ -323,7 +323,7 @@ def test_it_works_without_torch(tmp_path):
 def test_the_document_shows_what_the_commands_print_today():
     document = DOCUMENT.read_text()
     assert "estimators --format md" in [block["command"] for block in BLOCK.finditer(document)]
-    assert renewed(document) == document, "'python -m tests.documents' writes it anew"
+    assert renewed(document) == document, "run 'make documents'"
     assert len(ESTIMATORS) == 8 and "Eight other tools" in document
 
 

@@ -110,7 +110,7 @@ def test_a_batch_that_needs_no_assumption_is_confirmed(graded, capability):
 
 @pytest.mark.parametrize("path", [README, DOCUMENT], ids=lambda path: path.name)
 def test_documents_show_what_is_printed(graded, path):
-    assert between_marks(path.read_text()) == written(graded)[path], "run 'make accuracy'"
+    assert between_marks(path.read_text()) == written(graded)[path], "run 'make documents'"
 
 
 def test_the_document_is_what_the_command_prints_without_a_history(graded, capsys, tmp_path, monkeypatch):
