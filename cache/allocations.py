@@ -54,11 +54,11 @@ class Convolution:
 
     @property
     def workspace_bytes(self) -> int:
-        """The largest workspace of a call."""
+        """Give the largest workspace of a call."""
         return max(self.workspaces, default=0)
 
     def row(self) -> np.ndarray:
-        """The call as a row of `Events.convolutions`.
+        """Give the call as a row of `Events.convolutions`.
 
         Shape:
             (1, 6), int64.
@@ -74,14 +74,14 @@ class Convolution:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The convolution of `asdict`, by way of JSON."""
+        """Read a convolution that `asdict` and JSON wrote."""
         told: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
         return cls(**told)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What one run allocated: `sizes` are those above 1 MiB, in order, and `modules` what ran as each was made."""
+    """Hold the allocations of one run: `sizes` above 1 MiB in order, `modules` the innermost module of each."""
 
     of: Recorded
     sizes: tuple[int, ...]
@@ -89,7 +89,7 @@ class Recording:
     convolutions: tuple[Convolution, ...] = ()
 
     def to_json(self) -> str:
-        """The recording as a JSON object; names of modules stand in it once."""
+        """Write the recording as a JSON object that has each module's name once."""
         names = list(dict.fromkeys(self.modules))
         numbers = {name: number for number, name in enumerate(names)}
         allocations = [[size, numbers[name]] for size, name in zip(self.sizes, self.modules, strict=True)]
@@ -101,7 +101,7 @@ class Recording:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The recording that a worker wrote.
+        """Read the recording that a worker wrote.
 
         Raises:
             OSError: the file cannot be read.
@@ -166,12 +166,12 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """The part of the real allocations that was predicted, in [0, 1]."""
+        """Give the part of the real allocations that was predicted, in [0, 1]."""
         return self.matched / self.real if self.real else 1.0
 
 
 def difference(real: Iterable[int], expected: Iterable[int]) -> Difference:
-    """What was allocated and not predicted, and the other way round."""
+    """Compare two lists of sizes: which only the run has, and which only the prediction."""
     ours, theirs = Counter(expected), Counter(real)
     return Difference(
         only_real=sorted((theirs - ours).items(), reverse=True),
@@ -182,7 +182,7 @@ def difference(real: Iterable[int], expected: Iterable[int]) -> Difference:
 
 
 def grouped(calls: Iterable[Convolution]) -> tuple[Convolution, ...]:
-    """Equal calls as one each, in the order of their first."""
+    """Join equal calls into one each, in the order of their first."""
     counted: Counter[Convolution] = Counter()
     for call in calls:
         counted[replace(call, calls=1)] += call.calls
@@ -190,7 +190,7 @@ def grouped(calls: Iterable[Convolution]) -> tuple[Convolution, ...]:
 
 
 def convolution_rows(recording: Recording, policy: KernelPolicy) -> list[dict[str, Any]]:
-    """Each convolution with the workspace that it took and the one predicted for its shapes, the worst first."""
+    """List each convolution with its measured and its predicted workspace, the worst first."""
     rows = []
     for one in recording.convolutions:
         predicted_bytes = int(policy.convolution_bytes(one.row())[0])
@@ -213,7 +213,7 @@ def _where(
 def compared(
     recording: Recording, library: Library, request: GenerationRequest, policy: KernelPolicy | None
 ) -> dict[str, Any]:
-    """A recorded run beside the dry run of its request, as JSON: what only one of them allocates, and where.
+    """Compare a recorded run with the dry run of its request: sizes that only one has, and where.
 
     The run was in a process that had made cuBLAS's handle. A `policy` of None is the CPU, where kernels take nothing
     beside their results, and no workspace is compared.
@@ -245,7 +245,7 @@ def compared(
 
 
 def recording_report(recording: Recording, library: Library, measurement: Measurement) -> dict[str, Any]:
-    """What `compared` says of a run in the history, with its measured peaks, as JSON.
+    """Give `compared` of a run in the history with its measured peaks, as JSON.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.

@@ -117,13 +117,13 @@ class Check:
 
     @property
     def _correction(self) -> float:
-        """How much longer than estimated the experiments so far took."""
+        """Give the ratio of seconds taken to seconds estimated, over the experiments so far."""
         if self._ran < _ENOUGH_TO_CORRECT:
             return 1.0
         return min(5.0, max(0.2, self._took / self._estimated))
 
     def _planned(self) -> list[tuple[Experiment, float]]:
-        """What is to be run, with the estimated seconds of each; what failed before comes last."""
+        """Order the experiments to run, with estimated seconds; those that failed before come last."""
         candidates, cannot = [], []
         for one in plan.candidates(self.device):
             try:
@@ -338,7 +338,7 @@ def _versions_of(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _telling(runs: Sequence[Measurement]) -> list[Measurement]:
-    """Runs that say something: all but the cancelled, and failures only where the same request never came to an end."""
+    """Leave out cancelled runs, and failures of requests that another run finished."""
 
     def key(run: Measurement) -> tuple[str, int | None]:
         return run.request.request_id, run.environment.emulated_bytes

@@ -35,7 +35,7 @@ class Folder:
 
     @property
     def history(self) -> Path:
-        """The history that runs are kept in."""
+        """Name the history that runs are kept in."""
         return self.path / "history.db"
 
     @property
@@ -45,12 +45,12 @@ class Folder:
 
     @property
     def part(self) -> Path:
-        """Where a worker writes the recording of a run that has no name yet."""
+        """Name the file of a recording whose run has no id yet."""
         return self.recordings / "unfinished.part"
 
     @property
     def tests(self) -> Path:
-        """The results of tests/gpu, as pytest writes them for other programs."""
+        """Name the file of pytest's results of tests/gpu, in JUnit's format."""
         return self.path / "tests-gpu.xml"
 
     def write(self, name: str, text: str) -> None:
@@ -103,14 +103,14 @@ class Folder:
         return True
 
     def recording(self, measurement_id: str) -> Recording | None:
-        """The recording of this run, or None where there is none that can be read."""
+        """Read the recording of this run; None where there is none or it cannot be read."""
         try:
             return Recording.read(self._recording(measurement_id))
         except (OSError, ValueError):
             return None
 
     def has_recording(self, measurement_id: str) -> bool:
-        """Whether the run was recorded."""
+        """Tell whether the run was recorded."""
         return self._recording(measurement_id).exists()
 
     def _recording(self, measurement_id: str) -> Path:

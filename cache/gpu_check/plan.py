@@ -43,7 +43,7 @@ class Experiment:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """What a worker must have loaded for it, as `Job.resident_key` tells models apart."""
+        """Give what a worker must have loaded for it, as `Job.resident_key` does."""
         request = self.request
         task = request.task if request.offload != "none" else ""
         return (self.capacity_bytes, request.safety_checker, request.channels_last, request.offload, task)
@@ -104,7 +104,7 @@ def _emulated() -> Iterator[Experiment]:
 
 
 def _chosen_for_cpu() -> Iterator[Experiment]:
-    """The same kinds at the smallest sizes that show them."""
+    """Give the same kinds of experiments at sizes that a CPU can run."""
     yield _one("img2img", 128, "the default task", records=True, steps=2)
     yield _one("txt2img", (128, 64), "the other task", records=True, steps=2)
     yield _one("txt2img", 64, "several images", records=True, batch=4, steps=2)
@@ -233,12 +233,12 @@ def seconds_with_starts(
 
 
 def is_chosen(one: Experiment) -> bool:
-    """Whether the experiment was chosen for what it teaches, and is not of the grid that fills the time left."""
+    """Tell whether the experiment was chosen here, and is not one of the grid."""
     return one.why != _OF_GRID
 
 
 def with_capacity(device: Device, one: Experiment) -> Device:
-    """The device as the experiment wants it."""
+    """Give the device with the capacity that the experiment emulates."""
     return replace(device, emulated_bytes=one.capacity_bytes)
 
 

@@ -39,7 +39,7 @@ class Tests:
     skipped: int = 0
 
     def text(self) -> str:
-        """The outcome in words."""
+        """Give the outcome in words."""
         if self.reason:
             return self.reason
         passed = self.tests - len(self.failed) - self.skipped
@@ -57,12 +57,12 @@ class Compared:
 
     @property
     def allocated_error(self) -> float | None:
-        """How far the allocated peak was off."""
+        """Give the signed error of the allocated peak."""
         return self._error(self.allocated_bytes, self.run.measured.peak_allocated_bytes)
 
     @property
     def reserved_error(self) -> float | None:
-        """How far the reserved peak was off."""
+        """Give the signed error of the reserved peak."""
         return self._error(self.reserved_bytes, self.run.measured.peak_reserved_bytes)
 
     def _error(self, predicted_bytes: int | None, measured_bytes: int | None) -> float | None:
@@ -72,7 +72,7 @@ class Compared:
 
     @property
     def is_verdict_wrong(self) -> bool:
-        """Whether the run ended otherwise than was said: out of memory against `fits`, or to the end against `no`."""
+        """Tell whether the verdict was wrong: out of memory after `fits`, or finished after `no`."""
         happened = verdict_of(self.run)
         return (self.verdict, happened) in {("fits", "no"), ("fits", "tight"), ("no", "fits"), ("no", "tight")}
 
@@ -109,7 +109,7 @@ class Report:
         self.folder.write("summary.md", self._text(compared, differences))
 
     def tests_found(self) -> Tests:
-        """What stands in pytest's file, or why there is none."""
+        """Read the counts in pytest's file, or say why there is none."""
         try:
             suite = ElementTree.parse(self.folder.tests).getroot()
         except (OSError, ElementTree.ParseError):
@@ -446,7 +446,7 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _only(sizes: Sequence[dict[str, Any]]) -> str:
-    """The largest three of sizes that only one side has, with the first module of each."""
+    """Write the three largest sizes that only one side has, with the first module of each."""
     shown = []
     for one in sizes[:3]:
         module = f" in {one['modules'][0]}" if one["modules"] and one["modules"][0] else ""
@@ -455,7 +455,7 @@ def _only(sizes: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """A table in Markdown; columns in `right` are flush right."""
+    """Write a table in Markdown; columns in `right` are flush right."""
     flush = set(right)
     line = "|".join("---:" if index in flush else "---" for index in range(len(header)))
     body = [f"| {' | '.join(cell.replace('|', '¦') for cell in row)} |" for row in rows]

@@ -22,7 +22,7 @@ def canonical(name: str) -> str:
 
 
 def lacking(wheels: Iterable[Path]) -> list[Path]:
-    """The wheels to install, one of each package.
+    """Choose the wheels to install, one of each package.
 
     Raises:
         ValueError: a file has no wheel's name.

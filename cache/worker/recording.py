@@ -106,7 +106,7 @@ def _shapes_of(module: torch.nn.Conv2d, name: str, image: torch.Tensor, output: 
 
 
 def _with_allocations(call: _Call, trace: Sequence[Mapping[str, Any]], places: Sequence[int]) -> Convolution:
-    """The convolution with what the history has between its begin and its end."""
+    """Add to a convolution what the history has between its begin and its end."""
     workspaces, copies, refused = [], [], []
     first = places[call.begin - 1] + 1 if call.begin else 0
     after = places[call.end] if call.end < len(places) else len(trace)

@@ -197,7 +197,7 @@ class GpuAccuracy:
 
     @property
     def is_measured(self) -> bool:
-        """Whether a whole pipeline was measured on it; halves of the VAE alone do not count."""
+        """Tell whether a whole pipeline was measured on it; halves of the VAE do not count."""
         return self.allocated is not None or self.reserved is not None
 
     @property

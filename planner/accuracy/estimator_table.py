@@ -91,7 +91,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        """The estimator's name as a reader should see it."""
+        """Give the estimator's name for readers."""
         return NAMES[self.key]
 
 
@@ -106,17 +106,17 @@ class Section:
 
     @property
     def title(self) -> str:
-        """The section's heading."""
+        """Give the section's heading."""
         return TITLES[self.scope]
 
     @property
     def label(self) -> str:
-        """The heading, with the peak where there is a section for each."""
+        """Give the heading, with the peak where there is a section for each."""
         return self.title if self.scope == "pipeline" else f"{self.title}, {self.runs[0].peak}"
 
     @property
     def counts(self) -> dict[Peak, int]:
-        """How many of the runs are compared by their peak allocated, and how many by their peak reserved."""
+        """Count the runs that are compared by the allocated and by the reserved peak."""
         found = Counter(run.peak for run in self.runs)
         return {"allocated": found["allocated"], "reserved": found["reserved"]}
 
@@ -168,7 +168,7 @@ def _compared(one: Graded, peak: Peak, measured_bytes: int) -> ComparedRun:
 
 
 def _line(key: str, runs: Sequence[ComparedRun], columns: Sequence[Column]) -> Line | None:
-    """What one estimator's errors come to; None where it has a formula for none of the runs."""
+    """Sum up one estimator's errors; None where it has a formula for none of the runs."""
     errors = [(run.observation.request, error) for run in runs if (error := run.error(key)) is not None]
     if not errors:
         return None

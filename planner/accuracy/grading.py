@@ -44,7 +44,7 @@ class Graded:
 
     @property
     def peak_stage(self) -> str:
-        """The stage that peaked: as measured where stages were, else as calibrated."""
+        """Give the stage that peaked: as measured where stages were, else as calibrated."""
         stages = dict(self.observation.stages)
         if not stages:
             return self.calibrated.peak_stage
@@ -52,7 +52,7 @@ class Graded:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole pipeline ran, and not one half of the VAE alone."""
+        """Tell whether the whole pipeline ran, and not one half of the VAE alone."""
         return self.observation.scope == "pipeline"
 
     def error(self, basis: str) -> float:
@@ -61,7 +61,7 @@ class Graded:
 
     @property
     def interval_bytes(self) -> tuple[int, int]:
-        """The calibrated interval of `peak`; of a run that met its GPU's end, wide enough for a repetition of it."""
+        """Give the calibrated interval of `peak`, which covers repetitions of a capped run."""
         low, high = self.calibrated.allocated if self.peak == "allocated" else self.calibrated.reserved
         if not self.is_capped:
             return low, high
@@ -70,13 +70,13 @@ class Graded:
 
     @property
     def is_covered(self) -> bool:
-        """Whether the measured peak lies in the calibrated interval."""
+        """Tell whether the measured peak lies in the calibrated interval."""
         low, high = self.interval_bytes
         return low <= self.measured_bytes <= high
 
     @property
     def is_reserved_covered(self) -> bool | None:
-        """Whether the measured reserved peak lies in its interval; None where it was not measured."""
+        """Tell whether the measured reserved peak lies in its interval; None without one."""
         size, (low, high) = self.observation.peak_reserved_bytes, self.calibrated.reserved
         return None if size is None else low <= size <= high
 
@@ -168,7 +168,7 @@ class Group:
 
 
 def group_of(name: str, graded: Sequence[Graded]) -> Group:
-    """The summary of at least one run."""
+    """Sum up at least one run."""
     errors = {basis: [one.error(basis) for one in graded] for basis in GRADED_BASES}
     return Group(
         name=name,
@@ -180,7 +180,7 @@ def group_of(name: str, graded: Sequence[Graded]) -> Group:
 
 
 def groups(graded: Iterable[Graded], key: Callable[[Graded], Hashable]) -> list[Group]:
-    """The runs by what `key` says of each, the largest group first."""
+    """Group runs by `key`, the largest group first."""
     found: dict[Hashable, list[Graded]] = {}
     for one in graded:
         found.setdefault(key(one), []).append(one)
@@ -189,7 +189,7 @@ def groups(graded: Iterable[Graded], key: Callable[[Graded], Hashable]) -> list[
 
 
 def size_class(request: GenerationRequest) -> str:
-    """How large the request's images are, all together, in the words of a table."""
+    """Name the size class of the request by the pixels of all its images together."""
     pixels = request.effective_width * request.effective_height * request.batch
     for limit, name in ((0.3, "up to 512×512"), (1.1, "up to 1024×1024"), (4.3, "up to 2048×2048")):
         if pixels <= limit * 1024**2:

@@ -93,7 +93,7 @@ def calibrated(
 
 
 def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: Answer | None = None) -> Answer:
-    """What runs of this very request on this kind of card gave; ``unknown``, with the reason, where none speaks.
+    """Answer from runs of this request on this GPU model, or ``unknown`` with the reason.
 
     Runs that met the end of their card count only where they had the whole of it: nobody else held memory of it, and no
     smaller capacity was emulated. Where the dry run `raw` is
@@ -135,7 +135,7 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
 
 
 def _is_believable(one: Observation, raw: Answer) -> bool:
-    """Whether a run can be of this request at all, by the dry run: a mistyped row must not answer for it."""
+    """Tell whether a run can be of this request, by the dry run: a mistyped row must not answer."""
     least, most = raw.minimum_allocated_bytes, max(raw.peak_allocated_bytes or 0, *(raw.interval_bytes or (0, 0)))
     if least is None or not most:
         return True

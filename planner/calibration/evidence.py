@@ -87,7 +87,7 @@ class Observation:
 
     @cached_property
     def cell(self) -> Cell:
-        """What it is alike to."""
+        """Give its similarity key."""
         return cell_of(self.request, self.capability, self.attention, self.cudnn, self.versions, self.scope)
 
     @cached_property
@@ -149,7 +149,7 @@ class Evidence:
         self._calibrations: dict[str, Calibration | None] = {}
 
     def of_family(self, family: str) -> list[Observation]:
-        """The runs of this card family."""
+        """List the runs on GPUs of this family."""
         return [one for one in self.observations if family_of(one.capability) == family]
 
     def with_curves(self, observations: Sequence[Observation]) -> list[Run]:
@@ -183,7 +183,7 @@ class Evidence:
         return [one for one in self.of_family(family) if one.kind == "full" and one.peak_allocated_bytes]
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
-        """The runs of this very request on this kind of card, newest first: those that hold today, and stale ones."""
+        """List the runs of this request on this GPU model, newest first: current ones, and stale ones."""
         form, model = memory_form(request), card.model
         found = [
             one
@@ -194,7 +194,7 @@ class Evidence:
         return fresh, [one for one in found if one.versions != self.versions]
 
     def target(self, request: GenerationRequest, card: Card) -> Cell:
-        """What runs must be alike to, to speak of this request on this card today.
+        """Give the similarity key of this request on this GPU with the installed versions.
 
         The cuDNN is that of the newest run with today's versions on such cards: it comes with torch.
         """
@@ -203,7 +203,7 @@ class Evidence:
         return cell_of(request, card.compute_capability, cudnn=cudnn, versions=self.versions)
 
     def contexts(self, card: Card) -> Contexts:
-        """The card's CUDA context: as measured on such cards where there are enough runs, else the catalogue's range.
+        """Give the CUDA context: as measured where there are enough runs, else the catalogue's range.
 
         The range is the middle of what was measured, so that one absurd run does not set it.
         """

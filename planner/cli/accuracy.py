@@ -15,7 +15,7 @@ from planner.report.accuracy import NOTES, accuracy_markdown, accuracy_object, a
 
 
 def _asked(arguments: argparse.Namespace, graded: Sequence[Graded]) -> list[Gpu]:
-    """The GPUs of the command line, or every one that was measured."""
+    """Read the GPUs of the command line, or take every one that was measured."""
     if arguments.gpu or arguments.gpu_memory is not None or arguments.compute_capability is not None:
         return list(dict.fromkeys(gpu_of(card) for card in cards_from(arguments)))
     return measured_gpus(graded)

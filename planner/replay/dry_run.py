@@ -84,7 +84,7 @@ class KernelPolicy:
 
     @classmethod
     def of(cls, capability: Capability) -> "KernelPolicy":
-        """The policy of this compute capability."""
+        """Give the policy of this compute capability."""
         return cls(
             convolution="nhwc" if capability >= (7, 0) else "float32",
             has_flash_attention=capability >= (8, 0),
@@ -109,11 +109,11 @@ class KernelPolicy:
         return (np.where(is_image, 0, share) * (2 * (x_padded + y_padded + weight))).astype(np.int64)
 
     def without_workspace(self) -> "KernelPolicy":
-        """The same card where every convolution has fallen back to a plan without workspace."""
+        """Give the same policy with every convolution on a plan without workspace."""
         return replace(self, workspace_fraction=0.0)
 
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
-        """What each fused attention call takes beside its output, from `Events.attentions`.
+        """Compute what each fused attention call takes beside its output.
 
         Shape:
             (calls,), int64.
@@ -218,7 +218,7 @@ class DryRun:
 
     @property
     def peak_stage(self) -> str:
-        """The stage that allocates most; of equal ones the later."""
+        """Give the stage that allocates most; of equal ones the later."""
         return max(reversed(self.stages), key=lambda stage: self.stages[stage].allocated_bytes)
 
 
@@ -230,7 +230,7 @@ def dry_run(
     with_timeline: bool = False,
     allocator: CachingAllocator | None = None,
 ) -> DryRun:
-    """The replay of these events by kernels of this policy within `capacity_bytes`, or without end when that is None.
+    """Replay these events by kernels of this policy; without `capacity_bytes` memory is unlimited.
 
     An `allocator` other than the default one has a capacity of its own.
     """
@@ -298,7 +298,7 @@ class _Replay:
         )
 
     def _convolve(self, row: int) -> int:
-        """The preferred plan or, where its workspace finds no room, one without; returns what it took.
+        """Run a convolution by its preferred plan, or by one without workspace; return what it took.
 
         Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, try_plans: out of memory moves on to the next plan, and the
         one that worked is remembered for the shape.
@@ -328,7 +328,7 @@ class _Replay:
 
 
 def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:
-    """The most bytes of living storages in each stage, as requested: no rounding, no workspace, no allocator.
+    """Compute the peak bytes of living storages by stage: no rounding, workspace or allocator.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -341,7 +341,7 @@ def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:
 def allocated_peaks(
     library: Library, request: GenerationRequest, sizes: Sequence[tuple[int, int]], policy: KernelPolicy
 ) -> np.ndarray:
-    """The allocated peak of the request at each (latent height, latent width), without allocator detail.
+    """Compute the allocated peak at each (latent height, latent width), without allocator detail.
 
     Counts storages and workspaces rounded to 512 bytes. Leaves out what a block holds beyond its request, at most
     1 MiB for each of the large ones, so it is a lower bound within 2 % of the allocator's own peak.

@@ -50,7 +50,7 @@ GPU_HEADER = ("GPU", "runs", "peak", "median error", "worst")
 
 
 def _run_lines(one: Graded, sources: Sources) -> list[tuple[str, ...]]:
-    """A run's line, and another for its reserved peak where both were measured."""
+    """Write a run's line, and another for its reserved peak where both were measured."""
     notes = [note for note in circumstances(one) if note != "reserved"]
     ends = ", ".join([versions_words(one), *notes]), sources.get(one.observation.run_id, OWN)
 
@@ -104,7 +104,7 @@ def gpu_table(graded: Sequence[Graded]) -> str:
 
 
 def _shown(told: Sequence[GpuAccuracy], *, is_whole: bool) -> list[Graded]:
-    """The runs behind these answers, each once."""
+    """List the runs behind these answers, each once."""
     return [one for one in dict.fromkeys(one for gpu in told for one in gpu.runs_to_show) if one.is_whole == is_whole]
 
 

@@ -75,7 +75,7 @@ def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mappi
 
 
 def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
-    """How far each prediction is off in per cent, over the measured peak; fine near zero, coarse far away."""
+    """Draw the error of each prediction in per cent over the measured peak."""
     alt = altair()
     measured = [point["measured"] for point in points]
     x = alt.X("measured:Q", scale=_sizes(alt, measured), axis=_axis(alt, "measured, GiB"))

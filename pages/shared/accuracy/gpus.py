@@ -56,7 +56,7 @@ def _choices(observations: Iterable[Observation]) -> dict[str, Gpu]:
 
 
 def _of_the_plan() -> list[str]:
-    """The plan's GPUs as this page names them."""
+    """Give the plan's GPUs as this page names them."""
     names = list(plan().get(CARDS_KEY, DEFAULT_CARD_NAMES))
     if plan().get(ATTACHED_KEY):
         names += [attached.as_card().model for attached, _ in session.attached()[0]]
@@ -66,7 +66,7 @@ def _of_the_plan() -> list[str]:
 
 
 def _taken(names: Iterable[str], choices: dict[str, Gpu]) -> list[str]:
-    """The names that can be asked for, as the control has them; says which cannot."""
+    """Keep the names that the control knows, and say which it does not."""
     found = []
     for name in names:
         try:

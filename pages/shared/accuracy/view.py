@@ -47,7 +47,7 @@ BASIS_NAMES = {"formula": "Formula", "dry-run": "Dry run", "calibrated": "Calibr
 
 
 def run_name(one: Graded) -> str:
-    """The run in a few words, with its GPU."""
+    """Name the run in a few words, with its GPU."""
     peak = "" if one.peak == "allocated" else ", reserved"
     return f"{work_of(one)} on {one.observation.card_name}{peak}"
 
@@ -59,7 +59,7 @@ def group_name(one: Graded, by: str) -> str:
 
 
 def percent(value: float) -> str:
-    """A median error; as many digits as it takes to see it."""
+    """Write a median error with as many digits as show it."""
     return median_words(value) if value < 0.1 else f"{100 * value:.0f} %"
 
 
@@ -215,7 +215,7 @@ def group_control() -> str:
 
 
 def groups_view(graded: Sequence[Graded], by: str) -> None:
-    """The error of each basis by what the user groups by."""
+    """Draw the error of each basis by what the user groups by."""
     percents = st.column_config.NumberColumn
     rows = [
         {
@@ -251,7 +251,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
 
 
 def worst_view(graded: Sequence[Graded]) -> Graded | None:
-    """The runs that the calibrated answer missed most; the one that is ticked."""
+    """Draw the runs that the calibrated answer missed most; return the ticked one."""
     st.subheader("Worst runs", anchor=False)
     worst = sorted(graded, key=lambda one: -abs(one.error("calibrated")))[:_WORST]
     rows = [
