@@ -1,4 +1,4 @@
-"""Plan: which cards run this request, by how much, and how we know.
+"""Plan: which GPUs run this request, by how much, and how we know.
 
 This file is the app as well: ``streamlit run`` finds `app` below, imports this file for it, and serves the HTTP answers
 beside the pages. For every visit it runs the same file as a script.
@@ -6,6 +6,7 @@ beside the pages. For every visit it runs the same file as a script.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from pages.shared.controls.request import basis_control, published_control, requ
 from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.frame.escape import sentence
+from pages.shared.frame.plan_state import planned
 from pages.shared.plan.formula import formula_view, not_counted
 from pages.shared.plan.images import batch_list_view, images_notice
 from pages.shared.plan.map import map_view
@@ -27,8 +29,8 @@ from pages.shared.plan.sizes import sizes_view
 from pages.shared.plan.timeline import choose_card, timeline_view
 from pages.shared.plan.verdicts import (
     Answered,
-    answered,
     assumptions_view,
+    beside,
     card_notes_view,
     evidence_links,
     evidence_view,
@@ -38,6 +40,7 @@ from pages.shared.plan.verdicts import (
     verdict_words,
 )
 from pages.shared.server.app import ROUTES
+from planner.plan import answer_plan
 
 if TYPE_CHECKING:
     from planner.cards.lookup import Card
@@ -76,40 +79,42 @@ def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answe
 
 def plan_page() -> None:
     """Draw the page: the request, the cards and the basis, and what they come to."""
-    open_page("Plan", "Which cards run this Stable Diffusion v1.5 request, by how much, and how we know.")
-    controls, results = controls_and_results("Request, cards and basis")
+    open_page("Plan", "Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.")
+    controls, results = controls_and_results("Request, GPUs and basis")
     with controls:
         request = request_controls()
         cards = card_controls()
-        basis = basis_control()
-        with_published = published_control()
+        basis_control()
+        published_control()
     with results:
         if request is None:
             st.info("Correct the request and the answer appears here.", icon=":material/arrow_back:")
         elif not cards:
-            st.info("Choose at least one card and the answer appears here.", icon=":material/arrow_back:")
+            st.info("Choose at least one GPU and the answer appears here.", icon=":material/arrow_back:")
         else:
             programs_notice()
             library, _ = session.library()
             # Most requests take milliseconds; many tiles of many images take long.
-            with st.spinner("Replaying the request on each card"):
-                evidence, notice = session.evidence(with_published)
-                shown = [answered(request, card, basis, library, evidence) for card in cards]
-            answers = [one.answer for one in shown]
+            plan = planned(request)
+            with st.spinner("Replaying the request on each GPU"):
+                evidence, notice = session.evidence(plan.published)
+                # The images are listed far below, and answered there.
+                found = answer_plan(replace(plan, images=""), cards, library=library, evidence=evidence)
+                shown = [beside(answer, request, library) for answer in found.answers]
             st.caption(f"{request.describe()}.")
             # The list is typed into far below, and what it makes of the verdicts belongs above them.
             above = st.container()
             verdicts(shown)
             meanings, rest, below = st.container(), st.container(), st.container()
             with below:
-                listed = batch_list_view(request, cards, basis, library, evidence)
-                report_view(request, shown, library, listed)
+                listed = batch_list_view(request, cards, plan.basis, library, evidence)
+                report_view(found._replace(plan=planned(request), images=listed), shown, library)
                 history_notice()
             with above:
                 images_notice(request, listed)
             with meanings:
                 worst = [one.answer for one in listed.worst] if listed else []
-                verdict_words({answer.verdict for answer in (*answers, *worst)})
+                verdict_words({answer.verdict for answer in (*found.answers, *worst)})
             with rest:
                 if notice:
                     st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")

@@ -7,6 +7,9 @@ from planner.fit import fit
 from planner.formula import estimate
 from planner.request import GenerationRequest
 
+# The one place of the version: pyproject.toml reads it here.
+__version__ = "0.5.0"
+
 __all__ = [
     "Answer",
     "Card",
@@ -15,6 +18,7 @@ __all__ = [
     "PlannerError",
     "UnknownCard",
     "Verdict",
+    "__version__",
     "card_named",
     "estimate",
     "fit",

@@ -13,7 +13,8 @@ Basis = Literal["formula", "dry-run", "calibrated", "measured"]
 # The version of every JSON object that the planner prints: a change that a reader would get wrong counts it up.
 SCHEMA = 1
 
-BASES: tuple[str, ...] = ("best", "formula", "dry-run", "calibrated", "measured")
+# The bases that a plan can ask for: the best that has an answer, and then the most trusted first.
+BASES: tuple[str, ...] = ("best", "measured", "calibrated", "dry-run", "formula")
 # Never by colour alone: each verdict has a word and a sign.
 SIGNS: dict[Verdict, str] = {"fits": "✓", "tight": "▲", "no": "✕", "unknown": "?"}
 EXIT_CODES: dict[Verdict, int] = {"fits": 0, "tight": 11, "no": 10, "unknown": 12}

@@ -2,18 +2,19 @@
 
 A request knows nothing of cards, storage or answers. Two requests that run the same work are equal in
 `request_id`, which is a hash of the canonical form (effective sizes, sorted keys, no insignificant white space).
+
+The attributes of `GenerationRequest` are the one list of request fields: the command line, the address, the page's
+controls, the history's columns, the import checks and the remedies read it as `FIELDS`.
 """
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 from planner.errors import InvalidArgument
+from planner.fields import Choice, Field, Number, Switch, Whole, did_you_mean, named_fields, row
 
 Task = Literal["img2img", "txt2img"]
 Offload = Literal["none", "model"]
@@ -33,57 +34,13 @@ MAX_BATCH = 128
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
 
-# Options that are on or off, and off by default; the first are the VAE's own.
-_VAE_OPTIONS = ("vae_tiling", "vae_slicing")
-_OPTIONS = ("attention_slicing", "channels_last")
+_SIDE_HELP = f"{MIN_SIDE} to {MAX_SIDE} pixels. txt2img needs a multiple of 8; img2img rounds down to one."
 
 
 def nearest_multiples(side: int) -> tuple[int, ...]:
-    """The multiples of 8 on both sides of `side` that are allowed sizes, smaller first."""
+    """List the multiples of 8 on both sides of `side` that are allowed sizes, smaller first."""
     below = side // VAE_SCALE_FACTOR * VAE_SCALE_FACTOR
     return tuple(s for s in (below, below + VAE_SCALE_FACTOR) if MIN_SIDE <= s <= MAX_SIDE)
-
-
-def parse_whole(argument: str, text: str) -> int:
-    """The whole number a person typed; of one with more than 100 digits the first 100.
-
-    Raises:
-        InvalidArgument: the text is none.
-    """
-    found = re.fullmatch(r"\s*([+-]?)([0-9]+)\s*", text)
-    if found is None:
-        raise InvalidArgument(argument, "must be a whole number", text)
-    # That many are out of every range and no message shows them all, and Python refuses to convert thousands.
-    return int(found[1] + (found[2].lstrip("0")[:100] or "0"))
-
-
-def parse_finite(argument: str, text: str) -> float:
-    """The number a person typed.
-
-    Raises:
-        InvalidArgument: the text is none.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidArgument(argument, "must be a finite number", text) from None
-
-
-def _check_int(argument: str, value: Any, low: int, high: int) -> None:
-    # bool is an int in Python; True is no width.
-    if type(value) is not int:
-        raise InvalidArgument(argument, "must be a whole number", value)
-    if not low <= value <= high:
-        nearest = low if value < low else high
-        raise InvalidArgument(argument, f"must be between {low} and {high}", value, f"nearest: {nearest}")
-
-
-def _check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        close = get_close_matches(str(value).lower(), choices, n=1, cutoff=0.4)
-        raise InvalidArgument(
-            argument, f"must be one of {', '.join(choices)}", value, f"did you mean {close[0]}?" if close else None
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,138 +53,213 @@ class GenerationRequest:
         InvalidArgument: a field breaks its rule; the message has the rule, the value and the nearest way out.
     """
 
-    task: Task = "img2img"
-    width: int = 512
-    height: int = 512
-    batch: int = 1
-    prompt_tokens: int = MAX_PROMPT_TOKENS
-    guidance_scale: float = 7.5
-    steps: int = 50
-    safety_checker: bool = True
-    vae_tiling: bool = False
-    vae_slicing: bool = False
-    attention_slicing: bool = False
-    channels_last: bool = False
-    offload: Offload = "none"
+    task: Task = row(
+        Choice(
+            default="img2img",
+            choices=TASKS,
+            label="Task",
+            help="img2img starts from an image, txt2img from noise alone.",
+        )
+    )
+    width: int = row(
+        Whole(default=512, low=MIN_SIDE, high=MAX_SIDE, step=VAE_SCALE_FACTOR, label="Width, px", help=_SIDE_HELP)
+    )
+    height: int = row(
+        Whole(default=512, low=MIN_SIDE, high=MAX_SIDE, step=VAE_SCALE_FACTOR, label="Height, px", help=_SIDE_HELP)
+    )
+    batch: int = row(
+        Whole(
+            default=1,
+            low=1,
+            high=MAX_BATCH,
+            label="Batch",
+            help="Requests served together: that many prompts and, for img2img, that many images.",
+        )
+    )
+    prompt_tokens: int = row(
+        Whole(
+            default=MAX_PROMPT_TOKENS,
+            low=1,
+            high=MAX_PROMPT_TOKENS,
+            label="Prompt tokens",
+            help="CLIP tokens of the prompt, start and end included. The pipeline pads every prompt to 77, so this "
+            "changes the formula and nothing else.",
+            changes="formula",
+        )
+    )
+    guidance_scale: float = row(
+        Number(
+            default=7.5,
+            low=0.0,
+            high=MAX_GUIDANCE_SCALE,
+            step=0.5,
+            label="Guidance scale",
+            help="Above 1 the UNet runs on twice the batch.",
+        )
+    )
+    steps: int = row(
+        Whole(
+            default=50,
+            low=1,
+            high=MAX_STEPS,
+            label="Steps",
+            help="Denoising steps. They take time and do not move the peak. img2img runs four in five, at its default "
+            "strength of 0.8.",
+            changes="time",
+        )
+    )
+    safety_checker: bool = row(
+        Switch(
+            default=True,
+            label="Safety checker",
+            help="A fourth model on the GPU, run on every picture. The pipeline loads it by default.",
+        )
+    )
+    vae_tiling: bool = row(
+        Switch(
+            default=False,
+            label="VAE tiling",
+            help="`pipe.vae.enable_tiling()`: encode and decode in tiles.",
+            call="pipe.vae.enable_tiling()",
+            is_vae=True,
+        )
+    )
+    vae_slicing: bool = row(
+        Switch(
+            default=False,
+            label="VAE slicing",
+            help="`pipe.vae.enable_slicing()`: one image at a time. Does nothing at batch 1.",
+            call="pipe.vae.enable_slicing()",
+            is_vae=True,
+        )
+    )
+    attention_slicing: bool = row(
+        Switch(
+            default=False,
+            label="Attention slicing",
+            help="`pipe.enable_attention_slicing()`: attention in slices, without the fused kernels.",
+            call="pipe.enable_attention_slicing()",
+        )
+    )
+    channels_last: bool = row(
+        Switch(
+            default=False,
+            label="channels_last",
+            help="UNet and VAE in `torch.channels_last`, the layout that tensor cores prefer.",
+        )
+    )
+    offload: Offload = row(
+        Choice(
+            default="none",
+            choices=OFFLOADS,
+            label="Offload",
+            help="model: `pipe.enable_model_cpu_offload()` keeps one component on the GPU at a time.",
+            call="pipe.enable_model_cpu_offload()",
+        )
+    )
 
     def __post_init__(self):
-        _check_choice("task", self.task, TASKS)
-        for argument in ("width", "height"):
-            self._check_side(argument)
-        _check_int("batch", self.batch, 1, MAX_BATCH)
-        _check_int("prompt_tokens", self.prompt_tokens, 1, MAX_PROMPT_TOKENS)
-        _check_int("steps", self.steps, 1, MAX_STEPS)
-        self._check_guidance_scale()
-        for argument in ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last"):
-            if type(getattr(self, argument)) is not bool:
-                raise InvalidArgument(argument, "must be true or false", getattr(self, argument))
-        _check_choice("offload", self.offload, OFFLOADS)
+        for field in FIELDS:
+            object.__setattr__(self, field.name, field.checked(getattr(self, field.name)))
+        if self.task == "txt2img":
+            for argument in ("width", "height"):
+                self._check_multiple(argument)
 
-    def _check_side(self, argument: str) -> None:
-        side = getattr(self, argument)
-        _check_int(argument, side, MIN_SIDE, MAX_SIDE)
+    def _check_multiple(self, argument: str) -> None:
         # StableDiffusionPipeline.check_inputs refuses such a size; the img2img image processor rounds it down.
-        if self.task == "txt2img" and side % VAE_SCALE_FACTOR:
+        side = getattr(self, argument)
+        if side % VAE_SCALE_FACTOR:
             nearest = " or ".join(str(s) for s in nearest_multiples(side))
             raise InvalidArgument(argument, f"must be a multiple of {VAE_SCALE_FACTOR}", side, f"nearest: {nearest}")
 
-    def _check_guidance_scale(self) -> None:
-        value = self.guidance_scale
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise InvalidArgument("guidance_scale", "must be a finite number", value)
-        if not 0 <= value <= MAX_GUIDANCE_SCALE:
-            nearest = 0 if value < 0 else MAX_GUIDANCE_SCALE
-            raise InvalidArgument(
-                "guidance_scale", f"must be between 0 and {MAX_GUIDANCE_SCALE:g}", value, f"nearest: {nearest:g}"
-            )
-        # Adding zero makes -0.0 the 0.0 it is equal to, and so one request.
-        object.__setattr__(self, "guidance_scale", float(value) + 0.0)
-
     @property
     def effective_width(self) -> int:
-        """The width the pipeline works on: img2img rounds down to a multiple of 8."""
+        """Give the width that the pipeline works on: img2img rounds down to a multiple of 8."""
         return self.width // VAE_SCALE_FACTOR * VAE_SCALE_FACTOR
 
     @property
     def effective_height(self) -> int:
-        """The height the pipeline works on: img2img rounds down to a multiple of 8."""
+        """Give the height that the pipeline works on: img2img rounds down to a multiple of 8."""
         return self.height // VAE_SCALE_FACTOR * VAE_SCALE_FACTOR
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the pipeline works on a smaller size than was asked for."""
+        """Tell whether the pipeline works on a smaller size than was asked for."""
         return (self.effective_width, self.effective_height) != (self.width, self.height)
 
     @property
     def latent_width(self) -> int:
-        """Columns of the latent image."""
+        """Count the columns of the latent image."""
         return self.width // VAE_SCALE_FACTOR
 
     @property
     def latent_height(self) -> int:
-        """Rows of the latent image."""
+        """Count the rows of the latent image."""
         return self.height // VAE_SCALE_FACTOR
 
     @property
     def unet_batch(self) -> int:
-        """Images in one UNet call: twice the batch under guidance, whose two halves are concatenated.
+        """Count the images in one UNet call: twice the batch under guidance, whose two halves are concatenated.
 
         Source: diffusers 0.42.1, ``do_classifier_free_guidance`` is ``guidance_scale > 1``.
         """
         return self.batch * (2 if self.guidance_scale > 1 else 1)
 
     def canonical(self) -> Self:
-        """The same work at the size the pipeline works on."""
+        """Give the same work at the size that the pipeline works on."""
         return replace(self, width=self.effective_width, height=self.effective_height)
 
     @property
     def request_id(self) -> str:
-        """SHA-256 of the canonical form: the same for every request that runs the same work."""
-        text = json.dumps(self.canonical().to_dict(), sort_keys=True, separators=(",", ":"))
+        """Hash the canonical form with SHA-256: equal for all requests that run the same work."""
+        values = self.canonical().to_dict()
+        for field in FIELDS:
+            # The ids in histories are older than such a field.
+            if field.is_later and values[field.name] == field.default:
+                del values[field.name]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as the JSON contract spells them."""
+        """Give the fields by name, as the JSON contract spells them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The request with these fields; those left out take their defaults.
+        """Make the request with these fields; those left out take their defaults.
 
         Raises:
             InvalidArgument: a field is unknown, or its value breaks its rule.
         """
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in FIELDS]
         for name in values:
             if name not in known:
-                close = get_close_matches(str(name), known, n=1)
-                raise InvalidArgument(
-                    "request", "has an unknown field", name, f"did you mean {close[0]}?" if close else None
-                )
+                raise InvalidArgument("request", "has an unknown field", name, did_you_mean(str(name), known))
         return cls(**values)
 
     @property
     def guidance(self) -> str:
-        """Whether the UNet is guided, in a word: ``guided`` or ``unguided``."""
+        """Say in a word whether the UNet is guided: ``guided`` or ``unguided``."""
         return "guided" if self.unet_batch > self.batch else "unguided"
 
     @property
     def options(self) -> list[str]:
-        """The pipeline's options that are not at their defaults, as a person says them: ``vae tiling``."""
-        options: list[str] = [name.replace("_", " ") for name in (*_VAE_OPTIONS, *_OPTIONS) if getattr(self, name)]
-        if self.offload != "none":
-            options.append(f"{self.offload} offload")
-        if not self.safety_checker:
-            options.append("no safety checker")
-        return options
+        """List the pipeline's options that are not at their defaults, as a person says them: ``vae tiling``."""
+        # Models that are left out are said last.
+        said = sorted(OPTIONS, key=lambda field: field.default is True)
+        return [words for field in said if (words := field.words(getattr(self, field.name)))]
 
     @property
     def vae_options(self) -> list[str]:
-        """Those of `options` that the VAE alone has as well."""
-        return [name.replace("_", " ") for name in _VAE_OPTIONS if getattr(self, name)]
+        """List those of `options` that the VAE alone has as well."""
+        return [words for field in OPTIONS if field.is_vae and (words := field.words(getattr(self, field.name)))]
+
+    def arguments(self) -> list[str]:
+        """List the options of the command line that make this request; defaults are left out."""
+        return [text for field in FIELDS if (text := field.arguments(getattr(self, field.name)))]
 
     def describe(self) -> str:
-        """One line a person would read in a ticket."""
+        """Say the request in one line, for a ticket."""
         return ", ".join(
             [
                 f"{self.task} {self.effective_width}×{self.effective_height}",
@@ -237,3 +269,24 @@ class GenerationRequest:
                 *self.options,
             ]
         )
+
+
+# Every field of a request, in the order of its attributes.
+FIELDS = named_fields(fields(GenerationRequest))
+# Those that switch something of the pipeline on or off, or choose how it runs.
+OPTIONS: tuple[Field, ...] = tuple(
+    field for field in FIELDS if isinstance(field, Switch) or (isinstance(field, Choice) and field.name != "task")
+)
+DEFAULT = GenerationRequest()
+
+
+def field_named(name: str) -> Field:
+    """Give the request field of this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _BY_NAME[name]
+
+
+_BY_NAME = {field.name: field for field in FIELDS}

@@ -16,9 +16,9 @@ from cache.machine.device import Device, Weights
 from cache.machine.versions import check_installed
 from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument, PlannerError
+from planner.fields import parse_finite, parse_whole
 from planner.programs.library import shipped
 from planner.report.text import text_table
-from planner.request import parse_finite, parse_whole
 
 USAGE_ERROR = 2
 LEAST_MINUTES, MOST_MINUTES = 0.1, 600.0

@@ -225,6 +225,15 @@ def cards() -> list[AttachedCard]:
     return found
 
 
+def plannable() -> list[Card]:
+    """List the machine's own GPUs as they can be planned on now.
+
+    Raises:
+        NoGpu: there is none.
+    """
+    return cards_to_plan_on(cards())
+
+
 def why_not_usable(card: AttachedCard) -> NoGpu | None:
     """Why the installed torch cannot run on this card and what would help, or None when it can."""
     cuda = torch_cuda()

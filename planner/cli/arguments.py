@@ -1,142 +1,188 @@
-"""Options that several commands share, and how they are read.
+"""Options that several commands share: each decorator adds some and hands over what they come to.
 
-The cache is imported where an option needs it: a plan of catalogue GPUs needs none of it.
+Names, help and defaults of a request's options and of a plan's are those of their fields. The cache is imported where
+an option needs it: a plan of catalogue GPUs needs none of it.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
-from planner.cards.lookup import DEFAULT_CARDS, Card, card_named, described_card, shared_card
+import click
+from click.shell_completion import CompletionItem
+
+from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.cli.output import say
 from planner.errors import InvalidArgument
+from planner.fields import Choice, Field, Number, Switch, Whole
+from planner.plan import ATTACHED, GPU_KEY, PLAN_FIELDS, Plan
 from planner.report.markdown import FORMATS
-from planner.request import MAX_PROMPT_TOKENS, OFFLOADS, TASKS, GenerationRequest, parse_finite, parse_whole
+from planner.request import DEFAULT, FIELDS, MAX_PROMPT_TOKENS, GenerationRequest, field_named
 
 if TYPE_CHECKING:
     from planner.calibration.evidence import Evidence
     from planner.programs.library import Library
 
+Command = Callable[..., int]
 
-def request_arguments() -> argparse.ArgumentParser:
-    """Make the options of a request, as a parent of the parsers that take them."""
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("request")
-    group.add_argument("--task", default="img2img", metavar="|".join(TASKS), help="pipeline to call (img2img)")
-    group.add_argument("--width", default="512", help="pixels (512)")
-    group.add_argument("--height", default="512", help="pixels (512)")
-    group.add_argument("--batch", default="1", help="requests served together (1)")
-    prompt = group.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="a prompt, of which only the number of tokens counts")
-    prompt.add_argument(
-        "--prompt-tokens",
-        default=str(MAX_PROMPT_TOKENS),
-        metavar="N",
-        help="CLIP tokens of the prompt, start and end included (77)",
+# The option that leaves reference runs out is older than the name of its field.
+_FLAGS = {"published": "--no-reference"}
+# Help of the options that switch something off; a field's own says what it is when it is on.
+_OFF_HELP = {"safety_checker": "Load no safety checker.", "published": "Leave out the reference runs that ship."}
+# Errors of these are said under the names of their options; those of other fields under the field's own.
+_SAID_AS_OPTIONS = (GPU_KEY, "gpu_memory", "compute_capability", "workers")
+
+
+def _metavar(field: Field) -> str:
+    if isinstance(field, Choice):
+        return "|".join(field.choices)
+    return {Whole: "N", Number: "X"}.get(type(field), "TEXT")
+
+
+def _completing(words: Sequence[str]) -> Callable[..., list[CompletionItem]]:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        start = incomplete.casefold()
+        return [CompletionItem(word) for word in words if word.casefold().startswith(start)]
+
+    return complete
+
+
+def _option(field: Field, metavar: str | None = None) -> Callable[[Command], Command]:
+    """Make the option of a field; it is given as text, or for a switch whether it was given."""
+    flag = _FLAGS.get(field.name, field.flag)
+    if isinstance(field, Switch):
+        text = _OFF_HELP.get(field.name, f"Switch off: {field.plain_help}") if field.default else field.plain_help
+        return click.option(flag, field.name, is_flag=True, default=False, help=text)
+    words = field.choices if isinstance(field, Choice) else ()
+    shown = f"{field.default:g}" if isinstance(field, Number) else field.default
+    return click.option(
+        flag,
+        field.name,
+        metavar=metavar or _metavar(field),
+        help=f"{field.plain_help} [default: {shown}]" if shown != "" else field.plain_help,
+        shell_complete=_completing(words),
     )
-    group.add_argument("--guidance-scale", default="7.5", metavar="X", help="above 1 doubles the UNet batch (7.5)")
-    group.add_argument("--steps", default="50", help="denoising steps (50)")
-    group.add_argument("--no-safety-checker", dest="safety_checker", action="store_false", help="load none")
-    group.add_argument("--vae-tiling", action="store_true", help="pipe.vae.enable_tiling()")
-    group.add_argument("--vae-slicing", action="store_true", help="pipe.vae.enable_slicing()")
-    group.add_argument("--attention-slicing", action="store_true", help="pipe.enable_attention_slicing()")
-    group.add_argument("--channels-last", action="store_true", help="UNet and VAE in torch.channels_last")
-    group.add_argument(
-        "--offload", default="none", metavar="|".join(OFFLOADS), help="model: enable_model_cpu_offload() (none)"
-    )
-    return parser
 
 
-def json_argument() -> argparse.ArgumentParser:
-    """Make the option ``--json``, as a parent of the parsers that take it."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; sizes are bytes")
-    return parser
+def _value(field: Field, given: Any) -> Any:
+    """Read what an option was given."""
+    if isinstance(field, Switch):
+        return field.default is not given
+    return field.default if given is None else field.parse(given)
 
 
-def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose GPUs."""
-    parser.add_argument(
-        "--gpu",
-        action="append",
-        metavar="NAME",
-        help="a card of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; repeatable "
-        "(T4, A10, A100)",
-    )
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a card not in the catalogue: 16GiB")
-    parser.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
-    parser.add_argument("--workers", default="1", metavar="N", help="processes that share each card, evenly (1)")
+def _tokens(prompt: str | None, prompt_tokens: str | None) -> int:
+    """Read the number of tokens, or count those of a prompt."""
+    if prompt is None:
+        return _value(field_named("prompt_tokens"), prompt_tokens)
+    if prompt_tokens is not None:
+        raise InvalidArgument("--prompt", "must not be given with --prompt-tokens", prompt, "leave one of them out")
+    from cache.tokens import count_tokens
+
+    counted = count_tokens(prompt)
+    tokens = min(counted, MAX_PROMPT_TOKENS)
+    cut = f", cut to {MAX_PROMPT_TOKENS}" if counted > tokens else ""
+    say(f"the prompt is {counted} tokens{cut}; the pipeline pads it to {MAX_PROMPT_TOKENS}")
+    return tokens
 
 
-def request_from(arguments: argparse.Namespace) -> GenerationRequest:
-    """Read the request of the command line.
+def request_options(command: Command) -> Command:
+    """Add the options of a request; the command is given it as `request`.
 
-    Raises:
-        InvalidArgument: a value breaks its rule.
+    The decorated command raises InvalidArgument where a value breaks its rule.
     """
-    tokens = parse_whole("prompt_tokens", arguments.prompt_tokens)
-    if arguments.prompt is not None:
-        from cache.tokens import count_tokens
 
-        counted = count_tokens(arguments.prompt)
-        tokens = min(counted, MAX_PROMPT_TOKENS)
-        cut = f", cut to {MAX_PROMPT_TOKENS}" if counted > tokens else ""
-        say(f"the prompt is {counted} tokens{cut}; the pipeline pads it to {MAX_PROMPT_TOKENS}")
-    request = GenerationRequest(
-        task=arguments.task,
-        width=parse_whole("width", arguments.width),
-        height=parse_whole("height", arguments.height),
-        batch=parse_whole("batch", arguments.batch),
-        prompt_tokens=tokens,
-        guidance_scale=parse_finite("guidance_scale", arguments.guidance_scale),
-        steps=parse_whole("steps", arguments.steps),
-        safety_checker=arguments.safety_checker,
-        vae_tiling=arguments.vae_tiling,
-        vae_slicing=arguments.vae_slicing,
-        attention_slicing=arguments.attention_slicing,
-        channels_last=arguments.channels_last,
-        offload=arguments.offload,
-    )
-    if request.is_rounded:
-        size = f"{request.effective_width}x{request.effective_height}"
-        say(f"img2img rounds {request.width}x{request.height} down to {size}")
-    return request
+    @wraps(command)
+    def run(*, prompt: str | None, **given: Any) -> int:
+        texts = {field.name: given.pop(field.name) for field in FIELDS}
+        values = {field.name: _value(field, texts[field.name]) for field in FIELDS if field.name != "prompt_tokens"}
+        tokens = _tokens(prompt, texts["prompt_tokens"])
+        request = GenerationRequest.from_dict(values | {"prompt_tokens": tokens})
+        if request.is_rounded:
+            size = f"{request.effective_width}x{request.effective_height}"
+            say(f"img2img rounds {request.width}x{request.height} down to {size}")
+        return command(request=request, **given)
+
+    with_options: Command = run
+    for field in reversed(FIELDS):
+        with_options = _option(field)(with_options)
+        if field.name == "prompt_tokens":
+            prompt = click.option("--prompt", metavar="TEXT", help="A prompt, of which only its tokens count.")
+            with_options = prompt(with_options)
+    return with_options
 
 
-def cards_from(arguments: argparse.Namespace) -> list[Card]:
-    """Read the GPUs of the command line, each once, or the default ones.
+def plan_options(*names: str) -> Callable[[Command], Command]:
+    """Add ``--gpu`` and the options of a plan's fields `names`; the command is given the plan as `plan`.
 
-    Raises:
-        InvalidArgument: a value breaks its rule.
-        UnknownCard: a name is not in the catalogue.
-        NoGpu: the attached card is asked for, and there is none.
+    The decorated command raises InvalidArgument where a value breaks its rule, and UnknownCard.
     """
-    chosen = []
-    for name in arguments.gpu or ():
-        if name.casefold() == "attached":
-            from cache.machine.attached import cards, cards_to_plan_on
+    fields = [field for field in PLAN_FIELDS if field.name in names]
 
-            chosen += cards_to_plan_on(cards())
-        else:
-            chosen.append(card_named(name))
-    if (arguments.gpu_memory is None) != (arguments.compute_capability is None):
-        missing = "--gpu-memory" if arguments.gpu_memory is None else "--compute-capability"
-        other = "--compute-capability" if missing == "--gpu-memory" else "--gpu-memory"
-        example = "--gpu-memory 16GiB --compute-capability 7.5"
-        raise InvalidArgument(missing, f"must be given with {other}", None, f"for example {example}")
+    def decorated(command: Command) -> Command:
+        @wraps(command)
+        def run(*, gpu: tuple[str, ...], request: GenerationRequest = DEFAULT, **given: Any) -> int:
+            texts = {field.name: given.pop(field.name) for field in fields}
+            plan = said_as_options(
+                lambda: Plan(
+                    request=request,
+                    gpus=gpu or None,
+                    **{field.name: _value(field, texts[field.name]) for field in fields},
+                )
+            )
+            return command(plan=plan, **given)
+
+        metavars = {"gpu_memory": "SIZE", "compute_capability": "X.Y"}
+        with_options: Command = run
+        for field in reversed(fields):
+            with_options = _option(field, metavars.get(field.name))(with_options)
+        known = [card.name for card in (*CATALOGUE, *SLICES)]
+        return click.option(
+            "--gpu",
+            multiple=True,
+            metavar="NAME",
+            help="A GPU of the catalogue, a MIG slice such as 'A100-40GB 3g.20gb', or attached; may be repeated.",
+            shell_complete=_completing([*known, ATTACHED]),
+        )(with_options)
+
+    return decorated
+
+
+def said_as_options(make: Callable[[], Any]) -> Any:
+    """Call `make`, and say the errors of options that choose GPUs under the options' names."""
     try:
-        if arguments.gpu_memory is not None:
-            chosen.append(described_card(arguments.gpu_memory, arguments.compute_capability))
-        workers = parse_whole("workers", arguments.workers)
-        # A card named twice, or by two of its names, is one card.
-        cards = list(dict.fromkeys(chosen)) or [card_named(name) for name in DEFAULT_CARDS]
-        return [shared_card(card, workers) for card in cards]
+        return make()
     except InvalidArgument as error:
-        # As they were typed: nothing but the flag has this name.
-        flag = f"--{error.argument.replace('_', '-')}"
-        raise InvalidArgument(flag, error.rule, error.value, error.nearest) from None
+        if error.argument not in _SAID_AS_OPTIONS:
+            raise
+        raise InvalidArgument(
+            _as_options(error.argument), _as_options(error.rule), error.value, _as_options(error.nearest or "") or None
+        ) from None
+
+
+def _as_options(text: str) -> str:
+    for name in _SAID_AS_OPTIONS[1:]:
+        text = text.replace(name, f"--{name.replace('_', '-')}")
+    return text
+
+
+def cards_of(plan: Plan) -> list[Card]:
+    """List the plan's GPUs, those of this machine among them.
+
+    Raises:
+        InvalidArgument: a described one breaks its rule.
+        NoGpu: the machine's own are asked for, and there is none.
+    """
+
+    def attached() -> Sequence[Card]:
+        # The driver's library is loaded for nobody else.
+        from cache.machine.attached import plannable
+
+        return plannable()
+
+    return said_as_options(lambda: plan.cards(attached))
 
 
 def evidence_for(
@@ -155,11 +201,40 @@ def evidence_for(
     return gather(library, with_reference=with_reference)
 
 
-def format_from(arguments: argparse.Namespace) -> str:
-    """Read how a command is to print: one of `FORMATS`; ``--json`` is short for ``--format json``."""
-    chosen = arguments.format or ("json" if arguments.json else FORMATS[0])
-    if chosen not in FORMATS:
-        raise InvalidArgument("--format", f"must be one of {', '.join(FORMATS)}", chosen)
-    if arguments.json and chosen != "json":
-        raise InvalidArgument("--format", "must be json where --json is given", chosen, "leave one of them out")
-    return chosen
+def json_option(command: Command) -> Command:
+    """Add ``--json``; the command is given whether it was chosen as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; sizes are bytes.")(command)
+
+
+def format_options(command: Command) -> Command:
+    """Add ``--json`` and ``--format``; the command is given one of `FORMATS` as `as_format`.
+
+    The decorated command raises InvalidArgument for another format, or for two at once.
+    """
+
+    @wraps(command)
+    def run(*, as_json: bool, chosen: str | None, **given: Any) -> int:
+        as_format = chosen or ("json" if as_json else FORMATS[0])
+        if as_format not in FORMATS:
+            raise InvalidArgument("--format", f"must be one of {', '.join(FORMATS)}", as_format)
+        if as_json and as_format != "json":
+            raise InvalidArgument("--format", "must be json where --json is given", as_format, "leave one of them out")
+        return command(as_format=as_format, **given)
+
+    return click.option(
+        "--format",
+        "chosen",
+        metavar="|".join(FORMATS),
+        help=f"md: Markdown, for a ticket; json: as --json. [default: {FORMATS[0]}]",
+        shell_complete=_completing(FORMATS),
+    )(json_option(run))
+
+
+def reference_option(command: Command) -> Command:
+    """Add ``--no-reference``; the command is given whether reference runs count as `with_reference`."""
+
+    @wraps(command)
+    def run(*, no_reference: bool, **given: Any) -> int:
+        return command(with_reference=not no_reference, **given)
+
+    return click.option("--no-reference", is_flag=True, help=_OFF_HELP["published"])(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
 from cache.history.observations import gather
 from planner.accuracy.estimator_table import (
@@ -17,7 +17,7 @@ from planner.accuracy.estimator_table import (
 )
 from planner.accuracy.grading import grade
 from planner.answer import EXIT_CODES
-from planner.cli.arguments import format_from
+from planner.cli.arguments import format_options, reference_option
 from planner.cli.output import library_here, print_json, say
 from planner.report.text import text_table
 
@@ -36,17 +36,21 @@ def nothing_to_compare(comparison: Comparison, *, with_reference: bool) -> str:
     """Say in one sentence why there is no table, and what to do about it."""
     left = ", ".join(f"{count} left out with {reason}" for reason, count in comparison.left_out.items())
     found = f" ({left})" if left else ""
-    published = "" if with_reference else ", and without --no-reference the published runs count"
+    reference = "" if with_reference else ", and without --no-reference the reference runs count"
     return (
-        f"there is no measured run on a GPU to compare with{found}: 'python -m planner verify' measures one{published}"
+        f"there is no measured run on a GPU to compare with{found}: 'python -m planner verify' measures one{reference}"
     )
 
 
-def run_estimators(arguments: argparse.Namespace) -> int:
-    """``estimators``: the tables of errors; exit code 0, or 12 where there is no run to compare with."""
-    as_format = format_from(arguments)
+@click.command("estimators")
+@reference_option
+@format_options
+def estimators_command(with_reference: bool, as_format: str) -> int:
+    """Compare the errors of other tools' formulas, the published one and the dry run on every measured run.
+
+    The exit code is 12 where there is no run to compare with.
+    """
     library = library_here()
-    with_reference = not arguments.no_reference
     evidence, notice = gather(library, with_reference=with_reference)
     if notice:
         say(f"{notice}; the tables stand without it")

@@ -1,6 +1,5 @@
 """``history export`` and ``history import``: runs that go from one machine to another as a file."""
 
-import argparse
 import contextlib
 import errno
 import os
@@ -9,10 +8,13 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import click
+
 from cache.exchange.lines import lines_in, lines_of, read_runs
 from cache.history.file import HistoryFile
 from cache.records import Measurement
 from planner.answer import SCHEMA
+from planner.cli.arguments import json_option
 from planner.cli.history import count_text, open_store
 from planner.cli.output import print_json, say
 from planner.errors import InvalidArgument
@@ -22,7 +24,7 @@ STANDARD = "-"
 
 @contextlib.contextmanager
 def reading(argument: str, name: str) -> Generator[BinaryIO]:
-    """The file of this name, or standard input for ``-``, as bytes.
+    """Open the file of this name, or standard input for ``-``, as bytes.
 
     Raises:
         InvalidArgument: it cannot be read.
@@ -40,7 +42,7 @@ def _write(file: BinaryIO, runs: Sequence[Measurement]) -> None:
 
 
 def _write_at_once(path: Path, runs: Sequence[Measurement]) -> None:
-    """All lines under the name, or what was there before: nobody ever reads half a file."""
+    """Write all lines under the name, or leave what was there: nobody ever reads half a file."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -67,10 +69,13 @@ def _export_to(name: str, history: HistoryFile, runs: Sequence[Measurement]) -> 
         raise InvalidArgument("file", "must be one that can be written, or -", name, error.strerror) from None
 
 
-def history_export(arguments: argparse.Namespace) -> int:
-    """``history export``: own and imported runs, oldest first."""
-    to_stdout = arguments.file == STANDARD
-    if to_stdout and arguments.json:
+@click.command("export")
+@click.argument("file")
+@json_option
+def export_command(file: str, as_json: bool) -> int:
+    """Write own and imported runs to FILE, one a line, oldest first; - is stdout."""
+    to_stdout = file == STANDARD
+    if to_stdout and as_json:
         raise InvalidArgument("json", "must not be given where the runs go to stdout", True, "name a file")
     store = open_store()
     runs = store.measurements()[::-1]
@@ -78,20 +83,23 @@ def history_export(arguments: argparse.Namespace) -> int:
         _write(sys.stdout.buffer, runs)
         sys.stdout.buffer.flush()
     else:
-        _export_to(arguments.file, store, runs)
-    say(f"exported {count_text(len(runs))} to {'stdout' if to_stdout else arguments.file}")
-    if arguments.json:
+        _export_to(file, store, runs)
+    say(f"exported {count_text(len(runs))} to {'stdout' if to_stdout else file}")
+    if as_json:
         print_json({"schema": SCHEMA, "exported": len(runs)})
     return 0
 
 
-def history_import(arguments: argparse.Namespace) -> int:
-    """``history import``: all of a file's runs or none of them."""
-    with reading("file", arguments.file) as file:
+@click.command("import")
+@click.argument("file")
+@json_option
+def import_command(file: str, as_json: bool) -> int:
+    """Bring in the runs of FILE, all of them or none; known ones stay as they are. - is stdin."""
+    with reading("file", file) as lines:
         # Before the history is opened, so that a bad file leaves no trace.
-        runs = read_runs(lines_in(file))
+        runs = read_runs(lines_in(lines))
     done = open_store().import_measurements(runs)
     say(f"imported {count_text(done.added)}, {done.known} {'was' if done.known == 1 else 'were'} known")
-    if arguments.json:
+    if as_json:
         print_json({"schema": SCHEMA, "imported": done.added, "known": done.known})
     return 0

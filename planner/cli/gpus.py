@@ -1,16 +1,19 @@
 """``gpus`` on the terminal: the catalogue."""
 
-import argparse
+import click
 
 from planner.answer import SCHEMA
 from planner.cards.lookup import CATALOGUE, SLICES, card_row
+from planner.cli.arguments import json_option
 from planner.cli.output import print_json, say
 from planner.report.text import cards_text
 
 
-def run_gpus(arguments: argparse.Namespace) -> int:
-    """``gpus``: the catalogue."""
-    if arguments.json:
+@click.command("gpus")
+@json_option
+def gpus_command(as_json: bool) -> int:
+    """List the GPUs of the catalogue, with sources in --json."""
+    if as_json:
         print_json(
             {
                 "schema": SCHEMA,

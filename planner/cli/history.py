@@ -1,20 +1,19 @@
-"""Commands that read the history or this machine: history list, show and delete, compile and doctor."""
+"""``history list``, ``show`` and ``delete`` on the terminal, and a run as text."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from cache.doctor import checks
+import click
+
 from cache.history.reference import reference_runs
 from cache.history.store import Store
-from cache.machine.versions import check_installed, planned_for
+from cache.machine.versions import planned_for
 from cache.predictions import compare, peak_error
-from cache.programs import compile_installed, find
 from cache.records import VERSIONS, Measurement
 from planner.answer import SCHEMA
+from planner.cli.arguments import json_option
 from planner.cli.output import print_json, say
 from planner.components import STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
@@ -166,9 +165,12 @@ def _runs_table(found: Sequence[Measurement]) -> str:
     return text_table(header, rows, right=range(len(header) - 4, len(header) - 1))
 
 
-def history_list(arguments: argparse.Namespace) -> int:
-    """``history list``: the runs of the history, or the reference runs."""
-    if arguments.reference:
+@click.command("list")
+@click.option("--reference", is_flag=True, help="The reference runs that ship with the planner.")
+@json_option
+def list_command(reference: bool, as_json: bool) -> int:
+    """List all runs of the history, newest first, or the reference runs."""
+    if reference:
         found = reference_runs()
     else:
         store = open_store()
@@ -178,7 +180,7 @@ def history_list(arguments: argparse.Namespace) -> int:
             if path != store.moved_aside:
                 say(f"{path} is a damaged history that was set aside")
                 say(recover_hint(path))
-    if arguments.json:
+    if as_json:
         print_json({"schema": SCHEMA, "measurements": [measurement.to_dict() for measurement in found]})
     elif found:
         print(_runs_table(found))
@@ -199,21 +201,28 @@ def _run_named(name: str) -> Measurement:
         return found[0]
 
 
-def history_show(arguments: argparse.Namespace) -> int:
-    """``history show``."""
-    measurement = _run_named(arguments.id)
-    if arguments.json:
+@click.command("show")
+@click.argument("id")
+@json_option
+def show_command(id: str, as_json: bool) -> int:
+    """Show one run in full; ID is its id, or the beginning of it."""
+    measurement = _run_named(id)
+    if as_json:
         print_json({"schema": SCHEMA, "measurement": measurement.to_dict()})
     else:
         print(measurement_text(measurement))
     return 0
 
 
-def history_delete(arguments: argparse.Namespace) -> int:
-    """``history delete``: asks first, unless told not to."""
+@click.command("delete")
+@click.argument("id")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def delete_command(id: str, yes: bool, as_json: bool) -> int:
+    """Remove one run, after asking; ID is its id, or the beginning of it."""
     store = open_store()
-    measurement = store.measurement(arguments.id)
-    if not arguments.yes:
+    measurement = store.measurement(id)
+    if not yes:
         if not sys.stdin.isatty():
             raise PlannerError("nobody can be asked here whether to delete the run - add --yes")
         say(measurement_text(measurement))
@@ -222,50 +231,8 @@ def history_delete(arguments: argparse.Namespace) -> int:
             say("kept")
             return 0
     store.delete_measurement(measurement.measurement_id)
-    if arguments.json:
+    if as_json:
         print_json({"schema": SCHEMA, "deleted": measurement.measurement_id})
     else:
         say(f"deleted {measurement.measurement_id}")
-    return 0
-
-
-def compile_programs(arguments: argparse.Namespace) -> int:
-    """``compile``: programs for the installed versions, unless there are some."""
-    check_installed()
-    found = find()
-    if found.library is not None and found.notice is None and not arguments.force:
-        versions = ", ".join(f"{name} {version}" for name, version in found.library.versions.items())
-        say(f"memory programs for {versions} are there ({found.library.source}); --force compiles them again")
-        return 0
-    live, last = sys.stderr.isatty(), -1
-
-    def report(done: float, what: str) -> None:
-        nonlocal last
-        if live:
-            sys.stderr.write(f"\r\033[K[{done:4.0%}] {what}")
-            sys.stderr.flush()
-        elif int(done * 10) > last:
-            last = int(done * 10)
-            say(f"[{done:4.0%}] {what}")
-
-    try:
-        said = compile_installed(report)
-    finally:
-        if live:
-            sys.stderr.write("\r\033[K")
-    say(said)
-    return 0
-
-
-def doctor(arguments: argparse.Namespace) -> int:
-    """``doctor``: always 0; what it found is the answer."""
-    found = checks()
-    if arguments.json:
-        print_json({"schema": SCHEMA, "checks": [asdict(check) for check in found]})
-        return 0
-    signs = {"ok": "✓", "note": "·", "problem": "✕"}
-    for check in found:
-        print(f"{signs[check.state]} {check.name}: {check.found}")
-        if check.advice:
-            print(f"    {check.advice}")
     return 0

@@ -1,157 +1,125 @@
-"""The terminal shell: read arguments, call, print. stdout is data, stderr is prose and progress.
+"""The terminal: find a command, run it, and turn what goes wrong into one line and an exit code.
 
-Nothing heavy is imported here; a command imports what it needs when it runs.
+stdout is data, stderr is prose and progress. A command's module is imported only when that command runs, since most
+of them import what `fit` needs not.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
-from planner.answer import BASES
-from planner.cli.arguments import add_card_arguments, json_argument, request_arguments
+import click
+
+from planner import __version__
 from planner.cli.output import say
 from planner.errors import InvalidArgument, PlannerError
-from planner.report.markdown import FORMATS
+from planner.fields import did_you_mean
 
 USAGE_ERROR = 2
+PROGRAM = "will-it-fit"
+# Set by the lines that docs/use.md gives for a shell's start-up file.
+_COMPLETE = "_WILL_IT_FIT_COMPLETE"
 # What a disk answers that takes no more.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
+# Each command with the function that runs it, in this package, and one line of help.
+COMMANDS = {
+    "fit": ("fit:fit_command", "Say which GPUs run this request, and by how much."),
+    "sizes": ("sizes:sizes_command", "Find the largest sizes and batch that fit, by the dry run."),
+    "verify": ("verify:verify_command", "Run the request for real and keep what it took."),
+    "gpus": ("gpus:gpus_command", "List the GPUs of the catalogue, with sources in --json."),
+    "accuracy": ("accuracy:accuracy_command", "Say how wrong predictions were on each GPU that was measured."),
+    "estimators": (
+        "estimators:estimators_command",
+        "Compare the errors of other tools' formulas, the published one and the dry run.",
+    ),
+    "history": ("main:history", "List, show, delete, export, import or recover measured runs."),
+    "compile": ("machine:compile_command", "Compile memory programs for the installed versions."),
+    "doctor": ("machine:doctor_command", "Check GPU, driver, versions, history and model, and say what to do."),
+}
+HISTORY_COMMANDS = {
+    "list": ("history:list_command", "List all runs, newest first."),
+    "show": ("history:show_command", "Show one run in full."),
+    "delete": ("history:delete_command", "Remove one run."),
+    "export": ("exchange:export_command", "Write all runs to a file, one a line, oldest first."),
+    "import": ("exchange:import_command", "Bring in the runs of a file, all or none; known ones stay as they are."),
+    "recover": ("recover:recover_command", "Save what can be read of a damaged history."),
+}
 
-def _parser() -> argparse.ArgumentParser:
-    # No abbreviations: a script must not change its meaning when an option is added.
-    parser = argparse.ArgumentParser(
-        prog="python -m planner",
-        description="Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
-        epilog="exit codes: fit 0 fits, 11 tight, 10 no, 12 unknown; verify 0 ran to the end, 11 with allocator "
-        "retries, 10 out of memory, 12 failed or cancelled, 130 a stopped sweep; estimators and accuracy 12 without "
-        "a run; 2 usage error",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    request, as_json = request_arguments(), json_argument()
+_EXAMPLES = """\b
+Examples:
+  will-it-fit fit --width 1024 --height 1024 --gpu T4 --gpu A10
+  will-it-fit fit --task txt2img --batch 4 --gpu "RTX 4090" --json
+  will-it-fit sizes --gpu attached
+  will-it-fit verify --device cpu --width 256 --height 256 --steps 2
 
-    def command(name: str, run: Callable[..., int], help_text: str, *parents: argparse.ArgumentParser):
-        added = commands.add_parser(name, help=help_text, description=help_text, parents=parents, allow_abbrev=False)
-        added.set_defaults(run=run)
-        return added
-
-    fits = command("fit", _later("fit.run_fit"), "which cards run this request, and by how much", request, as_json)
-    add_card_arguments(fits)
-    fits.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown, for a ticket; json: as --json (table)")
-    fits.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
-    fits.add_argument("--basis", default="best", metavar="|".join(BASES), help="what to base the answer on (best)")
-
-    sizes = command(
-        "sizes", _later("sizes.run_sizes"), "the largest sizes and batch that fit, by the dry run", request, as_json
-    )
-    add_card_arguments(sizes)
-
-    verify = command(
-        "verify", _later("verify.verify"), "run the request for real and keep what it took", request, as_json
-    )
-    verify.add_argument("--weights", metavar="synthetic|hub", help="hub downloads the pinned revision (synthetic)")
-    verify.add_argument("--model-dir", metavar="DIR", help="real weights from a local folder, safetensors only")
-    verify.add_argument(
-        "--device", metavar="N|UUID|cpu", help="an attached card (the freest); cpu rehearses the path without a GPU"
-    )
-    verify.add_argument(
-        "--capacity",
-        metavar="SIZE",
-        help="16GiB: run as if the card had no more, its CUDA context included. That emulates the capacity of a "
-        "smaller card, not its kernels (the whole card)",
-    )
-    verify.add_argument("--force", action="store_true", help="measure again even if the answer is known")
-    verify.add_argument(
-        "--workspaces",
-        metavar="FILE",
-        help="measure, and write what the allocator's history says as JSON: the workspace of each convolution beside "
-        "the predicted one, and each allocation that only the run or only the dry run has (needs a GPU)",
-    )
-    verify.add_argument(
-        "--sweep",
-        metavar="FILE|grid",
-        help="many requests in one go: a JSON array of objects, each with what differs from this request (- reads "
-        "stdin), or the built-in grid of 100; the same command goes on where it was stopped. Suggested: --steps 5, "
-        "more take time and move no peak",
-    )
-
-    estimators = command(
-        "estimators",
-        _later("estimators.run_estimators"),
-        "how far off other tools' formulas, the published one and the dry run are on every measured run",
-        as_json,
-    )
-    estimators.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown; json: as --json (table)")
-    estimators.add_argument("--no-reference", action="store_true", help="leave the published runs that ship out of it")
-
-    command("gpus", _later("gpus.run_gpus"), "the catalogue of cards, with sources in --json", as_json)
-    accuracy = command(
-        "accuracy",
-        _later("accuracy.accuracy"),
-        "how wrong predictions were on each GPU that was measured, with runs and sources",
-        as_json,
-    )
-    accuracy.add_argument(
-        "--gpu", action="append", metavar="NAME", help="a GPU of the catalogue, or attached; repeatable (all measured)"
-    )
-    accuracy.add_argument("--gpu-memory", metavar="SIZE", help="with --compute-capability, one not in the catalogue")
-    accuracy.add_argument("--compute-capability", metavar="X.Y", help="its compute capability: 7.5")
-    accuracy.add_argument("--format", metavar="|".join(FORMATS), help="md: Markdown; json: as --json (table)")
-    accuracy.add_argument("--no-reference", action="store_true", help="leave out the published runs that ship")
-    accuracy.set_defaults(workers="1")
-
-    programs = command(
-        "compile", _later("history.compile_programs"), "compile memory programs for the installed versions"
-    )
-    programs.add_argument("--force", action="store_true", help="compile again even where there is one")
-    command(
-        "doctor",
-        _later("history.doctor"),
-        "GPU, driver, versions, history, model: what is wrong, what to do",
-        as_json,
-    )
-
-    history = commands.add_parser("history", help="measured runs", description="measured runs", allow_abbrev=False)
-    actions = history.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def action(name: str, module: str, help_text: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=help_text, description=help_text, parents=[as_json], allow_abbrev=False)
-        added.set_defaults(run=_later(f"{module}.history_{name}"))
-        return added
-
-    listing = action("list", "history", "all runs, newest first")
-    listing.add_argument("--reference", action="store_true", help="the published runs that ship with the planner")
-    show = action("show", "history", "one run in full")
-    show.add_argument("id", help="a run's id, or the beginning of it")
-    delete = action("delete", "history", "remove one run")
-    delete.add_argument("id", help="a run's id, or the beginning of it")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
-    export = action("export", "exchange", "write all runs to a file, one a line, oldest first")
-    export.add_argument("file", metavar="FILE", help="where to; - is stdout")
-    imports = action("import", "exchange", "bring in the runs of a file, all or none; those known stay as they are")
-    imports.add_argument("file", metavar="FILE", help="where from; - is stdin")
-    recovering = action("recover", "recover", "save what can be read of a damaged history")
-    recovering.add_argument("file", metavar="FILE", help="a file that history list and doctor name, or another history")
-    recovering.add_argument("--discard", action="store_true", help="save nothing, and mention the file no more")
-    return parser
+\b
+Exit codes:
+  fit      0 fits, 11 tight, 10 no, 12 unknown; the worst GPU decides
+  verify   0 ran to the end, 11 with allocator retries, 10 out of memory,
+           12 failed or cancelled, 130 a stopped sweep
+  accuracy, estimators   12 without a measured run
+  any      2 usage error
+"""
 
 
-def _later(path: str) -> Callable[[argparse.Namespace], int]:
-    """Name a command as ``module.function`` of this package; it is imported only when it runs."""
+class _LateCommands(click.Group):
+    """A group of commands that are imported when they run."""
 
-    def run(arguments: argparse.Namespace) -> int:
-        module, _, name = path.partition(".")
-        return getattr(import_module(f"planner.cli.{module}"), name)(arguments)
+    def __init__(self, places: Mapping[str, tuple[str, str]], **settings):
+        super().__init__(**settings)
+        self._places = places
 
-    return run
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._places:
+            return None
+        module, _, name = self._places[cmd_name][0].partition(":")
+        return history if name == "history" else getattr(import_module(f"planner.cli.{module}"), name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args and args[0] not in self._places and not args[0].startswith("-"):
+            raise click.UsageError(_unknown("command", args[0], list(self._places)), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._places.items()])
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    meant = did_you_mean(name, known)
+    return f"no {kind} {name!r}" + (f" ({meant})" if meant else "")
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+history = _LateCommands(
+    HISTORY_COMMANDS,
+    name="history",
+    help="List, show, delete, export, import or recover measured runs.",
+    no_args_is_help=True,
+)
+commands = _LateCommands(
+    COMMANDS,
+    name=PROGRAM,
+    help="Say which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.",
+    epilog=_EXAMPLES,
+    no_args_is_help=True,
+    context_settings=_SETTINGS,
+)
+commands = click.version_option(__version__, "--version", prog_name="Will It Fit", message="%(prog)s %(version)s")(
+    commands
+)
 
 
 def _checked_text(argv: Sequence[str]) -> list[str]:
@@ -172,15 +140,52 @@ def _stop_on_closed_pipe() -> NoReturn:
     sys.exit(141)
 
 
+def _usage_problem(error: click.UsageError) -> str:
+    """Say in one line what is wrong with the command line, and where its options are listed."""
+    path = error.ctx.command_path if error.ctx else program()
+    if isinstance(error, click.NoSuchOption):
+        options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
+        problem = _unknown("option", error.option_name, options)
+    else:
+        problem = error.format_message().rstrip(".")
+        problem = problem[:1].lower() + problem[1:]
+    return f"error: {problem}; '{path} --help' lists what there is"
+
+
+def program() -> str:
+    """Give the name that the program was started by."""
+    return PROGRAM if Path(sys.argv[0]).name == PROGRAM else "python -m planner"
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        with commands.make_context(program(), argv) as context:
+            return commands.invoke(context) or 0
+    except click.exceptions.Exit as done:
+        # After --help and --version.
+        return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        # Help, but never the exit code of a verdict.
+        say(error.format_message())
+        return USAGE_ERROR
+    except click.UsageError as error:
+        say(_usage_problem(error))
+        return USAGE_ERROR
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A gate must not fail because a terminal cannot show a sign.
             stream.reconfigure(errors="replace")
+    if argv is None and (instruction := os.environ.get(_COMPLETE)):
+        # A shell asks for completions; only then is this part of click of use.
+        from click.shell_completion import shell_complete
+
+        return shell_complete(commands, {}, PROGRAM, _COMPLETE, instruction)
     try:
-        arguments = _parser().parse_args(_checked_text(sys.argv[1:] if argv is None else argv))
-        code = arguments.run(arguments)
+        code = _run(_checked_text(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except PlannerError as error:

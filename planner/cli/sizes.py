@@ -1,16 +1,18 @@
-"""``sizes`` on the terminal: what fits on each card, and the smallest card for the request."""
+"""``sizes`` on the terminal: what fits on each GPU, and the smallest GPU for the request."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
+
+import click
 
 from planner.alternatives.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.answer import SCHEMA
 from planner.cards.lookup import Card
-from planner.cli.arguments import cards_from, request_from
+from planner.cli.arguments import cards_of, json_option, plan_options, request_options
 from planner.cli.output import library_here, print_json, say
+from planner.plan import Plan
 from planner.report.text import card_notes, text_table
 from planner.request import GenerationRequest
 from planner.units import gib
@@ -21,7 +23,7 @@ def _size_object(size: Size | None) -> dict[str, int] | None:
 
 
 def sizes_row(one: CardSizes) -> dict[str, Any]:
-    """One entry of ``gpus`` in ``sizes --json``: sizes in pixels, null where none fits."""
+    """Give one entry of ``gpus`` in ``sizes --json``: sizes in pixels, null where none fits."""
     return {
         "name": one.card.name,
         "basis": one.basis,
@@ -33,7 +35,7 @@ def sizes_row(one: CardSizes) -> dict[str, Any]:
 
 
 def sizes_object(request: GenerationRequest, found: Sequence[CardSizes], smallest: Card | None) -> dict[str, Any]:
-    """The whole JSON object of ``sizes --json``."""
+    """Give the whole JSON object of ``sizes --json``."""
     return {
         "schema": SCHEMA,
         "request": request.to_dict(),
@@ -50,7 +52,7 @@ def _cell(what: Size | Batch | None) -> str:
 
 
 def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
-    """What fits as a table under the request; a ``+`` marks the largest there is."""
+    """Write what fits as a table under the request; a ``+`` marks the largest that is tried."""
     size = f"{request.effective_width}×{request.effective_height}"
     header = ("GPU", "usable", *RATIOS, f"batch at {size}", "basis")
     rows = [
@@ -66,13 +68,17 @@ def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
     return f"{request.describe()}\n\n{text_table(header, rows, right=range(1, 3 + len(RATIOS)))}"
 
 
-def run_sizes(arguments: argparse.Namespace) -> int:
-    """``sizes``: the largest sizes and batch on each card, and the smallest of them for the request; exit code 0."""
-    request, cards = request_from(arguments), cards_from(arguments)
+@click.command("sizes", epilog="\b\nExample:\n  will-it-fit sizes --batch 4 --gpu T4 --gpu A10")
+@request_options
+@plan_options("gpu_memory", "compute_capability", "workers")
+@json_option
+def sizes_command(plan: Plan, as_json: bool) -> int:
+    """Find the largest sizes and batch that fit on each GPU, and the smallest GPU for the request."""
+    request, cards = plan.request, cards_of(plan)
     library = library_here()
     found = [sizes(request, card, library) for card in cards]
     smallest = smallest_card(request, cards, library)
-    if arguments.json:
+    if as_json:
         print_json(sizes_object(request, found, smallest))
     else:
         print(sizes_text(request, found))
@@ -81,7 +87,7 @@ def run_sizes(arguments: argparse.Namespace) -> int:
     if any(what and what.is_limit for one in found for what in (*one.sizes.values(), one.batch)):
         say("+ is the largest that the planner takes; nothing larger was tried")
     if smallest:
-        say(f"the smallest of these cards for the request: {smallest.name}")
+        say(f"the smallest of these GPUs for the request: {smallest.name}")
     else:
-        say("none of these cards fits the request")
+        say("none of these GPUs fits the request")
     return 0

@@ -1,6 +1,5 @@
 """``verify``: run one request for real, or many, and keep what each took."""
 
-import argparse
 import json
 import sys
 import tempfile
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
+
+import click
 
 from cache.allocations import Recording, recording_report
 from cache.exchange.lines import line_of
@@ -25,7 +26,7 @@ from cache.programs import find
 from cache.records import Environment, Measurement
 from planner.answer import EXIT_CODES, SCHEMA, worst
 from planner.cards.card import emulated_name
-from planner.cli.arguments import request_from
+from planner.cli.arguments import json_option, request_options
 from planner.cli.exchange import reading
 from planner.cli.history import measurement_text, open_store, percent_text, size_text
 from planner.cli.output import print_json, say
@@ -78,6 +79,17 @@ class _Progress:
             sys.stderr.write("\r\033[K")
 
 
+class _Asked(NamedTuple):
+    """What the options of ``verify`` come to, beside the request."""
+
+    weights: Weights
+    model_dir: str | None
+    device: Device
+    workspaces: str | None
+    is_forced: bool
+    as_json: bool
+
+
 class _Ran(NamedTuple):
     measurement: Measurement
     cached: bool
@@ -86,9 +98,9 @@ class _Ran(NamedTuple):
 class _Bench:
     """The queue, the device and what predictions are made of, for one run after another."""
 
-    def __init__(self, arguments: argparse.Namespace, device: Device):
-        self.arguments = arguments
-        self._environment = environment_of(device, arguments.weights, arguments.model_dir)
+    def __init__(self, asked: _Asked):
+        self.asked = asked
+        self._environment = environment_of(asked.device, asked.weights, asked.model_dir)
         self.store = open_store()
         self.library = find().library
         # As it stood before the first of these runs: none of them is predicted from another.
@@ -108,7 +120,7 @@ class _Bench:
 
     def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
         """Queue the request with what is predicted of it; as `Jobs.submit` with `record_to`."""
-        force, environment = self.arguments.force, self.environment(device)
+        force, environment = self.asked.is_forced, self.environment(device)
         # A prediction takes longer than an answer from the history, which needs none.
         is_known = (
             not force
@@ -119,8 +131,8 @@ class _Bench:
         return self.jobs.submit(
             request,
             device,
-            weights=self.arguments.weights,
-            model_dir=self.arguments.model_dir,
+            weights=self.asked.weights,
+            model_dir=self.asked.model_dir,
             predictions=()
             if is_known
             else predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
@@ -153,49 +165,112 @@ class _Bench:
         raise HistoryError(f"{view.reason}; {way}")
 
 
-def verify(arguments: argparse.Namespace) -> int:
-    """``verify``: measure the request on the device, or answer from the history; with ``--sweep``, many requests."""
-    request = request_from(arguments)
+_EXAMPLES = """\b
+Examples:
+  will-it-fit verify --device cpu --width 256 --height 256 --steps 2
+  will-it-fit verify --width 1024 --height 1024 --capacity 16GiB
+  will-it-fit verify --sweep grid --steps 5
+
+\b
+Exit codes: 0 ran to the end, 11 with allocator retries, 10 out of memory,
+12 failed or cancelled, 130 a stopped sweep.
+"""
+
+
+@click.command("verify", epilog=_EXAMPLES)
+@request_options
+@click.option(
+    "--weights", metavar="|".join(WEIGHTS), help=f"hub downloads the pinned revision. [default: {WEIGHTS[0]}]"
+)
+@click.option("--model-dir", metavar="DIR", help="Real weights from a local folder, safetensors only.")
+@click.option(
+    "--device",
+    metavar="N|UUID|cpu",
+    help="An attached GPU, by default the freest; cpu rehearses the path without a GPU.",
+)
+@click.option(
+    "--capacity",
+    metavar="SIZE",
+    help="16GiB: run as if the GPU had no more, its CUDA context included. That emulates the capacity of a smaller "
+    "GPU, not its kernels. By default the whole GPU.",
+)
+@click.option("--force", "is_forced", is_flag=True, help="Measure again even if the answer is known.")
+@click.option(
+    "--workspaces",
+    metavar="FILE",
+    help="Measure, and write what the allocator's history says as JSON: the workspace of each convolution beside the "
+    "predicted one, and each allocation that only the run or only the dry run has. Needs a GPU.",
+)
+@click.option(
+    "--sweep",
+    metavar="FILE|grid",
+    help="Many requests in one go: a JSON array of objects, each with what differs from this request (- reads stdin), "
+    "or the built-in grid of 100. The same command goes on where it was stopped. Suggested: --steps 5; more take time "
+    "and move no peak.",
+)
+@json_option
+def verify_command(
+    request: GenerationRequest,
+    weights: str | None,
+    model_dir: str | None,
+    device: str | None,
+    capacity: str | None,
+    workspaces: str | None,
+    sweep: str | None,
+    is_forced: bool,
+    as_json: bool,
+) -> int:
+    """Run the request for real and keep what it took, or answer from the history; with --sweep, many requests."""
     # Before the device is looked for: without the libraries no device helps.
     check_installed()
-    arguments.weights = _weights_from(arguments)
-    capacity = None if arguments.capacity is None else parse_bytes("capacity", arguments.capacity)
-    device = Device(None if arguments.device == "cpu" else usable_card(arguments.device), capacity)
-    if arguments.workspaces is not None:
-        _check_recordable(arguments, device)
-    if arguments.sweep is not None:
-        return _sweep(arguments, request, device)
-    check_runnable(request, device, arguments.model_dir)
-    with _Bench(arguments, device) as bench, tempfile.TemporaryDirectory() as folder:
-        record_to = Path(folder) / "recording.json" if arguments.workspaces else None
-        job_id = bench.submit(request, device, record_to)
+    asked = _Asked(
+        weights=_weights_from(weights, model_dir),
+        model_dir=model_dir,
+        device=Device(
+            None if device == "cpu" else usable_card(device),
+            None if capacity is None else parse_bytes("capacity", capacity),
+        ),
+        workspaces=workspaces,
+        is_forced=is_forced,
+        as_json=as_json,
+    )
+    if workspaces is not None:
+        _check_recordable(workspaces, asked.device, is_sweep=sweep is not None)
+    return _verify_one(asked, request) if sweep is None else _sweep(asked, request, sweep)
+
+
+def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
+    check_runnable(request, asked.device, asked.model_dir)
+    with _Bench(asked) as bench, tempfile.TemporaryDirectory() as folder:
+        record_to = Path(folder) / "recording.json" if asked.workspaces else None
+        job_id = bench.submit(request, asked.device, record_to)
         try:
             view = bench.wait(job_id)
         except KeyboardInterrupt:
             bench.jobs.cancel(job_id)
             view = bench.jobs.wait(job_id)
         measurement, cached = bench.kept(view)
-        if record_to:
-            _write_workspaces(arguments.workspaces, record_to, measurement, bench.library)
+        if asked.workspaces and record_to:
+            _write_workspaces(asked.workspaces, record_to, measurement, bench.library)
     if cached:
         say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
-    if arguments.json:
+    if asked.as_json:
         print_json({"schema": SCHEMA, "cached": cached, "measurement": measurement.to_dict()})
     else:
         print(measurement_text(measurement))
     return exit_code_of(measurement)
 
 
-def _check_recordable(arguments: argparse.Namespace, device: Device) -> None:
+def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool) -> None:
     """Refuse what would end, after the run, in no file of workspaces."""
     if device.card is None:
         rule = "needs a GPU: on the CPU no kernel's workspace comes from an allocator with a history"
-        raise InvalidArgument("workspaces", rule, arguments.workspaces, "leave it out to rehearse")
-    if arguments.sweep is not None:
+        raise InvalidArgument("workspaces", rule, workspaces, "leave it out to rehearse")
+    if is_sweep:
         rule = "must not be given with --sweep: it is for one request"
-        raise InvalidArgument("workspaces", rule, arguments.workspaces, "'make gpu-check' records several")
-    if not Path(arguments.workspaces).absolute().parent.is_dir():
-        raise InvalidArgument("workspaces", "must be a file in a folder that is there", arguments.workspaces)
+        raise InvalidArgument("workspaces", rule, workspaces, "'make gpu-check' records several")
+    if not Path(workspaces).absolute().parent.is_dir():
+        raise InvalidArgument("workspaces", "must be a file in a folder that is there", workspaces)
 
 
 def _write_workspaces(name: str, record_to: Path, measurement: Measurement, library: Library | None) -> None:
@@ -212,11 +287,11 @@ def _write_workspaces(name: str, record_to: Path, measurement: Measurement, libr
     say(f"{name} has the workspace of {len(found['convolutions'])} convolutions")
 
 
-def _weights_from(arguments: argparse.Namespace) -> Weights:
-    weights = arguments.weights or WEIGHTS[0]
+def _weights_from(given: str | None, model_dir: str | None) -> Weights:
+    weights = given or WEIGHTS[0]
     if weights not in WEIGHTS:
         raise InvalidArgument("weights", f"must be one of {', '.join(WEIGHTS)}", weights)
-    if arguments.weights is not None and arguments.model_dir is not None:
+    if given is not None and model_dir is not None:
         raise InvalidArgument("weights", "must not be given with --model-dir", weights, "leave one of them out")
     return weights
 
@@ -231,32 +306,33 @@ def _check_unvaried(base: GenerationRequest) -> None:
             raise InvalidArgument(name, "must not be given with --sweep grid, which varies it", value, nearest)
 
 
-def _entries_to_sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> list[Entry]:
-    if arguments.sweep == "grid":
+def _entries_to_sweep(sweep: str, base: GenerationRequest, device: Device) -> list[Entry]:
+    if sweep == "grid":
         _check_unvaried(base)
         return grid(base, device.emulated_bytes)
-    with reading("sweep", arguments.sweep) as file:
+    with reading("sweep", sweep) as file:
         return entries_in(file.read(MAX_FILE_BYTES + 1), base, device.emulated_bytes)
 
 
-def _sweep(arguments: argparse.Namespace, base: GenerationRequest, device: Device) -> int:
+def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
+    device = asked.device
     # A folder that is no model is nothing to skip: it would be the same for each request.
-    check_runnable(GenerationRequest(), device, arguments.model_dir)
-    planned, skipped = runnable(in_order(_entries_to_sweep(arguments, base, device)), device)
+    check_runnable(GenerationRequest(), device, asked.model_dir)
+    planned, skipped = runnable(in_order(_entries_to_sweep(sweep, base, device)), device)
     total = len(planned) + len(skipped)
     for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
         say(f"skipped {count} of {total}: {reason}")
     ran: list[_Ran] = []
     is_stopped = False
     try:
-        with _Bench(arguments, device) as bench:
+        with _Bench(asked) as bench:
             for number, entry in enumerate(planned, 1):
                 say(f"[{number}/{len(planned)}] {_described(entry)}")
                 ran.append(bench.kept(bench.wait(bench.submit(entry.request, entry.device(device)))))
                 say(_ending(ran[-1]))
     except KeyboardInterrupt:
         is_stopped = True
-    if arguments.json:
+    if asked.as_json:
         rows = [{"cached": one.cached, "measurement": one.measurement.to_dict()} for one in ran]
         left_out = [
             {

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from planner.alternatives.images import Listed
 from planner.answer import SIGNS, Answer
-from planner.cards.lookup import Card
 from planner.formula import not_in_the_formula
-from planner.report.text import card_notes, threshold_notes, verify_command
+from planner.report.text import card_notes, threshold_notes
 from planner.request import GenerationRequest
-from planner.units import exact_size, gib, signed_gib
+from planner.units import gib, signed_gib
 
 FORMATS = ("table", "json", "md")
 
@@ -28,32 +27,6 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
     if any(answer.basis == "formula" for answer in answers):
         notes += [f"not in the formula - {note}" for note in not_in_the_formula(request)]
     return notes
-
-
-def _card_flags(cards: Sequence[Card]) -> list[str]:
-    """The flags that name these cards, each of them once, and how many workers share them."""
-    workers = max((card.workers for card in cards), default=1)
-    flags = dict.fromkeys(_card_flag(card.whole) for card in cards)
-    return [*flags, *([f"--workers {workers}"] if workers > 1 else [])]
-
-
-def _card_flag(card: Card) -> str:
-    if card.origin == "described" or card.emulated_bytes is not None:
-        # It is in no list: its memory and compute capability name it.
-        return f"--gpu-memory {exact_size(card.usable_bytes)} --compute-capability {card.capability}"
-    if card.origin == "attached":
-        return "--gpu attached"
-    return f'--gpu "{card.model}"' if " " in card.model else f"--gpu {card.model}"
-
-
-def fit_command(
-    request: GenerationRequest, cards: Sequence[Card], basis: str = "best", *, with_reference: bool = True
-) -> str:
-    """Write the command that answers for this request on these cards; defaults are left out."""
-    asked = verify_command(request).replace(" verify", " fit", 1)
-    chosen = [] if basis == "best" else [f"--basis {basis}"]
-    published = [] if with_reference else ["--no-reference"]
-    return " ".join([asked, *_card_flags(cards), *chosen, *published])
 
 
 def _escaped(text: str) -> str:

@@ -8,6 +8,7 @@ from planner.answer import SCHEMA, SIGNS, Answer
 from planner.cards.lookup import Card
 from planner.components import STAGES
 from planner.formula import Breakdown
+from planner.plan import PlanAnswer
 from planner.request import GenerationRequest
 from planner.units import exact_size, gib, signed_gib
 
@@ -59,6 +60,12 @@ def fit_object(request: GenerationRequest, answers: Sequence[Answer], breakdown:
         "gpus": [answer_row(answer) for answer in answers],
         "formula": formula_row(breakdown),
     }
+
+
+def plan_object(found: PlanAnswer) -> dict[str, Any]:
+    """Give the JSON object of ``fit --json``, with ``images`` where images are listed."""
+    body = fit_object(found.plan.request, found.answers, found.formula)
+    return body | {"images": images_object(found.images)} if found.images else body
 
 
 def images_object(images: Listed) -> dict[str, Any]:
@@ -148,22 +155,9 @@ def card_notes(cards: Sequence[Card]) -> list[str]:
 
 
 def verify_command(request: GenerationRequest, emulated_bytes: int | None = None) -> str:
-    """The command that measures this request, at an emulated capacity if one is given; defaults are left out."""
-    default = GenerationRequest()
-    parts = ["python -m planner verify"]
-    for name, value in request.to_dict().items():
-        if value == getattr(default, name):
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if name == "safety_checker":
-            parts.append("--no-safety-checker")
-        elif value is True:
-            parts.append(flag)
-        else:
-            parts.append(f"{flag} {str(value).removesuffix('.0')}")
-    if emulated_bytes is not None:
-        parts.append(f"--capacity {exact_size(emulated_bytes)}")
-    return " ".join(parts)
+    """Write the command that measures this request, at an emulated capacity if one is given; defaults are left out."""
+    capacity = [] if emulated_bytes is None else [f"--capacity {exact_size(emulated_bytes)}"]
+    return " ".join(["python -m planner verify", *request.arguments(), *capacity])
 
 
 def cards_text(cards: Sequence[Card]) -> str:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import InvalidArgument
-from planner.request import GenerationRequest, parse_finite, parse_whole
+from planner.fields import parse_finite, parse_whole
+from planner.request import GenerationRequest
 from tests.unit.strategies import requests, sides
 
 

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from pages.shared.frame.plan_state import DEFAULT, take
+from pages.shared.frame.plan_state import take
+from planner.request import DEFAULT
 
 # Each is a multiple of 8 on both sides, so that both tasks take it.
 PRESETS: dict[tuple[int, int], str] = {

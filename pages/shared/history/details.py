@@ -9,10 +9,11 @@ import streamlit as st
 from pages.shared.controls.capacity import CAPACITY_KEY
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
-from pages.shared.frame.plan_state import FIELDS, plan
+from pages.shared.frame.plan_state import plan
 from pages.shared.history.run import measurement_view
 from pages.shared.history.table import choose_runs, chosen_runs
 from planner.errors import PlannerError
+from planner.request import FIELDS
 from planner.units import exact_size
 
 if TYPE_CHECKING:

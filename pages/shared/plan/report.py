@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin
@@ -14,70 +15,60 @@ from urllib.parse import urljoin
 import streamlit as st
 
 from cache.machine.versions import planned_for
-from pages.shared.frame.plan_state import API_PATH, BASIS_KEY, DEFAULT_BASIS, PUBLISHED_KEY, check_query, plan
+from pages.shared.frame.plan_state import API_PATH, check_query
 from pages.shared.plan.memory import card_to_look_at, need_parts
 from pages.shared.plan.verdicts import Answered
 from planner.errors import NoProgram
-from planner.formula import estimate
-from planner.report.markdown import fit_command, fit_markdown, fit_notes
+from planner.report.markdown import fit_markdown, fit_notes
 from planner.report.script import snippet
-from planner.report.text import fit_object, images_object
+from planner.report.text import plan_object
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from planner.alternatives.images import ImageRow, Listed
+    from planner.alternatives.images import ImageRow
     from planner.cards.lookup import Card
+    from planner.plan import PlanAnswer
     from planner.programs.library import Library
     from planner.replay.timeline import Timeline
 
 
 class Report(NamedTuple):
-    """A plan as it was shown; each method makes one file of it."""
+    """A plan as it was shown; each method makes one file of it. `shown` has the dry run beside each answer."""
 
-    request: GenerationRequest
+    found: PlanAnswer
     shown: Sequence[Answered]
     library: Library | None
-    basis: str = DEFAULT_BASIS
-    with_published: bool = True
-    images: Listed | None = None
 
     def json(self) -> bytes:
-        """The object of ``fit --json``; where images are listed, ``images`` has the worst of them on each card."""
-        answers = [one.answer for one in self.shown]
-        found = fit_object(self.request, answers, estimate(self.request))
-        if self.images:
-            found["images"] = images_object(self.images)
-        return f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode()
+        """Write what ``fit --json`` prints; where images are listed, ``images`` has the worst of them on each GPU."""
+        return f"{json.dumps(plan_object(self.found), indent=2, ensure_ascii=False)}\n".encode()
 
     def markdown(self) -> bytes:
-        """What ``fit --format md`` prints; where images are listed, with the worst of them on each card."""
-        answers = [one.answer for one in self.shown]
-        commands = [self._command(self.request, [answer.card for answer in answers])]
-        if self.images:
-            # The command line takes one request: each image that decides is one, on the cards where it does.
+        """Write what ``fit --format md`` prints; where images are listed, with the worst of them on each GPU."""
+        plan, answers, _, images = self.found
+        commands = [plan.command(self.found.cards)]
+        if images:
+            # The command line takes one request: each image that decides is one, on the GPUs where it does.
             by_row: dict[ImageRow, list[Card]] = {}
-            for row, answer in self.images.worst:
+            for row, answer in images.worst:
                 by_row.setdefault(row, []).append(answer.card)
-            commands += [self._command(row.of(self.request), cards) for row, cards in by_row.items()]
-        return f"{fit_markdown(self.request, answers, planned_for(), *commands, images=self.images)}\n".encode()
-
-    def _command(self, request: GenerationRequest, cards: Sequence[Card]) -> str:
-        return fit_command(request, cards, self.basis, with_reference=self.with_published)
+            commands += [replace(plan, request=row.of(plan.request)).command(cards) for row, cards in by_row.items()]
+        return f"{fit_markdown(plan.request, answers, planned_for(), *commands, images=images)}\n".encode()
 
     def png(self) -> bytes:
         """One page with the verdicts, the memory of each card, and the dry run of the most telling one over time."""
         from pages.shared.plan.picture import picture_png, picture_spec
 
-        answers = [one.answer for one in self.shown]
-        rows = [(answer, need_parts(answer, self.request, self.library)) for answer in answers]
-        notes = fit_notes(self.request, answers)
-        return picture_png(picture_spec(self.request, rows, self._timeline(), notes, self.caption(), self.images))
+        request, answers = self.found.plan.request, self.found.answers
+        rows = [(answer, need_parts(answer, request, self.library)) for answer in answers]
+        notes = fit_notes(request, answers)
+        return picture_png(picture_spec(request, rows, self._timeline(), notes, self.caption(), self.found.images))
 
     def caption(self, now: datetime | None = None) -> str:
         """When, with which versions and on what basis this was planned."""
         when = f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         versions = ", ".join(f"{name} {version}" for name, version in planned_for().items())
-        bases = list(dict.fromkeys(one.answer.basis for one in self.shown if one.answer.need_bytes is not None))
+        bases = list(dict.fromkeys(one.basis for one in self.found.answers if one.need_bytes is not None))
         basis = f"Basis: {' and '.join(bases)}" if bases else "No basis has an answer"
         predicted = "; what is not measured is predicted" if set(bases) - {"measured"} else ""
         return (
@@ -93,7 +84,7 @@ class Report(NamedTuple):
         name = card_to_look_at(one.dry_run for one in self.shown)
         card = next(one.answer.card for one in self.shown if one.answer.card.name == name)
         try:
-            drawn = timeline_of(self.request, card, self.library)
+            drawn = timeline_of(self.found.plan.request, card, self.library)
         except NoProgram:
             return None
         return name, drawn, max(0, card.usable_bytes - card.context_bytes)
@@ -106,15 +97,12 @@ def file_name(request: GenerationRequest, ending: str, images: int = 0) -> str:
     return f"will-it-fit-{request.task}-{size}-batch-{request.batch}{more}.{ending}"
 
 
-def report_view(
-    request: GenerationRequest, shown: Sequence[Answered], library: Library | None, images: Listed | None = None
-) -> None:
-    """Three downloads of the plan, the script that makes its call, and the address that checks it."""
+def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library | None) -> None:
+    """Draw three downloads of the plan, the script that makes its call, and the address that checks it."""
     if not shown:
         return
-    basis, published = plan().get(BASIS_KEY, DEFAULT_BASIS), plan().get(PUBLISHED_KEY, True)
-    report = Report(request, tuple(shown), library, basis, published, images)
-    st.subheader("Take it along", anchor=False)
+    report, request, images = Report(found, tuple(shown), library), found.plan.request, found.images
+    st.subheader("Export", anchor=False)
     files = (
         ("JSON", "json", report.json, "application/json", "The object of `fit --json`: sizes are whole bytes."),
         ("Markdown", "md", report.markdown, "text/markdown", "For a ticket: verdicts, notes, versions, the command."),
@@ -133,14 +121,14 @@ def report_view(
                 help=text,
             )
     with st.expander("The planned call in Python", icon=":material/code:"):
-        st.caption("Ready to run where there is a card; it prints what torch reserved, to be held against the need.")
+        st.caption("Ready to run where there is a GPU; it prints what torch reserved, to compare with the need.")
         st.code(snippet(request), language="python", wrap_lines=True)
     with st.expander("The same check over HTTP", icon=":material/http:"):
         st.caption(
             "For a script that cannot run Python: the JSON above, and the exit code of the worst verdict in the header "
             "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
         )
-        st.code(f"curl -si '{_address()}?{check_query()}'", language="bash", wrap_lines=True)
+        st.code(f"curl -si '{_address()}?{check_query(found.plan)}'", language="bash", wrap_lines=True)
 
 
 def _address() -> str:

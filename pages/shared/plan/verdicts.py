@@ -18,7 +18,6 @@ from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
 if TYPE_CHECKING:
-    from planner.calibration.evidence import Evidence
     from planner.programs.library import Library
 
 
@@ -53,12 +52,10 @@ class Answered(NamedTuple):
         return self.formula if self.answer.basis == "dry-run" else self.dry_run
 
 
-def answered(
-    request: GenerationRequest, card: Card, basis: str, library: Library | None, evidence: Evidence | None = None
-) -> Answered:
-    """Ask the chosen basis and both methods about one card."""
-    dry_run, formula = (fit(request, card, method, library=library) for method in ("dry-run", "formula"))
-    return Answered(fit(request, card, basis, library=library, evidence=evidence), dry_run, formula)
+def beside(answer: Answer, request: GenerationRequest, library: Library | None) -> Answered:
+    """Put the answers of both methods beside an answer."""
+    dry_run, formula = (fit(request, answer.card, method, library=library) for method in ("dry-run", "formula"))
+    return Answered(answer, dry_run, formula)
 
 
 def verdict_badge(verdict: Verdict) -> None:

@@ -1,0 +1,59 @@
+"""``compile`` and ``doctor`` on the terminal: what this machine has, and what it lacks."""
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from cache.doctor import checks
+from cache.machine.versions import check_installed
+from cache.programs import compile_installed, find
+from planner.answer import SCHEMA
+from planner.cli.arguments import json_option
+from planner.cli.output import print_json, say
+
+
+@click.command("compile")
+@click.option("--force", is_flag=True, help="Compile again even where there is one.")
+def compile_command(force: bool) -> int:
+    """Compile memory programs for the installed versions, unless there are some."""
+    check_installed()
+    found = find()
+    if found.library is not None and found.notice is None and not force:
+        versions = ", ".join(f"{name} {version}" for name, version in found.library.versions.items())
+        say(f"memory programs for {versions} are there ({found.library.source}); --force compiles them again")
+        return 0
+    live, last = sys.stderr.isatty(), -1
+
+    def report(done: float, what: str) -> None:
+        nonlocal last
+        if live:
+            sys.stderr.write(f"\r\033[K[{done:4.0%}] {what}")
+            sys.stderr.flush()
+        elif int(done * 10) > last:
+            last = int(done * 10)
+            say(f"[{done:4.0%}] {what}")
+
+    try:
+        said = compile_installed(report)
+    finally:
+        if live:
+            sys.stderr.write("\r\033[K")
+    say(said)
+    return 0
+
+
+@click.command("doctor")
+@json_option
+def doctor_command(as_json: bool) -> int:
+    """Check GPU, driver, versions, history and model, and say what to do; the exit code is always 0."""
+    found = checks()
+    if as_json:
+        print_json({"schema": SCHEMA, "checks": [asdict(check) for check in found]})
+        return 0
+    signs = {"ok": "✓", "note": "·", "problem": "✕"}
+    for check in found:
+        print(f"{signs[check.state]} {check.name}: {check.found}")
+        if check.advice:
+            print(f"    {check.advice}")
+    return 0
