@@ -11,7 +11,7 @@ open_page("Accuracy", "How wrong predictions were, by measured runs. No run is g
 
 def nothing_yet(with_published: bool) -> None:
     """What to do where there is no run to grade."""
-    published = "" if with_published else " **Count published runs** shows what others measured."
+    published = "" if with_published else " **Count reference runs** shows what others measured."
     st.info(
         "No run on a GPU is in the history yet. **Verify** measures one where there is a GPU, and **History** imports "
         f"those of another planner; rehearsals on the CPU judge no GPU.{published}",

@@ -1,7 +1,8 @@
-"""``python -m planner``."""
+"""Start the command line: ``python -m planner`` or ``will-it-fit``."""
 
 import importlib.util
 import sys
+from typing import NoReturn
 
 _OURS = ("planner", "cache", "pages")
 
@@ -17,7 +18,8 @@ def advice_for(error: ModuleNotFoundError) -> str | None:
     )
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the command line, as ``python -m planner`` and as ``will-it-fit``."""
     try:
         # A command imports what it needs when it runs, so that either line may find a library missing.
         from planner.cli.main import main
@@ -29,3 +31,7 @@ if __name__ == "__main__":
             raise
         print(advice, file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    start()

@@ -62,7 +62,8 @@ def required(file: str) -> set[str]:
 def installed_beyond(file: str) -> set[str]:
     """The distributions that are installed here and that the requirements file does not bring in."""
     every = {canonicalize_name(one.name) for one in importlib.metadata.distributions()}
-    return every - required(file)
+    # The planner itself is one of them where `make` installed its command.
+    return every - required(file) - {"will-it-fit"}
 
 
 def python_without(names: Iterable[str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -75,14 +75,14 @@ def test_options_of_a_link_are_in_sight_and_stay_so_under_the_hand(open_page):
 def test_a_described_card_and_workers_are_shared_by_a_link(open_page):
     page = open_page("/?gpu=T4")
     settle(page)
-    fold = section(page, "Other cards, and sharing")
+    fold = section(page, "Other GPUs, and sharing")
     fold.locator("summary").click()
-    for name, text in (("Card memory", "12GiB"), ("Compute capability", "8.6")):
+    for name, text in (("GPU memory", "12GiB"), ("Compute capability", "8.6")):
         fold.get_by_role("textbox", name=name).fill(text)
         fold.get_by_role("textbox", name=name).press("Enter")
         settle(page)
-    number(page, "Workers per card").fill("2")
-    number(page, "Workers per card").press("Enter")
+    number(page, "Workers per GPU").fill("2")
+    number(page, "Workers per GPU").press("Enter")
     expect(page).to_have_url(re.compile("workers=2"))
     address = page.url.partition("://")[2].partition("/")[2]
     cold = open_page(f"/{address}")
@@ -106,7 +106,7 @@ def test_cards_of_a_link_stand_in_its_order(open_page):
 def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
     page = open_page("/?workers=2&gpu_memory=16GiB&compute_capability=7.5&vae_tiling=true", width=390, scheme=scheme)
     settle(page)
-    controls = section(page, "Request, cards and basis")
+    controls = section(page, "Request, GPUs and basis")
     controls.locator("summary").first.click()
     section(page, "From a prompt or an image").last.locator("summary").click()
     expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
@@ -118,7 +118,7 @@ def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
            .map(e => e.outerHTML.slice(0, 120))"""
     )
     assert outside == []
-    assert controls.get_by_text("Workers per card").is_visible()
+    assert controls.get_by_text("Workers per GPU").is_visible()
 
 
 def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_page):
@@ -128,13 +128,13 @@ def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_pa
     expect(page.get_by_text("img2img 2048×2048, batch 1").first).to_be_in_viewport()
     width = page.get_by_role("spinbutton", name="Width, px")
     expect(width).not_to_be_visible()
-    page.get_by_text("Request, cards and basis").click()
+    page.get_by_text("Request, GPUs and basis").click()
     width.fill("512")
     width.press("Enter")
     expect(page).not_to_have_url(re.compile("width=2048"))
     # Still open: a change does not fold the controls away.
     expect(width).to_be_visible()
-    page.get_by_text("Request, cards and basis").click()
+    page.get_by_text("Request, GPUs and basis").click()
     expect(width).not_to_be_visible()
     expect(headroom).to_be_in_viewport()
 

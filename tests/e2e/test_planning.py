@@ -24,7 +24,7 @@ LINK = "/?width=2048&height=2048&gpu=T4"
 @pytest.fixture
 def big(open_page):
     page = open_page(LINK)
-    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    page.get_by_text("Export").wait_for(timeout=30_000)
     settle(page)
     return page
 
@@ -85,13 +85,13 @@ def test_every_run_can_be_looked_at_by_group(open_page):
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(5)
     page.get_by_test_id("stButtonGroup").get_by_text("Stage", exact=True).click()
     expect(page).to_have_url(re.compile("by=Stage"))
-    page.get_by_text("Count published runs").click()
+    page.get_by_text("Count reference runs").click()
     expect(page.get_by_text("No run on a GPU is in the history yet")).to_be_visible()
 
 
 def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(open_page):
     page = open_page("/?width=1024&gpu=T4&gpu=L4")
-    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    page.get_by_text("Export").wait_for(timeout=30_000)
     settle(page)
     page.get_by_role("link", name="How wrong on a T4?").click()
     answer = page.get_by_role("heading", name=re.compile("T4: 5 runs of whole pipelines, median 0.04"))
@@ -117,7 +117,7 @@ def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(ope
 @pytest.mark.parametrize("path", ["/Accuracy", LINK])
 def test_nothing_is_cut_off_on_a_phone(open_page, path, scheme):
     page = open_page(path, width=390, scheme=scheme)
-    page.get_by_text("Worst runs" if path == "/Accuracy" else "Take it along").wait_for(timeout=30_000)
+    page.get_by_text("Worst runs" if path == "/Accuracy" else "Export").wait_for(timeout=30_000)
     page.wait_for_timeout(1000)
     inside = page.evaluate(
         """[...document.querySelectorAll('[data-testid=stMain] :is(h1, h2, h3, p, label, button, code, canvas, input)')]

@@ -71,12 +71,13 @@ def test_a_link_reproduces_a_plan(open_page):
         ({"width": "99999"}, "width must be between 64 and 8192, got 99999 (nearest: 8192); 512 is shown instead"),
         ({"width": "wide"}, "width must be a whole number, got 'wide'; 512 is shown instead"),
         ({"task": "txt2txt"}, "task must be one of img2img, txt2img, got 'txt2txt'"),
-        ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; False is shown instead"),
+        ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; false is shown instead"),
         ({"guidance_scale": "nan"}, "guidance_scale must be a finite number, got nan; 7.5 is shown instead"),
         ({"gpu": ["T5"]}, "unknown card 'T5' - nearest: 'T4'"),
         (
             {"basis": "guess"},
-            "basis must be one of best, measured, calibrated, dry-run, formula, got 'guess'; best is shown instead",
+            "basis must be one of best, measured, calibrated, dry-run, formula, got 'guess' "
+            "(did you mean best?); best is shown instead",
         ),
     ],
 )
@@ -130,7 +131,7 @@ def test_no_card_chosen_says_what_to_do(open_page):
     at = open_page()
     at.multiselect(key="gpu").set_value([]).run()
     assert not at.exception
-    assert "Choose at least one card" in texts(at.info)
+    assert "Choose at least one GPU" in texts(at.info)
 
 
 def test_what_the_formula_does_not_count_is_named(open_page):

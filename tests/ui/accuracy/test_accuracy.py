@@ -147,7 +147,7 @@ def test_switched_off_there_is_nothing_and_it_says_what_to_do(open_page):
     at = open_page(ACCURACY, published="false")
     assert not at.metric
     assert "No run on a GPU is in the history yet" in texts(at.info)
-    assert "Count published runs" in texts(at.info)
+    assert "Count reference runs" in texts(at.info)
 
 
 def test_runs_at_an_emulated_capacity_are_a_card_of_their_own_in_name(open_page, measured_t4):

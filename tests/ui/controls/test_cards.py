@@ -17,7 +17,7 @@ def names(at) -> list[str]:
 
 
 def expanded(at) -> bool:
-    (found,) = (one for one in at.expander if one.label == "Other cards, and sharing")
+    (found,) = (one for one in at.expander if one.label == "Other GPUs, and sharing")
     return found.proto.expanded
 
 
@@ -52,7 +52,7 @@ def test_half_a_description_is_no_card_and_no_error(open_page):
     assert not expanded(at)
     at.text_input(key="gpu_memory").set_value("6GiB").run()
     assert not at.error and len(at.metric) == 1
-    assert "Give both, and the card stands beside the others." in texts(at.caption)
+    assert "Give both, and the GPU stands beside the others." in texts(at.caption)
     at.text_input(key="compute_capability").set_value("8.6").run()
     assert len(at.metric) == 2
 
@@ -60,9 +60,9 @@ def test_half_a_description_is_no_card_and_no_error(open_page):
 @pytest.mark.parametrize(
     ("memory", "capability", "message"),
     [
-        ("16GB", "7.5", "Card memory must be a number with B, KiB, MiB or GiB, got '16GB' (for example 16GiB)."),
+        ("16GB", "7.5", "GPU memory must be a number with B, KiB, MiB or GiB, got '16GB' (for example 16GiB)."),
         ("16GiB", "seven", "Compute capability must be a version from 5.0 up, got 'seven' (for example 7.5 for a T4)."),
-        ("x" * 3000, "7.5", "Card memory must be a number with B, KiB, MiB or GiB, got 'xxx"),
+        ("x" * 3000, "7.5", "GPU memory must be a number with B, KiB, MiB or GiB, got 'xxx"),
     ],
 )
 def test_a_wrong_description_is_said_in_place_and_the_others_stand(open_page, memory, capability, message):
@@ -130,7 +130,7 @@ def test_workers_share_every_card(open_page):
     [
         ({"workers": "65"}, "workers must be between 1 and 64, got 65 (nearest: 64); 1 is shown instead"),
         ({"workers": "many"}, "workers must be a whole number, got 'many'; 1 is shown instead"),
-        ({"attached": "yes"}, "attached must be true or false, got 'yes'; False is shown instead"),
+        ({"attached": "yes"}, "attached must be true or false, got 'yes'; false is shown instead"),
     ],
 )
 def test_a_link_with_a_bad_value_says_so(open_page, params, message):

@@ -24,13 +24,18 @@ def page() -> None:
     from pages.shared.frame import session
     from pages.shared.frame.plan_state import enter_page
     from pages.shared.plan.remedies import remedies_view
-    from pages.shared.plan.verdicts import answered
+    from pages.shared.plan.verdicts import beside
+    from planner.fit import fit
 
     enter_page("Plan")
     request, cards = request_controls(), card_controls()
     library = None if st.session_state.get("no-library") else session.library()[0]
     if request is not None:
-        remedies_view(request, [answered(request, card, "dry-run", library) for card in cards], library)
+        remedies_view(
+            request,
+            [beside(fit(request, card, "dry-run", library=library), request, library) for card in cards],
+            library,
+        )
 
 
 @pytest.fixture

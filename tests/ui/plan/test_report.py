@@ -13,12 +13,13 @@ from streamlit.testing.v1 import AppTest
 from cache.machine.versions import installed
 from pages.shared.plan.picture import picture_spec
 from pages.shared.plan.report import Report, file_name
-from pages.shared.plan.verdicts import answered
+from pages.shared.plan.verdicts import beside
 from planner.alternatives.images import answer_images, parse_images
 from planner.answer import SIGNS
 from planner.cards.lookup import CATALOGUE, card_named
 from planner.cli.main import main
 from planner.fit import fit
+from planner.plan import Plan, answer_plan
 from planner.programs.library import shipped
 from planner.replay.timeline import timeline_of
 from planner.report.script import snippet
@@ -34,8 +35,9 @@ FLAGS = [flag for name in NAMES for flag in ("--gpu", name)]
 
 def report(request: GenerationRequest = BIG, names=NAMES, basis: str = "dry-run", library=None) -> Report:
     library = library or shipped()
-    shown = [answered(request, card_named(name), basis, library) for name in names]
-    return Report(request, shown, library, basis, with_published=False)
+    plan = Plan(request=request, gpus=names, basis=basis, published=False)
+    found = answer_plan(plan, plan.cards(list), library=library)
+    return Report(found, [beside(answer, request, library) for answer in found.answers], library)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("json", Report.json), ("md", Report.markdown)])
@@ -79,7 +81,8 @@ def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatc
     request, rows = GenerationRequest(), parse_images("512x512,4096x4096,1024x1024*2")
     given = report(request)
     cards = [one.answer.card for one in given.shown]
-    given = given._replace(images=answer_images(rows, request, cards, "dry-run", library=given.library))
+    images = answer_images(rows, request, cards, "dry-run", library=given.library)
+    given = given._replace(found=given.found._replace(images=images))
     specs = []
     monkeypatch.setattr("pages.shared.plan.picture.picture_png", lambda spec: specs.append(spec) or b"png")
     assert given.png() == b"png"
@@ -147,11 +150,12 @@ def test_the_timeline_is_the_dry_runs():
 
 def test_the_picture_needs_neither_a_browser_nor_altair():
     code = (
-        "import sys; from pages.shared.plan.report import Report; from pages.shared.plan.verdicts import answered; "
-        "from planner.cards.lookup import card_named; from planner.programs.library import shipped; "
-        "from planner.request import GenerationRequest; request, library = GenerationRequest(), shipped(); "
-        "shown = [answered(request, card_named('T4'), 'dry-run', library)]; assert 'vl_convert' not in sys.modules; "
-        "assert Report(request, shown, library).png()[:4] == b'\\x89PNG'; "
+        "import sys; from pages.shared.plan.report import Report; from pages.shared.plan.verdicts import beside; "
+        "from planner.plan import Plan, answer_plan; from planner.programs.library import shipped; "
+        "plan, library = Plan(gpus=('T4',), basis='dry-run'), shipped(); "
+        "found = answer_plan(plan, plan.cards(list), library=library); "
+        "shown = [beside(found.answers[0], plan.request, library)]; assert 'vl_convert' not in sys.modules; "
+        "assert Report(found, shown, library).png()[:4] == b'\\x89PNG'; "
         "print(sorted({'altair', 'pandas', 'torch', 'playwright'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -163,12 +167,15 @@ def page() -> None:
     from pages.shared.controls.cards import card_controls
     from pages.shared.controls.request import request_controls
     from pages.shared.frame import session
+    from pages.shared.frame.plan_state import planned
     from pages.shared.plan.report import report_view
-    from pages.shared.plan.verdicts import answered
+    from pages.shared.plan.verdicts import beside
+    from planner.plan import answer_plan
 
     request, cards = request_controls(), card_controls()
     library, _ = session.library()
-    report_view(request, [answered(request, card, "dry-run", library) for card in cards], library)
+    found = answer_plan(planned(request), cards, library=library)
+    report_view(found, [beside(answer, request, library) for answer in found.answers], library)
 
 
 def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_asked_for(monkeypatch):

@@ -2,14 +2,17 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
 
+import planner
 from cache.exchange.lines import read_runs
 from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from planner.cards.lookup import CATALOGUE, SLICES, card_named
-from planner.cli.main import main
+from planner.cli.main import COMMANDS, HISTORY_COMMANDS, commands, history, main
 from planner.components import STAGES
 from planner.formula import estimate
 from planner.request import GenerationRequest
@@ -112,7 +115,7 @@ def test_the_exit_code_is_the_worst_verdict(capsys, argv, code):
         (("--width", "abc"), "width must be a whole number, got 'abc'"),
         (("--width", "5_12"), "width must be a whole number, got '5_12'"),
         (("--guidance-scale", "nan"), "guidance_scale must be a finite number, got nan"),
-        (("--basis", "guess"), "basis must be one of best, formula"),
+        (("--basis", "guess"), "basis must be one of best, measured"),
         (("--gpu-memory", "16GB", "--compute-capability", "7.5"), "--gpu-memory must be a number with B, KiB"),
         (("--gpu-memory", "16GiB"), "--compute-capability must be given with --gpu-memory"),
         (("--compute-capability", "7.5"), "--gpu-memory must be given with --compute-capability"),
@@ -131,10 +134,8 @@ def test_bad_input_exits_2_with_one_line_and_no_data(capsys, argv, message):
 
 @pytest.mark.parametrize("argv", [(), ("fitt",), ("fit", "--widht", "512"), ("fit", "--wid", "512"), ("history",)])
 def test_unknown_words_are_usage_errors(capsys, argv):
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    assert caught.value.code == 2
-    assert capsys.readouterr().out == ""
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "") and err
 
 
 def test_the_attached_card_is_judged_by_its_free_memory(capsys, nvml):
@@ -379,3 +380,68 @@ def test_a_reader_that_leaves_early_is_no_crash():
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("fti",), "error: no command 'fti' (did you mean fit?); 'python -m planner --help' lists what there is"),
+        (
+            ("fit", "--widht", "512"),
+            "error: no option '--widht' (did you mean --width?); 'python -m planner fit --help'",
+        ),
+        (("history", "shwo", "1"), "error: no command 'shwo' (did you mean show?); 'python -m planner history --help'"),
+        (("history", "show"), "error: missing argument 'ID'; 'python -m planner history show --help' lists"),
+        (("fit", "--json=yes"), "error: option '--json' does not take a value"),
+        (("gpus", "T4"), "error: got unexpected extra argument (T4)"),
+    ],
+)
+def test_a_usage_error_is_one_line_with_a_way_out(capsys, argv, said):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith(said) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [(), ("history",)])
+def test_without_a_command_there_is_help_and_no_verdicts_exit_code(capsys, argv):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "") and "Commands:" in err
+
+
+def test_the_version_is_the_packages(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert (code, out) == (0, f"Will It Fit {planner.__version__}\n")
+    script = Path(sys.executable).with_name("will-it-fit")
+    ran = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == out, ran.stderr
+
+
+@pytest.mark.parametrize(("group", "table"), [(commands, COMMANDS), (history, HISTORY_COMMANDS)])
+def test_the_table_of_commands_says_what_each_says_of_itself(group, table):
+    """The table stands beside the commands so that help imports none of them."""
+    for name, (_, text) in table.items():
+        command = group.get_command(click.Context(group), name)
+        assert command.name == name
+        first = " ".join((command.help or "").split()).replace("FILE", "a file")
+        assert first.split()[0] == text.split()[0], name
+
+
+def test_a_shell_completes_commands_options_and_values(monkeypatch, capsys):
+    def completed(line: str) -> list[str]:
+        monkeypatch.setenv("_WILL_IT_FIT_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", f"will-it-fit {line}")
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" "))))
+        monkeypatch.setattr(sys, "argv", ["will-it-fit"])
+        assert main() == 0
+        return [text.partition(",")[2] for text in capsys.readouterr().out.splitlines()]
+
+    assert completed("acc") == ["accuracy"]
+    assert completed("fit --vae-t") == ["--vae-tiling"]
+    assert completed("fit --offload m") == ["model"]
+    assert "RTX 4090" in completed("fit --gpu rtx")
+    assert completed("history ex") == ["export"]
+
+
+def test_a_prompt_and_its_tokens_are_not_given_together(capsys):
+    code, _, err = run(capsys, "fit", "--prompt", "a cat", "--prompt-tokens", "5")
+    assert code == 2 and err.startswith("error: --prompt must not be given with --prompt-tokens")

@@ -51,7 +51,7 @@ def test_the_list_for_planning_is_part_of_the_list_of_everything():
     # What is hidden below is what planning must do without, and nothing that it needs.
     assert set(HEAVY) <= ABSENT and "pytest" in ABSENT and not ABSENT & {"numpy", "streamlit", "pandas", "psutil"}
     # 'make' installs anew where either list changed.
-    assert "/.installed: requirements.txt requirements-plan.txt |" in (ROOT / "Makefile").read_text()
+    assert "/.installed: requirements.txt requirements-plan.txt pyproject.toml |" in (ROOT / "Makefile").read_text()
 
 
 def test_what_is_hidden_can_neither_be_imported_nor_looked_up(tmp_path):
@@ -80,7 +80,7 @@ def test_fit_answers_as_with_torch(tmp_path):
         ("fit --format md", f"Stable Diffusion v1.5 with {VERSIONS}"),
         ("fit --prompt cat", "the prompt is 3 tokens"),
         ("fit --basis formula", "formula"),
-        ("sizes", "the smallest of these cards"),
+        ("sizes", "the smallest of these GPUs"),
         ("gpus", "A100-40GB"),
         ("history list", "no run was measured yet"),
         ("history list --reference", "Tesla P100"),

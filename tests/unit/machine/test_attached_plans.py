@@ -9,13 +9,15 @@ from cache.machine.attached import cards, cards_to_plan_on
 from cache.machine.device import Device
 from planner.alternatives.remedies import remedies
 from planner.cards.lookup import emulated_card, shared_card
-from planner.cli.arguments import cards_from
-from planner.cli.main import _parser, main
+from planner.cli.arguments import cards_of
+from planner.cli.main import main
 from planner.fit import fit
-from planner.report.markdown import fit_command, fit_markdown
+from planner.plan import Plan
+from planner.report.markdown import fit_markdown
 from planner.report.text import fit_text
 from planner.request import GenerationRequest
 from planner.units import GIB
+from tests.unit.asked import plan_asked
 
 BIG = GenerationRequest(width=2048, height=2048)
 
@@ -50,8 +52,8 @@ def test_the_command_of_a_report_plans_on_the_same_memory(two, workers, emulated
         whole = [emulated_card(card, emulated_bytes) for card in whole]
     planned = [shared_card(card, workers) for card in whole]
     answers = [fit(BIG, card, "dry-run") for card in planned]
-    command = fit_command(BIG, planned, "dry-run")
-    again = cards_from(_parser().parse_args(shlex.split(command)[3:]))
+    command = Plan(request=BIG, basis="dry-run").command(planned)
+    again = cards_of(plan_asked(shlex.split(command)[4:]))
     assert [card.workers for card in again] == [workers] * len(again)
     assert {card.usable_bytes for card in again} == {card.usable_bytes for card in planned}
     assert all(card.name in fit_text(BIG, answers) for card in planned)

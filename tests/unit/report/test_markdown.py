@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card, shared_card
+from planner.cli.arguments import cards_of
 from planner.cli.main import main
 from planner.fit import fit
-from planner.report.markdown import fit_command, fit_markdown, fit_notes
+from planner.plan import Plan
+from planner.report.markdown import fit_markdown, fit_notes
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
+from tests.unit.asked import plan_asked
 from tests.unit.strategies import requests
 
 BIG = GenerationRequest(width=2048, height=2048)
@@ -99,17 +102,13 @@ def test_a_format_that_is_none_is_refused(capsys, flags, message):
     basis=st.sampled_from(["best", "dry-run", "formula"]),
 )
 def test_the_command_stands_for_the_same_request_and_cards(request, cards, described, workers, basis):
-    from planner.cli.arguments import cards_from, request_from
-    from planner.cli.main import _parser
-
     chosen = [*cards, *([described_card("16GiB", "7.5")] if described else [])]
     shares = [shared_card(card, workers) for card in chosen]
-    parts = shlex.split(fit_command(request, shares, basis, with_reference=False))
-    assert parts[:3] == ["python", "-m", "planner"]
-    arguments = _parser().parse_args(parts[3:])
-    assert request_from(arguments) == request
-    assert (arguments.basis, arguments.no_reference) == (basis, True)
-    again = cards_from(arguments)
+    parts = shlex.split(Plan(request=request, basis=basis, published=False).command(shares))
+    assert parts[:4] == ["python", "-m", "planner", "fit"]
+    plan = plan_asked(parts[4:])
+    assert (plan.request, plan.basis, plan.published) == (request, basis, False)
+    again = cards_of(plan)
     assert [card.name for card in again] == [card.name for card in shares]
     assert all(abs(a.usable_bytes - b.usable_bytes) < workers for a, b in zip(again, shares, strict=True))
 
@@ -118,4 +117,4 @@ def test_an_attached_card_is_named_as_such(nvml):
     from cache.machine.attached import cards
 
     card = cards()[0].as_card()
-    assert fit_command(GenerationRequest(), [card]) == "python -m planner fit --gpu attached"
+    assert Plan().command([card]) == "python -m planner fit --gpu attached"
