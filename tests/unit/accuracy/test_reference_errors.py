@@ -134,7 +134,8 @@ def test_the_readme_says_how_wrong_whole_pipelines_are(graded):
     assert allocated and reserved
     for found, runs in ((allocated, "whole pipelines"), (reserved, "more with the reserved peak alone")):
         assert f"{len(found.runs)} {runs}" in readme
-        assert f"the median error is {median_words(found.median_error)}, the worst {off_words(found.worst_error)}" in readme
+        errors = f"the median error is {median_words(found.median_error)}, the worst {off_words(found.worst_error)}"
+        assert errors in readme
     capabilities = {one.observation.capability for one in graded}
     assert max(capabilities) < (9, 0) and "No run was found for compute capability 9.0 and newer" in readme
 
