@@ -31,6 +31,7 @@ TEMPLATES = {path.name: path.read_text() for path in sorted((ROOT / ".github/ISS
 OF_TODAY = {name: text for name, text in TEXTS.items() if name != "CHANGELOG.md"}
 USE, HOW = TEXTS["docs/use.md"], TEXTS["docs/how-it-works.md"]
 SESSIONS = sessions()
+PRINTED = [one for one in SESSIONS if one.is_repeatable and one.output]
 LINK = re.compile(r"(?<!`)\[[^]\n]*\]\((?P<target>[^)\s]+)\)")
 INLINE = re.compile(r"`(?:\.venv/bin/)?python -m planner (?P<arguments>[^`]+)`")
 
@@ -38,14 +39,13 @@ INLINE = re.compile(r"`(?:\.venv/bin/)?python -m planner (?P<arguments>[^`]+)`")
 def test_there_are_pages_and_sessions_to_check():
     assert {"README.md", "CONTRIBUTING.md", "docs/use.md", "docs/architecture.md"} <= TEXTS.keys()
     assert {"wrong-prediction.yml", "bug.yml", "idea.yml"} == TEMPLATES.keys()
-    printed = [one for one in SESSIONS if one.is_repeatable and one.output]
-    assert {one.page for one in printed} >= {"README.md", "docs/use.md", "docs/how-it-works.md"}
-    assert len(printed) >= 6
+    assert {one.page for one in PRINTED} >= {"README.md", "docs/use.md", "docs/how-it-works.md"}
+    assert len(PRINTED) >= 6
 
 
-@pytest.mark.parametrize("session", [one for one in SESSIONS if one.is_repeatable], ids=lambda one: " ".join(one.argv))
+@pytest.mark.parametrize("session", PRINTED, ids=lambda one: " ".join(one.argv))
 def test_commands_print_what_the_documents_show(session):
-    assert session.output == "" or shown(session.argv) == session.output, "run 'make documents'"
+    assert shown(session.argv) == session.output, "run 'make documents'"
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=lambda one: " ".join(one.argv))
