@@ -43,7 +43,7 @@ format: $(VENV)/.installed-dev
 accuracy: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.accuracy
 
-# Writes the tables of README.md and docs/accuracy.md anew. CI does not: its tests compare what is committed.
+# Writes anew what the documents show of the output of commands. CI does not: its tests compare what is committed.
 documents: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.documents
 

@@ -2,8 +2,7 @@
 
 ``python -m tests.accuracy`` prints how wrong predictions are by GPU and by group, and fails where they lean to one
 side, where an interval holds fewer runs than it says, or where calibration makes a group of runs worse: of whole
-pipelines and of halves of the VAE, each by itself. `tests.documents` puts its tables into README.md and
-docs/accuracy.md.
+pipelines and of halves of the VAE, each by itself. `tests.documents` puts its tables into docs/accuracy.md.
 """
 
 import sys
@@ -40,7 +39,7 @@ KEYS = {
 
 BEGIN = "<!-- 'make documents' writes what follows -->"
 END = "<!-- 'make documents' wrote what stands above -->"
-README, DOCUMENT = ROOT / "README.md", ROOT / "docs/accuracy.md"
+DOCUMENT = ROOT / "docs/accuracy.md"
 
 
 def graded_runs(runs: Sequence[Measurement] | None = None) -> list[Graded]:
@@ -114,8 +113,8 @@ def document(graded: Sequence[Graded]) -> str:
 
 
 def written(graded: Sequence[Graded]) -> dict[Path, str]:
-    """What stands between the marks of each file."""
-    return {README: gpu_table(graded), DOCUMENT: document(graded)}
+    """Give the text between the marks of each file: a line for each GPU, then everything."""
+    return {DOCUMENT: f"{gpu_table(graded)}\n\n{document(graded)}"}
 
 
 def between_marks(text: str) -> str:

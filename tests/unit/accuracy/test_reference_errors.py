@@ -7,14 +7,13 @@ from statistics import median
 import pytest
 
 from cache.history.reference import reference_runs
-from planner.accuracy.by_gpu import CONDITIONS
+from planner.accuracy.by_gpu import CONDITIONS, PEAKS, median_words, off_words, tally
 from planner.accuracy.grading import GRADED_BASES, group_of, groups, size_class
 from planner.cli import main as cli
 from planner.replay.dry_run import CONFIRMED_BATCHES, assumptions
 from planner.request import GenerationRequest
 from tests.accuracy import (
     DOCUMENT,
-    README,
     all_groups,
     between_marks,
     document,
@@ -24,11 +23,11 @@ from tests.accuracy import (
     problems,
     written,
 )
+from tests.conftest import ROOT
 from tests.unit.measured import evidence_of, history, run_of
 
 # These run the kernels of compute capability 8.0, so what is confirmed there holds for them.
 KERNELS_OF_80 = {(8, 6), (8, 7)}
-IN_WORDS = {13: "Thirteen", 24: "Twenty-four", 37: "Thirty-seven"}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_the_assumption_on_75_names_what_the_run_shows(graded):
     more = one.measured_bytes / one.predicted["dry-run"] - 1
     (note,) = assumptions(one.observation.request, (7, 5))
     assert f"took {more:.0%} more".replace("%", " %") in note
-    assert f"takes {more:.0%} more".replace("%", " %") in README.read_text()
+    assert f"takes {more:.0%} more".replace("%", " %") in DOCUMENT.read_text()
     assert one.is_covered
 
 
@@ -108,9 +107,8 @@ def test_a_batch_that_needs_no_assumption_is_confirmed(graded, capability):
     assert any(abs(one.error("dry-run")) <= 0.002 for one in found)
 
 
-@pytest.mark.parametrize("path", [README, DOCUMENT], ids=lambda path: path.name)
-def test_documents_show_what_is_printed(graded, path):
-    assert between_marks(path.read_text()) == written(graded)[path], "run 'make documents'"
+def test_the_document_shows_what_is_printed(graded):
+    assert between_marks(DOCUMENT.read_text()) == written(graded)[DOCUMENT], "run 'make documents'"
 
 
 def test_the_document_is_what_the_command_prints_without_a_history(graded, capsys, tmp_path, monkeypatch):
@@ -121,12 +119,25 @@ def test_the_document_is_what_the_command_prints_without_a_history(graded, capsy
     assert document(graded).startswith(printed)
 
 
-def test_the_readme_counts_the_runs(graded):
-    readme = README.read_text()
+def test_documents_count_the_runs(graded):
+    text = DOCUMENT.read_text()
     halves = len(graded) - sum(one.is_whole for one in graded)
-    assert f"{IN_WORDS[len(graded)]} published runs name" in readme
-    assert f"{IN_WORDS[len(graded) - halves]} are whole pipelines" in readme
-    assert f"{IN_WORDS[halves]} more are halves of the VAE" in readme
+    assert f"{len(graded)} reference runs" in text
+    assert f"{len(graded) - halves} are runs of whole pipelines" in text
+    assert f"{halves} are runs of one half of the VAE" in text
+
+
+def test_the_readme_says_how_wrong_whole_pipelines_are(graded):
+    readme = (ROOT / "README.md").read_text()
+    assert f"{len(graded)} reference runs ship" in readme
+    allocated, reserved = (tally(one for one in graded if one.is_whole and one.peak == peak) for peak in PEAKS)
+    assert allocated and reserved
+    for found, runs in ((allocated, "whole pipelines"), (reserved, "more with the reserved peak alone")):
+        assert f"{len(found.runs)} {runs}" in readme
+        errors = f"the median error is {median_words(found.median_error)}, the worst {off_words(found.worst_error)}"
+        assert errors in readme
+    capabilities = {one.observation.capability for one in graded}
+    assert max(capabilities) < (9, 0) and "No run was found for compute capability 9.0 and newer" in readme
 
 
 def test_every_run_that_ships_is_graded(graded):
