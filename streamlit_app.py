@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -40,12 +39,10 @@ from pages.shared.plan.verdicts import (
     verdict_words,
 )
 from pages.shared.server.app import ROUTES
+from planner.cards.lookup import Card
 from planner.plan import answer_plan
-
-if TYPE_CHECKING:
-    from planner.cards.lookup import Card
-    from planner.programs.library import Library
-    from planner.request import GenerationRequest
+from planner.programs.library import Library
+from planner.request import GenerationRequest
 
 
 def verdicts(shown: list[Answered]) -> None:

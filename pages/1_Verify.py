@@ -7,6 +7,7 @@ import streamlit as st
 from cache.jobs.queue import Jobs
 from cache.machine.device import Device, check_runnable
 from cache.machine.versions import NotInstalled, missing
+from cache.predictions import predictions_for
 from pages.shared.controls.capacity import capacity_input
 from pages.shared.controls.request import request_controls
 from pages.shared.frame import session
@@ -27,8 +28,6 @@ history_notice()
 
 def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
     """Queue the run; its id goes into the address, so that a reload finds it again."""
-    from cache.predictions import predictions_for
-
     library, _ = session.library()
     evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
     predictions = predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence)

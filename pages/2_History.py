@@ -3,9 +3,12 @@
 import streamlit as st
 
 from pages.shared.frame.chrome import history_notice, open_page
+from pages.shared.history.compare import comparison
+from pages.shared.history.details import details
 from pages.shared.history.filters import count_line, filtered
 from pages.shared.history.recover import set_aside_notice
 from pages.shared.history.runs import Runs, find, runs
+from pages.shared.history.table import selection_bar
 
 open_page("History", "Every measured run, and how far each prediction was off.")
 history_notice(with_set_aside=False)
@@ -24,10 +27,6 @@ def nothing_yet() -> None:
 
 def chosen_view(found: Runs, ids: list[str], seen: set[str]) -> None:
     """The chosen run in full, or the chosen runs beside each other."""
-    from pages.shared.history.compare import comparison
-    from pages.shared.history.details import details
-    from pages.shared.history.table import selection_bar
-
     chosen = [run for run in (find(found, text) for text in ids) if run]
     if missing := len(ids) - len(chosen):
         gone = "The run in this link is" if missing == 1 else f"{missing} runs in this link are"

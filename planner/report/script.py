@@ -1,7 +1,7 @@
-"""The planned pipeline call as a Python script, ready to run where there is a card."""
+"""The planned pipeline call as a Python script, ready to run where there is a GPU."""
 
 from planner.components import MODEL_ID, MODEL_REVISION, PIPELINE_CLASSES
-from planner.request import GenerationRequest
+from planner.request import OPTIONS, GenerationRequest, field_named
 
 # diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
 DEFAULT_STRENGTH = 0.8
@@ -9,17 +9,14 @@ _PROMPT = "a fantasy landscape, trending on artstation"
 
 
 def _options(request: GenerationRequest) -> list[str]:
+    """List the lines that put the pipeline on the GPU and switch its options on."""
     lines = []
     if request.channels_last:
         lines += [f"pipe.{module}.to(memory_format=torch.channels_last)" for module in ("unet", "vae")]
-    lines.append("pipe.enable_model_cpu_offload()" if request.offload == "model" else 'pipe.to("cuda")')
-    if request.vae_tiling:
-        lines.append("pipe.vae.enable_tiling()")
-    if request.vae_slicing:
-        lines.append("pipe.vae.enable_slicing()")
-    if request.attention_slicing:
-        lines.append("pipe.enable_attention_slicing()")
-    return lines
+    offload = field_named("offload")
+    lines.append(offload.call if request.offload == "model" else 'pipe.to("cuda")')
+    switched = (field for field in OPTIONS if field.call and field != offload)
+    return lines + [field.call for field in switched if getattr(request, field.name) != field.default]
 
 
 def _loading(request: GenerationRequest) -> list[str]:

@@ -141,10 +141,7 @@ def test_torch_is_imported_only_where_a_pipeline_runs():
 
 
 def test_pages_reach_the_database_only_through_the_store():
-    # The launcher imports sqlite_utils to have it loaded before the first visitor.
-    pages = [
-        name for name in FILES if is_within(name, "pages", "streamlit_app") and name != "pages.shared.server.__main__"
-    ]
+    pages = [name for name in FILES if is_within(name, "pages", "streamlit_app")]
     assert [name for name in pages if tops(name) & {*STORE, "tests"}] == []
 
 

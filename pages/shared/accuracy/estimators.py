@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
@@ -11,11 +11,9 @@ from pages.shared.frame.charts import BLUE, GREEN, GREY, RED, altair, draw
 from pages.shared.frame.escape import plain, sentence
 from planner.accuracy.estimator_table import Line, Section, about, compare, notes, percent
 from planner.accuracy.estimators import ESTIMATORS
+from planner.accuracy.grading import Graded
+from planner.calibration.evidence import Observation
 from planner.replay.dry_run import RUN_TO_RUN
-
-if TYPE_CHECKING:
-    from planner.accuracy.grading import Graded
-    from planner.calibration.evidence import Observation
 
 _TOO_LITTLE, _TOO_MUCH, _WITHIN = "says too little", "says too much", f"within {RUN_TO_RUN:.2%}"
 _COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from cache.history.reference import sources
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
@@ -22,13 +22,11 @@ from planner.accuracy.by_gpu import (
     versions_words,
     work_of,
 )
+from planner.accuracy.grading import Graded
+from planner.calibration.evidence import Observation
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card
 from planner.errors import InvalidArgument, UnknownCard
 from planner.units import gib_value
-
-if TYPE_CHECKING:
-    from planner.accuracy.grading import Graded
-    from planner.calibration.evidence import Observation
 
 # The control has a key of its own: the plan's GPUs stay what they are, whatever is looked at here.
 _KEY = "accuracy-gpus"
@@ -115,8 +113,6 @@ def link_to(one: Graded) -> str:
 
 def runs_table(runs: Sequence[Graded], alt: str) -> None:
     """Draw one line for each run: what ran, its peak, how far off, its source and the way to it."""
-    from cache.history.reference import sources
-
     published = sources()
     rows = [
         {

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared.controls.image_size import TYPES, FittedSize, fitted, read_size
 from pages.shared.controls.presets import set_size
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.uploads import upload_caption
 from planner.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 _KEY = "image"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import NamedTuple
 
+from PIL import JpegImagePlugin, PngImagePlugin
+
 from planner.errors import InvalidArgument
 from planner.request import MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR
 
@@ -32,16 +34,12 @@ class FittedSize(NamedTuple):
 
 
 def _png(data: bytes) -> tuple[int, int]:
-    from PIL import PngImagePlugin
-
     # The class itself and not Image.open, which tries other formats and warns by what it has seen before.
     with PngImagePlugin.PngImageFile(BytesIO(data)) as picture:
         return picture.size
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    from PIL import JpegImagePlugin
-
     with JpegImagePlugin.JpegImageFile(BytesIO(data)) as picture:
         width, height = picture.size
         try:

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from cache.tokens import count_tokens, prompt_tokens
 from planner.request import MAX_PROMPT_TOKENS
 
 _KEY = "prompt"
@@ -10,8 +11,6 @@ _MAX_CHARACTERS = MAX_PROMPT_TOKENS * 64
 
 
 def _take() -> None:
-    from cache.tokens import prompt_tokens
-
     st.session_state["prompt_tokens"] = prompt_tokens(st.session_state[_KEY])
 
 
@@ -29,8 +28,6 @@ def prompt_control() -> None:
     )
     if not text:
         return
-    from cache.tokens import count_tokens
-
     counted = count_tokens(text)
     cut = f", cut at {MAX_PROMPT_TOKENS}" if counted > MAX_PROMPT_TOKENS else ""
     st.caption(

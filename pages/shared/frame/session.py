@@ -1,32 +1,29 @@
-"""Calls that pages share, each cached as long as it holds.
-
-The history is imported when it is first asked for: sqlite-utils brings pandas along, half a second that a page spends
-better after its first paint.
-"""
+"""Calls that pages share, each cached as long as it holds."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import streamlit as st
 
+from cache import programs
+from cache.exchange.lines import line_of
+from cache.history.location import HistoryError
+from cache.history.observations import Gathered, gather, revision
+from cache.history.store import Store
+from cache.jobs.queue import Jobs
 from cache.machine.attached import AttachedCard, cards, why_not_usable
 from cache.machine.versions import planned_for
+from cache.programs import Found
+from cache.records import Measurement
 from pages.shared.frame.escape import sentence
+from planner.accuracy.grading import Graded, grade
 from planner.components import MODEL_ID, SD_V15, ModelFacts
 from planner.errors import InvalidArgument, NoGpu, PlannerError
-
-if TYPE_CHECKING:
-    from cache.history.observations import Gathered
-    from cache.history.store import Store
-    from cache.jobs.queue import Jobs
-    from cache.programs import Found
-    from cache.records import Measurement
-    from planner.accuracy.grading import Graded
-    from planner.programs.library import Library
+from planner.programs.library import Library
 
 _Answer = TypeVar("_Answer")
 
@@ -38,15 +35,11 @@ STARTING_S = 20.0
 
 @st.cache_resource(show_spinner=False)
 def _open_store() -> Store:
-    from cache.history.store import Store
-
     return Store()
 
 
 def store() -> tuple[Store | None, str | None]:
     """The history, or None and what is wrong with it. A failure is not remembered: the next run tries again."""
-    from cache.history.file import HistoryError
-
     try:
         opened = _open_store()
         if not opened.path.exists():
@@ -60,9 +53,6 @@ def store() -> tuple[Store | None, str | None]:
 
 @st.cache_resource(show_spinner=False, on_release=lambda jobs: jobs.close())
 def _jobs(_store: Store) -> Jobs:
-    from cache.exchange.lines import line_of
-    from cache.jobs.queue import Jobs
-
     def on_unkept(run: Measurement, reason: str) -> None:
         # The page that asked for it may be closed: whoever runs the server finds it in its log, and can import it.
         print(f"a run could not be kept ({reason}); 'python -m planner history import' takes in its line:")
@@ -87,8 +77,6 @@ def queue() -> tuple[Jobs | None, str | None]:
 
 def _asked(ask: Callable[[Store], _Answer], otherwise: _Answer) -> _Answer:
     """What the history answers; where it cannot any more, that is said in place."""
-    from cache.history.location import HistoryError
-
     opened, _ = store()
     if opened is None:
         return otherwise
@@ -131,8 +119,6 @@ class _Programs:
 
     def find(self) -> Found:
         """What there is now; the first time that it is not what it should be, a compile is started."""
-        from cache import programs
-
         with self._lock:
             now = time.monotonic()
             if self._found is None or (self._found.notice and now - self._looked_at >= LOOK_AGAIN_S):
@@ -144,8 +130,6 @@ class _Programs:
 
     def is_compiling(self) -> bool:
         """Whether a compile is under way, or was begun so short a time ago that it cannot be seen yet."""
-        from cache import programs
-
         just_begun = self._begun is not None and time.monotonic() - self._begun < STARTING_S
         return just_begun or programs.is_compiling()
 
@@ -167,16 +151,11 @@ def is_compiling() -> bool:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _evidence(_library: Library | None, digest: str, revision: tuple[str, int, str], with_published: bool) -> Gathered:
-    from cache.history.observations import gather
-
     return gather(_library, with_reference=with_published)
 
 
 def evidence(with_published: bool) -> Gathered:
     """The measured runs that may speak, with the published ones if asked; the same object until a run comes or goes."""
-    from cache.history.location import HistoryError
-    from cache.history.observations import revision
-
     found = library()[0]
     try:
         now = revision()
@@ -198,8 +177,6 @@ class _Grades:
 
     def of(self, gathered: Gathered, with_published: bool, report: Callable[[float], None]) -> list[Graded]:
         """The grades of this evidence; `report` is told how much is done, 0 to 1, while they are made."""
-        from planner.accuracy.grading import grade
-
         with self._lock:
             kept = self._kept.get(with_published)
             if kept is None or kept[0] is not gathered:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
+from cache.records import Measurement
 from pages.shared.controls.capacity import CAPACITY_KEY
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import plan
 from pages.shared.history.run import measurement_view
+from pages.shared.history.runs import Runs
 from pages.shared.history.table import choose_runs, chosen_runs
 from planner.errors import PlannerError
-from planner.request import FIELDS
+from planner.request import FIELDS, GenerationRequest
 from planner.units import exact_size
-
-if TYPE_CHECKING:
-    from cache.records import Measurement
-    from pages.shared.history.runs import Runs
-    from planner.request import GenerationRequest
 
 
 def address_of(request: GenerationRequest) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
+from cache.predictions import peak_error
+from cache.records import Measurement
 from pages.shared.history.run import when
 from pages.shared.history.runs import BASES, off_column, spreadsheet_safe, task_of
 from planner.components import STAGE_NAMES, STAGES
-from planner.request import GenerationRequest
+from planner.request import FIELDS
 from planner.units import gib, signed_gib
-
-if TYPE_CHECKING:
-    from cache.records import Measurement
 
 # Of what a run was on; libraries are called as they call themselves.
 _NAMES = {
@@ -63,8 +62,6 @@ def _seconds(name: str, seconds: Sequence[float | None]) -> Line:
 
 
 def _off(runs: Sequence[Measurement], basis: str) -> Line | None:
-    from cache.predictions import peak_error
-
     errors = [next((peak_error(run, told) for told in run.predictions if told.basis == basis), None) for run in runs]
     if all(error is None for error in errors):
         return None
@@ -79,14 +76,9 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
         return Line(name, tuple(_shown(of(run)) for run in runs))
 
     lines = [plain_line("When, UTC", when), plain_line("Origin", lambda run: run.origin), plain_line("Task", task_of)]
-    for field in fields(GenerationRequest):
+    for field in FIELDS:
         if field.name != "task":
-            lines.append(
-                plain_line(
-                    field.name.replace("_", " ").capitalize().replace("Vae", "VAE"),
-                    lambda run, name=field.name: getattr(run.request.canonical(), name),
-                )
-            )
+            lines.append(plain_line(field.label, lambda run, name=field.name: getattr(run.request.canonical(), name)))
     lines.append(plain_line("Card", lambda run: run.environment.card_name))
     lines.append(_sizes("Card's total memory", [run.environment.total_bytes for run in runs]))
     lines.append(_sizes("Emulated capacity", [run.environment.emulated_bytes for run in runs]))

@@ -5,25 +5,24 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
+from pandas import DataFrame
 
+from cache.exchange.lines import lines_in, lines_of, read_runs
+from cache.records import Measurement
 from pages.shared.frame import session
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.uploads import upload_caption
 from pages.shared.history.runs import BASES, Runs, spreadsheet_safe, task_of
 from planner.errors import PlannerError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from cache.records import Measurement
+from planner.request import FIELDS
 
 _KEY, _TOLD = "import", "imported"
 _STAGE_BYTES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
-_REQUEST = ("batch", "steps", "guidance_scale", "prompt_tokens", "safety_checker", "vae_tiling", "vae_slicing")
-_REQUEST += ("attention_slicing", "channels_last", "offload")
+# The task is a column of its own, since half a pipeline has none, and the size is that which the pipeline works on.
+_REQUEST = tuple(field.name for field in FIELDS if field.name not in ("task", "width", "height"))
 _ENVIRONMENT = ("driver", "cuda", "cudnn", "torch", "diffusers", "transformers", "accelerate", "python", "dtype")
 _ENVIRONMENT += ("attention", "allocator_settings", "weights")
 _MEASURED = ("weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "context_bytes")
@@ -69,8 +68,6 @@ def csv_of(runs: Iterable[Measurement]) -> bytes:
 
 def json_lines_of(runs: Iterable[Measurement]) -> bytes:
     """The runs as JSON lines, which another planner imports; it has the published ones already."""
-    from cache.exchange.lines import lines_of
-
     return "".join(f"{line}\n" for line in lines_of(run for run in runs if run.origin != "reference")).encode()
 
 
@@ -101,8 +98,6 @@ def _take_in() -> None:
     if uploaded is None:
         return
     try:
-        from cache.exchange.lines import lines_in, read_runs
-
         if store is None:
             raise PlannerError(f"nothing can be kept: {problem}")
         done = store.import_measurements(read_runs(lines_in(uploaded)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import streamlit as st
+from pandas import DataFrame, Series
 
 from pages.shared.history.runs import BASES, off_column
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 # Columns of which several values can be asked for at once, and how wide: the last two share a row of a phone.
 _CHOICES = {"Card": 250, "Task": 150, "Outcome": 180}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from cache.history.recovery import put_away, recover, salvage
 from pages.shared.frame import session
 from pages.shared.frame.escape import code, sentence
 from planner.errors import PlannerError
@@ -18,8 +19,6 @@ def _runs(count: int) -> str:
 
 
 def _recover(path: Path) -> None:
-    from cache.history.recovery import recover, salvage
-
     try:
         store, problem = session.store()
         if store is None:
@@ -35,8 +34,6 @@ def _recover(path: Path) -> None:
 
 
 def _leave(path: Path) -> None:
-    from cache.history.recovery import put_away
-
     store, _ = session.store()
     if store is None:
         return

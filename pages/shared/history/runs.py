@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import streamlit as st
+from pandas import DataFrame
 
+from cache.history.reference import reference_runs
 from cache.machine.versions import planned_for
+from cache.predictions import peak_error
+from cache.records import Measurement
 from pages.shared.frame import session
 from planner.units import gib_value
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from cache.records import Measurement
 
 # Every table has these columns; another basis has one where a run has a prediction of it.
 BASES = ("dry-run", "formula")
@@ -71,10 +70,6 @@ class Runs:
 
         It is shared by every visitor: take from it, never change it.
         """
-        import pandas as pd
-
-        from cache.predictions import peak_error
-
         runs, versions = self.measurements, planned_for()
         errors = [{told.basis: peak_error(run, told) for told in run.predictions} for run in runs]
         request_ids = {request: request.request_id for request in {run.request for run in runs}}
@@ -115,8 +110,6 @@ class Runs:
 # One with the reference runs and one without.
 @st.cache_resource(show_spinner=False, max_entries=2)
 def _runs(revision: object, with_references: bool) -> Runs:
-    from cache.history.reference import reference_runs
-
     return Runs(session.measurements() + (reference_runs() if with_references else ()))
 
 
@@ -127,6 +120,4 @@ def runs(with_references: bool) -> Runs:
 
 def find(shown: Runs, measurement_id: str) -> Measurement | None:
     """The run of this id among those shown or, since a link may name one, among the published ones."""
-    from cache.history.reference import reference_runs
-
     return shown.find(measurement_id) or Runs(reference_runs()).find(measurement_id)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
+from pandas import DataFrame, Series
 
 from pages.shared.history.runs import Runs
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 _KEY, _SEEN = "run", "seen-runs"
 _OFF = " off by"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from cache.predictions import errors_on_gpus
 from pages.shared.frame import session
 from pages.shared.plan.memory import beside_rows, factor_words
 from pages.shared.plan.verdicts import Answered
 from planner.components import STAGE_NAMES
 from planner.formula import ASSUMPTIONS, Breakdown, estimate, not_in_the_formula
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from planner.programs.library import Library
 
 TERM_NAMES = STAGE_NAMES | {"weights": "Weights", "need": "In all"}
 _MEANING = {
@@ -99,8 +97,6 @@ def _beside(request: GenerationRequest, one: Answered, library: Library) -> None
 
 
 def _how_far_off() -> None:
-    from cache.predictions import errors_on_gpus
-
     measurements = session.measurements()
     told = []
     for basis, name in (("dry-run", "the dry run"), ("formula", "the formula")):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
+from pandas import DataFrame
 
 from pages.shared.controls.image_size import TYPES, fitted, read_size
 from pages.shared.frame.escape import plain, sentence
@@ -14,16 +15,12 @@ from pages.shared.frame.uploads import upload_caption
 from pages.shared.plan.verdicts import LOOKS
 from planner.alternatives.images import MAX_IMAGES, ImageRow, Listed, answer_images, images_text, parse_images
 from planner.answer import SIGNS, Answer
+from planner.calibration.evidence import Evidence
 from planner.cards.lookup import Card
 from planner.errors import InvalidArgument
+from planner.programs.library import Library
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, GenerationRequest
 from planner.units import gib
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from planner.calibration.evidence import Evidence
-    from planner.programs.library import Library
 
 # What the table started from and how often it was, what was wrong with an upload or a link, and the uploads.
 _BASE, _TURN, _TOLD, _UPLOADS = "images-base", "images-turn", "images-told", "images-uploads"
@@ -75,8 +72,6 @@ def _number(label: str, low: int, high: int, text: str) -> Any:
 
 def _table() -> DataFrame:
     """Draw the table that is typed into; its complete rows."""
-    from pandas import DataFrame
-
     size_help = f"In pixels, {MIN_SIDE} to {MAX_SIDE}."
     edited = st.data_editor(
         DataFrame([tuple(row) for row in st.session_state[_BASE]], columns=list(_COLUMNS), dtype="Int64"),

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, WORKERS_KEY, plan, take
 from pages.shared.plan.verdicts import Answered, verdict_badge
+from planner.alternatives.remedies import Remedies, Remedy, remedies
 from planner.cards.lookup import Card
 from planner.errors import NoProgram
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
-
-if TYPE_CHECKING:
-    from planner.alternatives.remedies import Remedies, Remedy
-    from planner.programs.library import Library
 
 _KEY, _PICKED, _OPEN = "remedies-card", "remedies-card-picked", "remedies-open"
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _tried(_library: Library, digest: str, request: GenerationRequest, card: Card) -> Remedies:
-    from planner.alternatives.remedies import remedies
-
     return remedies(request, card, _library)
 
 

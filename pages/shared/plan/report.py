@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 import streamlit as st
@@ -17,19 +17,18 @@ import streamlit as st
 from cache.machine.versions import planned_for
 from pages.shared.frame.plan_state import API_PATH, check_query
 from pages.shared.plan.memory import card_to_look_at, need_parts
+from pages.shared.plan.picture import picture_png, picture_spec
 from pages.shared.plan.verdicts import Answered
+from planner.alternatives.images import ImageRow
+from planner.cards.lookup import Card
 from planner.errors import NoProgram
+from planner.plan import PlanAnswer
+from planner.programs.library import Library
+from planner.replay.timeline import Timeline, timeline_of
 from planner.report.markdown import fit_markdown, fit_notes
 from planner.report.script import snippet
 from planner.report.text import plan_object
 from planner.request import GenerationRequest
-
-if TYPE_CHECKING:
-    from planner.alternatives.images import ImageRow
-    from planner.cards.lookup import Card
-    from planner.plan import PlanAnswer
-    from planner.programs.library import Library
-    from planner.replay.timeline import Timeline
 
 
 class Report(NamedTuple):
@@ -57,8 +56,6 @@ class Report(NamedTuple):
 
     def png(self) -> bytes:
         """One page with the verdicts, the memory of each card, and the dry run of the most telling one over time."""
-        from pages.shared.plan.picture import picture_png, picture_spec
-
         request, answers = self.found.plan.request, self.found.answers
         rows = [(answer, need_parts(answer, request, self.library)) for answer in answers]
         notes = fit_notes(request, answers)
@@ -77,8 +74,6 @@ class Report(NamedTuple):
         )
 
     def _timeline(self) -> tuple[str, Timeline, int] | None:
-        from planner.replay.timeline import timeline_of
-
         if self.library is None:
             return None
         name = card_to_look_at(one.dry_run for one in self.shown)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from pages.shared.controls.pickable import Offer, pickable_table
 from pages.shared.frame.escape import plain, sentence
+from planner.alternatives.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.cards.lookup import CATALOGUE, Card
 from planner.errors import NoProgram
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import gib
-
-if TYPE_CHECKING:
-    from planner.alternatives.sizes import Batch, CardSizes, Size
-    from planner.programs.library import Library
 
 _OPEN = "sizes-open"
 _BATCH = "Batch"
@@ -40,8 +37,6 @@ def progress(text: str) -> tuple[Callable[[float], None], Callable[[], None]]:
 
 
 def _found(request: GenerationRequest, cards: Sequence[Card], library: Library) -> list[CardSizes]:
-    from planner.alternatives.sizes import sizes
-
     report, end = progress("Looking for the largest that fits")
     try:
         return [
@@ -54,8 +49,6 @@ def _found(request: GenerationRequest, cards: Sequence[Card], library: Library) 
 
 def _words(what: Size | Batch | None) -> str:
     """A cell of the table."""
-    from planner.alternatives.sizes import Size
-
     if what is None or not (isinstance(what, Size) or what.images):
         return "none"
     text = str(what) if isinstance(what, Size) else f"{what.images}"
@@ -64,8 +57,6 @@ def _words(what: Size | Batch | None) -> str:
 
 def smallest_sentence(request: GenerationRequest, cards: Sequence[Card], library: Library) -> str:
     """The smallest of the cards for this request, and of the catalogue's where that is a smaller one."""
-    from planner.alternatives.sizes import smallest_card
-
     asked = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
     useful = [card for card in CATALOGUE if card.runs_pinned_torch]
     chosen, known = smallest_card(request, cards, library), smallest_card(request, useful, library)
@@ -88,8 +79,6 @@ def offer_of(one: CardSizes, column: str) -> Offer | None:
 
 
 def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
-    from planner.alternatives.sizes import RATIOS
-
     names = {name: name.capitalize() for name in RATIOS}
     rows = [
         {"Card": one.card.name}

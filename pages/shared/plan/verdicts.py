@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import streamlit as st
 
@@ -13,12 +13,10 @@ from planner.answer import Answer, Verdict
 from planner.calibration.calibrate import NOMINAL
 from planner.cards.lookup import Card
 from planner.fit import fit
+from planner.programs.library import Library
 from planner.report.text import card_notes
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
-
-if TYPE_CHECKING:
-    from planner.programs.library import Library
 
 
 class Look(NamedTuple):

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import altair  # noqa: F401
-import sqlite_utils  # noqa: F401
 from streamlit.web import cli
+
+# With the history, the jobs and all that plans: half a second of imports.
+import pages.shared.frame.session  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 

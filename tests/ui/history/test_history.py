@@ -198,7 +198,7 @@ def test_a_link_opens_a_comparison(open_page, three_runs):
     assert "**2 runs compared**" in texts(at.markdown)
     assert "**A** Tesla T4, 512×512," in texts(at.markdown) and "**B** NVIDIA A10, 768×512," in texts(at.markdown)
     frame = at.dataframe[1].value.set_index("")
-    assert frame.loc["Width"].tolist() == ["512", "768", ""]
+    assert frame.loc["Width, px"].tolist() == ["512", "768", ""]
     assert frame.loc["Dry run off by, peak", "B"] == "–"
     assert frame.loc["Retries"].tolist()[:2] == ["0", "2"]
     assert "Height" not in frame.index and "Peak allocated" not in frame.index

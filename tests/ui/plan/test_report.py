@@ -60,7 +60,7 @@ def drawn_texts(spec) -> list[str]:
 
 def test_the_picture_says_what_the_page_says(monkeypatch):
     specs = []
-    monkeypatch.setattr("pages.shared.plan.picture.picture_png", lambda spec: specs.append(spec) or b"png")
+    monkeypatch.setattr("pages.shared.plan.report.picture_png", lambda spec: specs.append(spec) or b"png")
     assert report().png() == b"png"
     told = drawn_texts(specs[0])
     assert BIG.describe() in told
@@ -84,7 +84,7 @@ def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatc
     images = answer_images(rows, request, cards, "dry-run", library=given.library)
     given = given._replace(found=given.found._replace(images=images))
     specs = []
-    monkeypatch.setattr("pages.shared.plan.picture.picture_png", lambda spec: specs.append(spec) or b"png")
+    monkeypatch.setattr("pages.shared.plan.report.picture_png", lambda spec: specs.append(spec) or b"png")
     assert given.png() == b"png"
     told, text, found = drawn_texts(specs[0]), given.markdown().decode(), json.loads(given.json())
     assert found.keys() - json.loads(report(request).json()).keys() == {"images"}

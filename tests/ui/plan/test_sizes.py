@@ -108,7 +108,7 @@ def test_without_programs_it_is_said(opened, monkeypatch):
     def missing(*_, **__):
         raise NoProgram("no program was compiled")
 
-    monkeypatch.setattr("planner.alternatives.sizes.sizes", missing)
+    monkeypatch.setattr("pages.shared.plan.sizes.sizes", missing)
     monkeypatch.setattr("planner.alternatives.size_map.by_card", missing)
     at = opened("sizes-open", "map-open")
     assert not at.exception
