@@ -204,7 +204,7 @@ def test_a_link_opens_a_comparison(open_page, three_runs):
     assert "Height" not in frame.index and "Peak allocated" not in frame.index
     at.toggle(key="compare-all").set_value(True).run()
     every = at.dataframe[1].value.set_index("")
-    assert every.loc["Height"].tolist() == ["512", "512", ""]
+    assert every.loc["Height, px"].tolist() == ["512", "512", ""]
     assert every.loc["Peak allocated"].tolist() == ["3.260 GiB", "3.260 GiB", "+0.000 GiB"]
     alt = charts(at)[0]
     assert "UNet: A 2.89 GiB, B 2.89 GiB" in alt and "Whole run: A 3.26 GiB" in alt
