@@ -52,7 +52,7 @@ def test_the_largest_sizes_and_the_map_are_a_click_away(big):
     # The table is drawn on a canvas, and said to those who cannot see it.
     tables = big.get_by_test_id("stDataFrame")
     before = tables.count()
-    big.get_by_text("Map of sizes, cards and batches").click()
+    big.get_by_text("Map of sizes, GPUs and batches").click()
     expect(big.get_by_text("each played to its end")).to_be_visible(timeout=60_000)
     expect(tables).to_have_count(before + 1)
 

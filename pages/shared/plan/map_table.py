@@ -1,4 +1,4 @@
-"""A map of verdicts as a table whose cells are coloured: it scrolls on a phone, and arrow keys go through it."""
+"""Draw a map of verdicts as a table of coloured cells, which scrolls on a phone and takes arrow keys."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b32
 
 
 def cell_text(cell: Cell) -> str:
-    """The sign of the verdict and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` where it is a bound."""
-    # To a digit of its own sign: a miss is never shown as nothing missing.
+    """Return the verdict's sign and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` if it is a bound."""
+    # A small miss keeps its sign, so that it never reads as nothing missing.
     size = cell.headroom_bytes / GIB
     shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
     return f"{SIGNS[cell.verdict]} {'≤ ' if cell.is_bound else ''}{shown}"

@@ -1,16 +1,17 @@
-"""The plan as one picture for a ticket: verdicts, memory against capacity, memory over time, and what it rests on.
+"""Draw the plan as one picture for a ticket: verdicts, memory against capacity and over time, and its sources.
 
-Drawn by vl-convert from Vega-Lite as plain data: no browser, no network, and neither Altair nor a display.
+The charts are those of the page. vl-convert draws them, without a browser, a network or a display.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pages.shared.frame.charts import GREEN, GREY, ORANGE, RED
-from pages.shared.plan.picture_charts import INK, SOFT, Row, Spec, memory_spec, over_time_spec
+from pages.shared.frame.charts import GREEN, GREY, INK, ORANGE, PICTURE, RED, SOFT, spec_of
+from pages.shared.plan.memory_chart import Row, memory_bars
+from pages.shared.plan.timeline_chart import curve_rows, memory_over_time
 from planner.answer import Answer, Verdict
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from planner.alternatives.images import Listed
     from planner.replay.timeline import Timeline
 
+Spec = dict[str, Any]
+
 _WIDTH, _SCALE = 880, 2
+_OF_PAGE = ("$schema", "config", "autosize")
 # vl-convert brings this font along; signs that it lacks are drawn as shapes, not as text.
 _FONT = "Liberation Sans, Arial, sans-serif"
 _LINE = 170
@@ -34,7 +38,7 @@ _COLUMNS = (
     ("GPU", 0, False),
     ("verdict", 262, False),
     ("need", 420, True),
-    ("runs from", 510, True),
+    ("minimum", 510, True),
     ("usable", 600, True),
     ("headroom", 700, True),
     ("basis", 730, False),
@@ -121,6 +125,11 @@ def _images(images: Listed) -> list[Spec]:
     return [_heading(images.title), table, _lines(_wrapped([listed]))]
 
 
+def _part(chart: Spec) -> Spec:
+    """Return a chart as one part of a page, which alone has a schema and settings."""
+    return {key: value for key, value in chart.items() if key not in _OF_PAGE} | {"width": _WIDTH}
+
+
 def picture_spec(
     request: GenerationRequest,
     rows: Sequence[Row],
@@ -139,12 +148,13 @@ def picture_spec(
     ]
     charted = [row for row in rows if row[0].need_bytes is not None]
     if charted:
-        told = "Memory needed, against what each card has usable: the upright mark. The triangle is where it runs from."
-        pieces += [_heading(told), memory_spec(charted, _WIDTH)]
+        told = "Memory needed, against what each GPU has usable: the upright mark. The triangle is the minimum."
+        pieces += [_heading(told), _part(spec_of(memory_bars(charted, PICTURE)))]
     if timeline is not None:
         name, drawn, capacity_bytes = timeline
         told = f"Memory over the dry run on {name}, from allocation to allocation. The diamond is the peak."
-        pieces += [_heading(told), over_time_spec(drawn, capacity_bytes, _WIDTH)]
+        chart = memory_over_time(drawn, capacity_bytes, PICTURE)
+        pieces += [_heading(told), _part(spec_of(chart, curve_rows(drawn)))]
     if notes:
         pieces.append(_lines(_wrapped(notes)))
     pieces.append(_lines(_wrapped([caption]), size=11))
