@@ -113,6 +113,19 @@ def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(ope
     expect(page.get_by_role("spinbutton", name="Width, px")).to_have_value("1024")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_vega_has_nothing_to_warn_of(open_page, width):
+    page = open_page(f"{LINK}&gpu=RTX+4060", width=width)
+    logged = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.reload()
+    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    settle(page)
+    drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
+    expect(drawn).to_have_count(3)
+    assert [text for text in logged if text.startswith("WARN")] == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["/Accuracy", LINK])
 def test_nothing_is_cut_off_on_a_phone(open_page, path, scheme):

@@ -40,7 +40,7 @@ def _axis(alt: Any, title: str) -> Any:
 
 
 def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mapping[str, Any]]) -> None:
-    """Draw predicted against measured peaks in GiB, both logarithmic, with intervals as upright lines."""
+    """Draw predicted against measured peaks in GiB, with intervals as upright lines."""
     alt = altair()
     measured = [point["measured"] for point in points]
     ends = [end for one in intervals for end in (one["low"], one["high"])]

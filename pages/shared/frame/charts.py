@@ -62,7 +62,10 @@ PICTURE = Look(row=30, bar=18, names_above=False, height=230, ink=SOFT)
 
 
 def altair() -> Any:
-    """Import Altair late. Any: the type checker cannot see through the decorators that make its fluent methods."""
+    """Import Altair late.
+
+    Any: the type checker cannot see through the decorators that make its fluent methods.
+    """
     import altair
 
     # Its own look has sizes and colours that a page's theme has better.
@@ -91,18 +94,18 @@ def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None =
 
 
 def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
-    """Put an Altair chart on the page, as wide as there is room, with `alt` for those who cannot see it."""
+    """Put an Altair chart on the page, with `alt` for those who cannot see it."""
     st.vega_lite_chart(spec=spec_of(chart, rows), width="stretch", alt=alt)
 
 
 def sized(chart: Any, height: float) -> Any:
-    """Return the chart with a plot of this height in pixels, beside which axes and legend have their own."""
+    """Return the chart with a plot of this height in pixels; axes and legend come on top."""
     # Vega warns of a height that is a step for each row, which it cannot fit into the page's.
     return chart.properties(height=height, autosize=altair().AutoSizeParams(type="fit-x", contains="padding"))
 
 
 def gib_axis(end: float, channel: Any = None) -> Any:
-    """Return the channel of the field GiB from 0 to `end`; the x channel unless another is given."""
+    """Return a channel of the field GiB from 0 to `end`, x unless another is given."""
     alt = altair()
     scale = alt.Scale(domain=[0, end], nice=False)
     return (channel or alt.X)("GiB:Q", scale=scale, stack=None, axis=alt.Axis(title="GiB", titlePadding=4, tickCount=5))
@@ -119,7 +122,7 @@ def part_color(names: Sequence[str]) -> Any:
 
 
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
-    """Draw what each basis predicted beside what was measured, as a group of bars for each line."""
+    """Draw what each basis predicted beside what was measured, a group of bars a line."""
     alt = altair()
     values, order, told = [], [], []
     for lines in zip(*by_basis.values(), strict=True):

@@ -1,4 +1,4 @@
-"""Draw several runs beside each other: one chart of peaks by stage, and one table of what differs."""
+"""Draw several runs beside each other: a chart of peaks, and a table of what differs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _PLACES = "compared"
 
 
 def places_of(ids: Sequence[str], before: dict[str, int]) -> dict[str, int]:
-    """Return a place for each run, which gives its letter and colour: its place `before`, else the first free."""
+    """Return a place for each run, its own from `before`, else the first free.
+
+    The place decides the run's letter and colour.
+    """
     kept = {run: before[run] for run in ids if run in before}
     free = iter([place for place in range(MOST) if place not in kept.values()])
     return {run: kept[run] if run in kept else next(free) for run in ids}

@@ -1,4 +1,4 @@
-"""Draw the peaks of requests measured more than once on one GPU model, over time and versions."""
+"""Draw the peaks of requests that were measured more than once on one GPU model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_REQUESTS, MOST_RUNS = 100, 1000
 
 
 def repeated(shown: DataFrame) -> dict[str, list[int]]:
-    """Return the runs of each request repeated on one GPU model, by place; the most often measured first."""
+    """Return the places of runs of each repeated request, the most often measured first."""
     peaks = shown[(shown["Outcome"] == "ok") & shown["Allocated"].notna() & (shown["scope"] == "pipeline")]
     again = peaks[peaks.groupby(["request", "Card"])["id"].transform("size") > 1]
     most = again["request"].value_counts(sort=True).index[:MOST_REQUESTS]
@@ -97,7 +97,7 @@ def _chart(runs: list[Measurement]) -> None:
 
 
 def repeats_view(runs: Runs, shown: DataFrame) -> None:
-    """Let a repeated request be chosen and draw its peaks over time; draw nothing if none was repeated."""
+    """Let a repeated request be chosen, if there is one, and draw its peaks over time."""
     found = repeated(shown)
     if not found:
         return

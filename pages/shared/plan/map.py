@@ -1,4 +1,7 @@
-"""Draw the map: which sizes run on which GPUs, or which sizes and batches on one; a picked cell can be planned."""
+"""Draw the map of sizes against GPUs, or of sizes against batches on one GPU.
+
+A cell that is picked can be planned.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def _kind() -> str:
 
 
 def _is_square(request: GenerationRequest) -> bool:
-    """Draw the choice of shape if the plan is not square, and return whether the map's sizes are."""
+    """Return whether the map's sizes are square, which is a choice if the plan is not."""
     if request.effective_width == request.effective_height:
         return True
     shape = st.segmented_control(
@@ -65,7 +68,10 @@ def _is_square(request: GenerationRequest) -> bool:
 
 
 def offer_of(cell: Cell, **more: int) -> Offer:
-    """Return the cell's size with `more` settings as an offer, which also chooses its GPU if the catalogue has it."""
+    """Return an offer of the cell's size with `more` settings.
+
+    It also chooses the cell's GPU if that is of the catalogue and not chosen yet.
+    """
     request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
     changes = {"width": request.width, "height": request.height, **more}
     words = ", ".join([_size(cell), *(f"{name} {value}" for name, value in more.items())])
@@ -97,7 +103,7 @@ def _legend(rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
-    """Return a sentence for the columns that are left out, `first` before and `last` after the others."""
+    """Return sentences on the `first` and the `last` columns, which are left out."""
     text = ""
     if first:
         text += f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out."
@@ -167,7 +173,7 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
 
 
 def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
-    """Draw a map of verdicts and headroom around the plan, which is worked out once it is opened."""
+    """Draw a map of verdicts and headroom around the plan, once it is opened."""
     if library is None or not cards:
         return
     box = st.expander("Map of sizes, GPUs and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")

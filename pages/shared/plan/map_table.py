@@ -1,4 +1,7 @@
-"""Draw a map of verdicts as a table of coloured cells, which scrolls on a phone and takes arrow keys."""
+"""Draw a map of verdicts as a table of coloured cells.
+
+It scrolls on a phone, and arrow keys go through it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b32
 
 
 def cell_text(cell: Cell) -> str:
-    """Return the verdict's sign and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` if it is a bound."""
+    """Return sign and headroom in GiB: `✓ +3.1`, or `✕ ≤ −9.4` if it is a bound."""
     # A small miss keeps its sign, so that it never reads as nothing missing.
     size = cell.headroom_bytes / GIB
     shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
@@ -35,7 +38,7 @@ def map_table(
     offer: Callable[[Cell], Offer],
     told: str,
 ) -> None:
-    """Draw the rows under their labels, a column for each size, and offer the cell that is picked to the plan."""
+    """Draw a row for each label, a column for each size, and offer the picked cell to the plan."""
     import pandas
 
     sizes = [f"{cell.request.width}×{cell.request.height}" for cell in rows[0]]

@@ -35,7 +35,7 @@ def weights_bytes(request: GenerationRequest, library: Library) -> int:
 
 
 def need_parts(answer: Answer, request: GenerationRequest, library: Library | None) -> list[tuple[str, int]]:
-    """Return the parts of a need in (name, bytes), in the order of a bar; they add up to `need_bytes`.
+    """Return the parts of a need in (name, bytes), which add up to `need_bytes`.
 
     Under offload the weights come and go, and an answer does not say which of them are there at the peak.
     """
@@ -54,7 +54,7 @@ def need_parts(answer: Answer, request: GenerationRequest, library: Library | No
 
 
 class PartRow(NamedTuple):
-    """One line of the breakdown at the peak: its kind as screens call it, its name, bytes, and share of them all."""
+    """One line of the breakdown at the peak, with its kind as screens call it."""
 
     kind: str
     name: str
@@ -63,7 +63,7 @@ class PartRow(NamedTuple):
 
 
 def part_rows(parts: Sequence[Part]) -> list[PartRow]:
-    """Return the parts by kind, each kind's largest first, and those too small to matter as one row."""
+    """Return the parts by kind, largest first, with the small ones of a kind as one row."""
     total = sum(part.size_bytes for part in parts)
     rows = []
     for kind, label in KINDS.items():
@@ -79,7 +79,7 @@ def part_rows(parts: Sequence[Part]) -> list[PartRow]:
 
 
 class BesideRow(NamedTuple):
-    """One term as the formula and as the dry run have it, in bytes; None where one of them has none.
+    """One term of the formula beside that of the dry run, in bytes; None if it has none.
 
     `term` is a stage, ``weights``, or ``need``, which is everything together.
     """
@@ -133,5 +133,5 @@ _MOST_TELLING = ("no", "tight", "unknown", "fits")
 
 
 def card_to_look_at(answers: Iterable[Answer]) -> str:
-    """Return the name of the first GPU that does not fit, else of the first tight one, else of the first."""
+    """Return the name of the first GPU that does not fit, else a tight one, else the first."""
     return min(answers, key=lambda answer: _MOST_TELLING.index(answer.verdict)).card.name

@@ -1,4 +1,4 @@
-"""Draw what each GPU needs against what it has, for the page and for the picture of a report."""
+"""Draw what each GPU needs against what it has, on the page and in a report's picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STROKES = 88
 
 
 def memory_chart(rows: Sequence[Row]) -> None:
-    """Draw the bars on the page, with a caption that explains their marks; nothing if no answer has a need."""
+    """Draw the bars of all answers that have a need, and a caption that explains their marks."""
     rows = [row for row in rows if row[0].need_bytes is not None]
     if not rows:
         return
@@ -38,9 +38,9 @@ def memory_chart(rows: Sequence[Row]) -> None:
 
 
 def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
-    """Return an Altair chart: each need as a bar of its parts, with capacity, minimum and upper end as marks.
+    """Return an Altair chart of each need as a bar of its parts.
 
-    Every answer must have a need.
+    Marks are the capacity, the minimum, and the upper end of the need. Every answer must have a need.
     """
     answers = [answer for answer, _ in rows]
     end = 1.02 * max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a in answers)
@@ -72,7 +72,7 @@ def _has_range(answer: Answer) -> bool:
 
 
 def _gpu_rows(names: Sequence[str], look: Look) -> Any:
-    """Return an axis with a row for each GPU, its name above the bar or beside it, as the look has it."""
+    """Return an axis with a row for each GPU, its name above the bar or beside it."""
     alt = altair()
     # Beside the bar, a long name would take a phone's width.
     above = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -look.bar / 2 - 16, "labelLimit": 0, "zindex": 1}
@@ -116,13 +116,14 @@ def _need(rows: Sequence[Row], look: Look) -> Any:
 
 
 def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
-    """Hatch what a GPU lacks in white, which each part's colour has a contrast of at least 3:1 to."""
+    """Hatch what a GPU lacks."""
     points = []
     for answer in answers:
         usable, need = gib_value(answer.card.usable_bytes), gib_value(answer.need_bytes or 0)
         count = max(1, ceil((need - usable) / end * _STROKES) - 1)
         step, label = (need - usable) / (count + 1), gib(-(answer.headroom_bytes or 0))
         points += [{"GPU": answer.card.name, "GiB": usable + step * (i + 1), "label": label} for i in range(count)]
+    # White has a contrast of at least 3:1 to each part's colour, which no other colour has.
     # The shape is a unit in size, which the mark scales to the root of its own.
     stroke = {"shape": "M-0.12,0.5L0.12,-0.5", "size": (look.bar - 2) ** 2, "filled": False}
     marked = data(points).mark_point(**stroke, color="white", strokeWidth=1.5, opacity=1)

@@ -1,6 +1,7 @@
-"""Draw the plan as one picture for a ticket: verdicts, memory against capacity and over time, and its sources.
+"""Draw the plan as one picture for a ticket.
 
-The charts are those of the page. vl-convert draws them, without a browser, a network or a display.
+It has the verdicts, memory against capacity, memory over time, and what the plan rests on. The charts are
+those of the page; vl-convert draws them, without a browser, a network or a display.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _text(
     color: str = INK,
     ends: bool = False,
 ) -> Spec:
-    """A layer of text that begins, or `ends`, at (x, y) in pixels."""
+    """Return a layer of text that begins, or `ends`, at (x, y) in pixels."""
     return {
         "data": {"values": [{"x": x, "y": y, "text": text} for x, y, text in rows]},
         "mark": {
@@ -93,7 +94,10 @@ def _cells(answer: Answer) -> tuple[str, ...]:
 
 
 def _table(answers: Sequence[Answer], images: Sequence[str] = ()) -> Spec:
-    """A row for each answer; in place of the basis, which the first table tells, the `images` they are for."""
+    """Return a table with a row for each answer.
+
+    With `images`, one for each row, they stand in place of the basis, which the first table has.
+    """
     ys = [34 + 22 * index for index in range(len(answers))]
     layers = []
     for place, (name, x, ends) in enumerate(_COLUMNS):
@@ -119,7 +123,7 @@ def _heading(text: str) -> Spec:
 
 
 def _images(images: Listed) -> list[Spec]:
-    """The worst of the listed images on each card, and the list."""
+    """Return the worst of the listed images on each GPU, and the list."""
     listed = f"The list: {'; '.join(row.text for row in images.rows)}."
     table = _table([one.answer for one in images.worst], [one.row.text for one in images.worst])
     return [_heading(images.title), table, _lines(_wrapped([listed]))]
@@ -138,7 +142,7 @@ def picture_spec(
     caption: str,
     images: Listed | None = None,
 ) -> Spec:
-    """The whole page as Vega-Lite; `timeline` comes with its card's name and capacity in bytes."""
+    """Return the page as Vega-Lite; `timeline` has its GPU's name and capacity in bytes."""
     title = _text([(0, 12, "Will it fit?")], size=22, bold=True)
     described = [(0, 40 + 18 * i, line) for i, line in enumerate(wrap(request.describe(), 120))]
     pieces = [
@@ -177,7 +181,7 @@ def picture_spec(
 
 
 def picture_png(spec: Spec) -> bytes:
-    """The page as a PNG, twice as fine as a screen."""
+    """Return the page as a PNG, twice as fine as a screen."""
     import vl_convert
 
     return vl_convert.vegalite_to_png(spec, scale=_SCALE)

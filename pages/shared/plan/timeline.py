@@ -1,4 +1,4 @@
-"""Draw memory over time on one GPU, with sentences on its peak, the peak's parts, and where memory runs out."""
+"""Draw memory over time on one GPU, and say where its peak is and where memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw the dry run: memory over the stages, for the page and for a report's picture, and the peak by its parts."""
+"""Draw memory over the dry run, on the page and in a report's picture, and its peak by parts."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def curve_rows(timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
 
 
 def memory_over_time(timeline: Timeline, capacity_bytes: int, look: Look = PAGE) -> Any:
-    """Return an Altair chart of allocated and reserved memory over the stages, with the capacity and the peak.
+    """Return an Altair chart of allocated and reserved memory over the stages.
 
-    Its curve has its rows by name, from `curve_rows`; a capacity that `is_far` is left out.
+    The peak and the capacity are marked, unless the capacity `is_far`. The curve names its rows: `curve_rows`.
     """
     alt = altair()
     run, is_near = timeline.run, not is_far(timeline, capacity_bytes)
