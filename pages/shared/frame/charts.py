@@ -104,11 +104,13 @@ def sized(chart: Any, height: float) -> Any:
     return chart.properties(height=height, autosize=altair().AutoSizeParams(type="fit-x", contains="padding"))
 
 
-def gib_axis(end: float, channel: Any = None) -> Any:
+def gib_axis(end: float, channel: Any = None, ticks: int = 6) -> Any:
     """Return a channel of the field GiB from 0 to `end`, x unless another is given."""
     alt = altair()
     scale = alt.Scale(domain=[0, end], nice=False)
-    return (channel or alt.X)("GiB:Q", scale=scale, stack=None, axis=alt.Axis(title="GiB", titlePadding=4, tickCount=5))
+    return (channel or alt.X)(
+        "GiB:Q", scale=scale, stack=None, axis=alt.Axis(title="GiB", titlePadding=4, tickCount=ticks)
+    )
 
 
 def part_color(names: Sequence[str]) -> Any:

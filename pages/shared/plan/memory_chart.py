@@ -31,10 +31,15 @@ def memory_chart(rows: Sequence[Row]) -> None:
         f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a in answers
     )
     draw(memory_bars(rows), alt=f"Bars of the memory needed against each GPU's capacity. {told}")
+    st.caption(marks_words(answers))
+
+
+def marks_words(answers: Sequence[Answer]) -> str:
+    """Return sentences that explain the marks in the chart of these answers."""
     beyond = " What a GPU lacks is hatched, and its mark is red." if any(map(_is_beyond, answers)) else ""
     minimum = " ▲ is the minimum at which it still runs." if any(map(_has_minimum, answers)) else ""
-    upper = " The line behind a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
-    st.caption(f"Each upright mark is what a GPU has usable.{beyond}{minimum}{upper}")
+    upper = " The line past a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
+    return f"Each upright mark is what a GPU has usable.{beyond}{minimum}{upper}"
 
 
 def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from pages.shared.frame.charts import GREEN, GREY, INK, ORANGE, PICTURE, RED, SOFT, spec_of
-from pages.shared.plan.memory_chart import Row, memory_bars
+from pages.shared.plan.memory_chart import Row, marks_words, memory_bars
 from pages.shared.plan.timeline_chart import curve_rows, memory_over_time
 from planner.answer import Answer, Verdict
 from planner.request import GenerationRequest
@@ -152,8 +152,9 @@ def picture_spec(
     ]
     charted = [row for row in rows if row[0].need_bytes is not None]
     if charted:
-        told = "Memory needed, against what each GPU has usable: the upright mark. The triangle is the minimum."
-        pieces += [_heading(told), _part(spec_of(memory_bars(charted, PICTURE)))]
+        marks = marks_words([answer for answer, _ in charted])
+        pieces += [_heading("Memory needed against what each GPU has usable"), _lines(_wrapped([marks]))]
+        pieces.append(_part(spec_of(memory_bars(charted, PICTURE))))
     if timeline is not None:
         name, drawn, capacity_bytes = timeline
         told = f"Memory over the dry run on {name}, from allocation to allocation. The diamond is the peak."

@@ -78,7 +78,7 @@ def memory_over_time(timeline: Timeline, capacity_bytes: int, look: Look = PAGE)
     run, is_near = timeline.run, not is_far(timeline, capacity_bytes)
     scale = alt.Scale(domain=[0, timeline.events], nice=False)
     x = alt.X("event:Q", scale=scale, axis=_stage_axis(timeline))
-    y = gib_axis(1.14 * gib_value(max(run.peak_reserved_bytes, capacity_bytes * is_near)), alt.Y)
+    y = gib_axis(1.14 * gib_value(max(run.peak_reserved_bytes, capacity_bytes * is_near)), alt.Y, ticks=5)
     layers = [*_bands(timeline, x), *_curves(x, y)]
     layers += _capacity(capacity_bytes, x, y, look, is_reached=run.outcome != "ok") if is_near else []
     layers += _peak(timeline, x, y)

@@ -68,6 +68,7 @@ def test_the_picture_says_what_the_page_says(monkeypatch):
             assert text in told
     assert "RTX 4060: even the least, 9.13 GiB, is 1.53 GiB too much" in told
     assert "out of memory at 7.13 GiB" in told
+    assert any("What a GPU lacks is hatched" in text for text in told)
     assert any(text.startswith("Memory over the dry run on RTX 4060") for text in told)
     assert f"torch {installed()['torch']}" in " ".join(told)
     # A sign for each verdict, not its colour alone.
