@@ -38,7 +38,7 @@ def marks_words(answers: Sequence[Answer]) -> str:
     """Return sentences that explain the marks in the chart of these answers."""
     beyond = " What a GPU lacks is hatched, and its mark is red." if any(map(_is_beyond, answers)) else ""
     minimum = " ▲ is the minimum at which it still runs." if any(map(_has_minimum, answers)) else ""
-    upper = " The line past a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
+    upper = " The line beyond a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
     return f"Each upright mark is what a GPU has usable.{beyond}{minimum}{upper}"
 
 
@@ -128,7 +128,7 @@ def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
         count = max(1, ceil((need - usable) / end * _STROKES) - 1)
         step, label = (need - usable) / (count + 1), gib(-(answer.headroom_bytes or 0))
         points += [{"GPU": answer.card.name, "GiB": usable + step * (i + 1), "label": label} for i in range(count)]
-    # White has a contrast of at least 3:1 to each part's colour, which no other colour has.
+    # White has a contrast of at least 3:1 to each part's colour.
     # The shape is a unit in size, which the mark scales to the root of its own.
     stroke = {"shape": "M-0.12,0.5L0.12,-0.5", "size": (look.bar - 2) ** 2, "filled": False}
     marked = data(points).mark_point(**stroke, color="white", strokeWidth=1.5, opacity=1)
