@@ -200,7 +200,7 @@ def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
     need = gib(fit(GenerationRequest(), card_named("T4")).need_bytes)
     for chart, words in zip(
         charts.all(),
-        (f"T4: needs {need} of 14.56 GiB, fits", "Memory over the dry run on T4", "what the card holds at the peak"),
+        (f"T4: needs {need} of 14.56 GiB, fits", "Memory over the dry run on T4", "what the GPU holds at the peak"),
         strict=True,
     ):
         expect(chart).to_have_attribute("aria-label", re.compile(re.escape(words)))

@@ -52,7 +52,7 @@ def test_the_largest_sizes_and_the_map_are_a_click_away(big):
     # The table is drawn on a canvas, and said to those who cannot see it.
     tables = big.get_by_test_id("stDataFrame")
     before = tables.count()
-    big.get_by_text("Map of sizes, cards and batches").click()
+    big.get_by_text("Map of sizes, GPUs and batches").click()
     expect(big.get_by_text("each played to its end")).to_be_visible(timeout=60_000)
     expect(tables).to_have_count(before + 1)
 
@@ -111,6 +111,19 @@ def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(ope
     expect(page.get_by_role("link", name="How wrong on an L4?")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("link", name="How wrong on an A10G?")).to_have_count(0)
     expect(page.get_by_role("spinbutton", name="Width, px")).to_have_value("1024")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_vega_has_nothing_to_warn_of(open_page, width):
+    page = open_page(f"{LINK}&gpu=RTX+4060", width=width)
+    logged = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.reload()
+    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    settle(page)
+    drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
+    expect(drawn).to_have_count(3)
+    assert [text for text in logged if text.startswith("WARN")] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

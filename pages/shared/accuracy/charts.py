@@ -1,19 +1,17 @@
-"""Charts of predictions against measurements, with a sentence for those who cannot see them."""
+"""Draw predictions against measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, VIOLET, altair, draw
+from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, VIOLET, altair, data, draw, sized
+from planner.accuracy.grading import Graded
 from planner.components import STAGE_NAMES, STAGES
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from planner.accuracy.grading import Graded
 
 # Each basis has a colour and a shape, so that neither alone tells them apart.
 _LOOKS = {"Calibrated": (ORANGE, "diamond"), "Dry run": (BLUE, "circle"), "Formula": (VIOLET, "triangle-up")}
@@ -40,7 +38,7 @@ def _axis(alt: Any, title: str) -> Any:
 
 
 def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mapping[str, Any]]) -> None:
-    """Predicted against measured peaks in GiB, both logarithmic, intervals as upright lines."""
+    """Draw predicted against measured peaks in GiB, with intervals as upright lines."""
     alt = altair()
     measured = [point["measured"] for point in points]
     ends = [end for one in intervals for end in (one["low"], one["high"])]
@@ -49,14 +47,14 @@ def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mappi
     scale_y = _sizes(alt, predicted)
     y = alt.Y("predicted:Q", scale=scale_y, axis=_axis(alt, "predicted, GiB"))
     line = [{"measured": end, "predicted": end} for end in (0.9 * min(measured), 1.1 * max(measured))]
-    identity = alt.Chart(alt.Data(values=line)).mark_line(color=GREY, strokeDash=[4, 4]).encode(x=x, y=y)
+    identity = data(line).mark_line(color=GREY, strokeDash=[4, 4]).encode(x=x, y=y)
     held = (
-        alt.Chart(alt.Data(values=list(intervals)))
+        data(intervals)
         .mark_rule(color=ORANGE, opacity=0.45, strokeWidth=3)
         .encode(x=x, y=alt.Y("low:Q", scale=scale_y), y2="high:Q")
     )
     dots = (
-        alt.Chart(alt.Data(values=list(points)))
+        data(points)
         .mark_point(size=60, filled=True, opacity=0.75)
         .encode(
             x=x,
@@ -85,10 +83,10 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
     signed = "(datum.value > 0 ? '+' : datum.value < 0 ? '\u2212' : '') + abs(datum.value)"
     axis = alt.Axis(title="off by, %", values=[0, *ticks], labelExpr=signed, labelOverlap=False)
     y = alt.Y("off:Q", scale=scale, axis=axis)
-    # The same axis: layers that differ in it are merged into Vega's own.
-    zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=y)
+    # Both layers have the same axis: Vega would merge different ones into its own.
+    zero = data([{"off": 0}]).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=y)
     dots = (
-        alt.Chart(alt.Data(values=list(points)))
+        data(points)
         .mark_point(size=60, filled=True, opacity=0.75)
         .encode(
             x=x,
@@ -115,7 +113,7 @@ def _told(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def stages_chart(one: Graded) -> None:
-    """Measured, dry run and calibrated allocated peaks of each stage of one run."""
+    """Draw the measured, dry-run and calibrated allocated peak of each stage of one run."""
     alt = altair()
     names = ["measured", "Dry run", "Calibrated"]
     colors = [GREEN, BLUE, ORANGE]
@@ -126,7 +124,7 @@ def stages_chart(one: Graded) -> None:
         for name, size in zip(names, one.stages[stage], strict=True)
     ]
     chart = (
-        alt.Chart(alt.Data(values=values))
+        data(values)
         .mark_bar(cornerRadiusEnd=2)
         .encode(
             y=alt.Y("stage:N", sort=[STAGE_NAMES[stage] for stage in shown], title=None, axis=alt.Axis(labelLimit=150)),
@@ -140,7 +138,6 @@ def stages_chart(one: Graded) -> None:
             ),
             tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("what:N"), alt.Tooltip("size:N")],
         )
-        .properties(height=alt.Step(12))
     )
     told = "; ".join(f"{STAGE_NAMES[stage]}: {', '.join(gib(size) for size in one.stages[stage])}" for stage in shown)
-    draw(chart, alt=f"Measured, dry run and calibrated peak of each stage. {told}")
+    draw(sized(chart, 46 * len(shown)), alt=f"Measured, dry run and calibrated peak of each stage. {told}")

@@ -1,19 +1,15 @@
-"""Charts: data in, Altair out, with a sentence for those who cannot see it.
-
-Altair is imported by the first chart, after the page's first paint.
-"""
+"""Draw Altair charts on a page, each with a sentence for those who cannot see it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import altair as imported
 import streamlit as st
 
+from cache.predictions import Compared
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from cache.predictions import Compared
 
 # Colours that keep 3:1 contrast on both the light and the dark background.
 BLUE, GREEN, ORANGE, VIOLET, ROSE, GREY, RED = (
@@ -25,7 +21,9 @@ BLUE, GREEN, ORANGE, VIOLET, ROSE, GREY, RED = (
     "#7d879c",
     "#e03131",
 )
-# What a part of memory is coloured, the same in every chart.
+# A report's picture has its own text colours; a page has those of its theme.
+INK, SOFT = "#1b2130", "#5b6478"
+# A part of memory has the same colour in every chart.
 PART_COLORS = {
     "Weights": BLUE,
     "Activations": GREEN,
@@ -45,19 +43,39 @@ BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "measured": GREEN}
 VALIDATE = False
 
 
+class Look(NamedTuple):
+    """How large a chart is drawn, in pixels, and in which colour its neutral marks are."""
+
+    row: int
+    bar: int
+    names_above: bool
+    height: int
+    ink: str
+
+
+PAGE = Look(row=66, bar=26, names_above=True, height=270, ink=GREY)
+PICTURE = Look(row=30, bar=18, names_above=False, height=230, ink=SOFT)
+
+
 def altair() -> Any:
-    """Altair, imported late. Any: its fluent methods come from decorators that the type checker cannot see through."""
-    import altair
+    """Give Altair, set up for a page: without its own look, and without validation.
 
+    Any: the type checker cannot see through the decorators that make its fluent methods.
+    """
     # Its own look has sizes and colours that a page's theme has better.
-    altair.theme.enable("none")
+    imported.theme.enable("none")
     if not VALIDATE:
-        altair.utils.schemapi.disable_debug_mode()
-    return altair
+        imported.utils.schemapi.disable_debug_mode()
+    return imported
 
 
-def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
-    """Put an Altair chart on the page, as wide as there is room, with `alt` for those who cannot see it.
+def data(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return an Altair chart of these rows, without a mark."""
+    return altair().Chart(altair().Data(values=list(rows)))
+
+
+def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> dict[str, Any]:
+    """Return the Vega-Lite of an Altair chart.
 
     `rows` are the data of layers that have them by name: put in here, where Altair no longer copies them again and
     again.
@@ -66,20 +84,41 @@ def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] |
     for layer in spec.get("layer", ()) if rows else ():
         if rows and layer["data"].get("name") in rows:
             layer["data"] = {"values": rows[layer["data"]["name"]]}
-    st.vega_lite_chart(spec=spec, width="stretch", alt=alt)
+    return spec
 
 
-def part_color(names: Sequence[str]) -> Any:
-    """Parts by their colours, with a legend above that wraps on a phone."""
+def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
+    """Put an Altair chart on the page, with `alt` for those who cannot see it."""
+    st.vega_lite_chart(spec=spec_of(chart, rows), width="stretch", alt=alt)
+
+
+def sized(chart: Any, height: float) -> Any:
+    """Return the chart with a plot of this height in pixels; axes and legend come on top."""
+    # Vega warns of a height that is a step for each row, which it cannot fit into the page's.
+    return chart.properties(height=height, autosize=altair().AutoSizeParams(type="fit-x", contains="padding"))
+
+
+def gib_axis(end: float, channel: Any = None, ticks: int = 6) -> Any:
+    """Return a channel of the field GiB from 0 to `end`, x unless another is given."""
     alt = altair()
-    scale = alt.Scale(domain=list(names), range=[PART_COLORS[name] for name in names])
-    return alt.Color(
-        "part:N", scale=scale, legend=alt.Legend(orient="top", title=None, labelLimit=200, columns=2 + len(names) % 2)
+    scale = alt.Scale(domain=[0, end], nice=False)
+    return (channel or alt.X)(
+        "GiB:Q", scale=scale, stack=None, axis=alt.Axis(title="GiB", titlePadding=4, tickCount=ticks)
     )
 
 
+def part_color(names: Sequence[str]) -> Any:
+    """Return the colours of memory's parts, with a legend above that wraps on a phone."""
+    alt = altair()
+    scale = alt.Scale(domain=list(names), range=[PART_COLORS[name] for name in names])
+    # Vega works the columns out in the browser, where it knows the width.
+    columns = {"expr": f"width < 480 ? {2 + len(names) % 2} : {len(names)}"}
+    legend = alt.Legend(orient="top", offset=6, padding=4, title=None, labelLimit=200, columns=columns)
+    return alt.Color("part:N", scale=scale, legend=legend)
+
+
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
-    """What each basis predicted beside what was measured: a group of bars a line."""
+    """Draw what each basis predicted beside what was measured, a group of bars a line."""
     alt = altair()
     values, order, told = [], [], []
     for lines in zip(*by_basis.values(), strict=True):
@@ -94,7 +133,7 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
         values += [{"line": name, "what": basis, "GiB": gib_value(size), "size": gib(size)} for basis, size in sizes]
     bases = [*by_basis, "measured"]
     chart = (
-        alt.Chart(alt.Data(values=values))
+        data(values)
         .mark_bar(size=22 / len(bases), cornerRadiusEnd=2)
         .encode(
             y=alt.Y("line:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
@@ -108,7 +147,6 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
             ),
             tooltip=[alt.Tooltip("line:N", title="peak"), alt.Tooltip("what:N"), alt.Tooltip("size:N")],
         )
-        .properties(height=alt.Step(32 / len(bases)))
     )
     words = " and ".join(bases)
-    draw(chart, alt=f"Bars of {words} memory. {'; '.join(told)}")
+    draw(sized(chart, 40 * len(order)), alt=f"Bars of {words} memory. {'; '.join(told)}")

@@ -1,22 +1,19 @@
-"""Several runs beside each other: their peaks by stage in one chart, and in one table what differs."""
+"""Draw several runs beside each other: a chart of peaks, and a table of what differs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, draw
+from cache.records import Measurement
+from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, data, draw, sized
 from pages.shared.frame.escape import plain
 from pages.shared.history.differences import difference_lines
 from pages.shared.history.run import when
 from pages.shared.history.runs import task_of
 from planner.components import STAGE_NAMES
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from cache.records import Measurement
 
 COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
 MOST = len(COLORS)
@@ -25,7 +22,10 @@ _PLACES = "compared"
 
 
 def places_of(ids: Sequence[str], before: dict[str, int]) -> dict[str, int]:
-    """A place for each run, which is its letter and its colour: as before where it had one, else the first free."""
+    """Return a place for each run, its own from `before`, else the first free.
+
+    The place decides the run's letter and colour.
+    """
     kept = {run: before[run] for run in ids if run in before}
     free = iter([place for place in range(MOST) if place not in kept.values()])
     return {run: kept[run] if run in kept else next(free) for run in ids}
@@ -36,12 +36,12 @@ def _size(run: Measurement) -> str:
 
 
 def letter_of(place: int) -> str:
-    """What the run of this place is called in the chart and in the table."""
+    """Return the name that the run of this place has in the chart and in the table."""
     return chr(ord("A") + place)
 
 
 def telling(runs: Sequence[Measurement]) -> list[str]:
-    """What tells each run from the others."""
+    """Return words for each run that tell it from the others."""
     tellers: tuple[Callable[[Measurement], str], ...] = (
         lambda run: run.environment.card_name,
         task_of,
@@ -53,7 +53,7 @@ def telling(runs: Sequence[Measurement]) -> list[str]:
     )
     apart = [of for of in tellers if len({of(run) for run in runs}) > 1]
     told = [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
-    # Repeats of one minute.
+    # Repeats within one minute differ in nothing but their identifier.
     return (
         told
         if len(set(told)) == len(runs)
@@ -63,7 +63,7 @@ def telling(runs: Sequence[Measurement]) -> list[str]:
 
 def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[str]) -> None:
     alt = altair()
-    # A published run says nothing of its stages.
+    # A reference run has no peaks of its stages.
     peaks = [
         (name, stage, size)
         for run, name in zip(runs, names, strict=True)
@@ -83,7 +83,7 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
     there = {value["stage"] for value in values}
     order = [name for name in (*STAGE_NAMES.values(), _WHOLE) if name in there]
     chart = (
-        alt.Chart(alt.Data(values=values))
+        data(values)
         .mark_bar(cornerRadiusEnd=2)
         .encode(
             y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
@@ -97,17 +97,18 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
             ),
             tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("run:N"), alt.Tooltip("size:N")],
         )
-        .properties(height=alt.Step(14))
     )
     told = "; ".join(
         f"{stage}: " + ", ".join(f"{value['run']} {value['size']}" for value in values if value["stage"] == stage)
         for stage in order
     )
-    draw(chart, alt=f"Bars of the allocated peak by stage, for each run. {told}")
+    # Each bar has 14 pixels, and each stage as much again for the gap below it.
+    height = 14 * len(names) * len(order) + 14 * len(order)
+    draw(sized(chart, height), alt=f"Bars of the allocated peak by stage, for each run. {told}")
 
 
 def comparison(runs: Sequence[Measurement]) -> None:
-    """The chosen runs beside each other."""
+    """Draw the chosen runs beside each other."""
     more, runs = len(runs) - MOST, runs[:MOST]
     places = places_of([run.measurement_id for run in runs], st.session_state.get(_PLACES, {}))
     st.session_state[_PLACES] = places

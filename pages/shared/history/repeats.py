@@ -1,19 +1,14 @@
-"""Requests that were measured more than once on one kind of card: their peaks over time and versions."""
+"""Draw the peaks of requests that were measured more than once on one GPU model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import streamlit as st
+from pandas import DataFrame
 
-from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, draw
+from cache.records import Measurement
+from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, data, draw
 from pages.shared.history.runs import Runs
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from cache.records import Measurement
 
 _COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
 # More would make the page heavy and the chart no clearer.
@@ -21,7 +16,7 @@ MOST_REQUESTS, MOST_RUNS = 100, 1000
 
 
 def repeated(shown: DataFrame) -> dict[str, list[int]]:
-    """The runs of each request that were repeated on one kind of card, by place; the most often measured first."""
+    """Return the places of runs of each repeated request, the most often measured first."""
     peaks = shown[(shown["Outcome"] == "ok") & shown["Allocated"].notna() & (shown["scope"] == "pipeline")]
     again = peaks[peaks.groupby(["request", "Card"])["id"].transform("size") > 1]
     most = again["request"].value_counts(sort=True).index[:MOST_REQUESTS]
@@ -49,17 +44,17 @@ def _chart(runs: list[Measurement]) -> None:
             "when": run.created_at,
             "GiB": gib_value(run.measured.peak_allocated_bytes or 0),
             "size": gib(run.measured.peak_allocated_bytes or 0, 3),
-            # The maker's name tells no card from another and takes room.
-            "card": run.environment.card_name.removeprefix("NVIDIA "),
+            # The maker's name tells no GPU from another and takes room.
+            "GPU": run.environment.card_name.removeprefix("NVIDIA "),
             "torch": _release(run),
         }
         for run in runs
     ]
-    versions, cards = (
+    versions, gpus = (
         sorted({str(value["torch"]) for value in values}),
-        sorted({str(value["card"]) for value in values}),
+        sorted({str(value["GPU"]) for value in values}),
     )
-    # Runs of one day need the hour, those of many the day.
+    # Runs of one day are told apart by the hour, runs of many days by the day.
     one_day = runs[0].created_at[:10] == runs[-1].created_at[:10]
     axis = alt.Axis(format="%b %d, %H:%M" if one_day else "%Y-%m-%d", tickCount=4, labelOverlap=True)
     x = alt.X("when:T", scale=alt.Scale(type="utc", padding=12, nice=False), title=None, axis=axis)
@@ -73,8 +68,8 @@ def _chart(runs: list[Measurement]) -> None:
         title="Allocated peak, GiB",
         axis=alt.Axis(tickCount=5),
     )
-    base = alt.Chart(alt.Data(values=values))
-    lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="card:N")
+    base = data(values)
+    lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="GPU:N")
     colors = [_COLORS[place % len(_COLORS)] for place in range(len(versions))]
     top = alt.Legend(orient="top", columns=3, labelLimit=140)
     # Shapes alone would be black, which a dark page hides.
@@ -84,20 +79,20 @@ def _chart(runs: list[Measurement]) -> None:
         x=x,
         y=y,
         color=alt.Color("torch:N", scale=alt.Scale(domain=versions, range=colors), legend=top, title="torch"),
-        shape=alt.Shape("card:N", scale=alt.Scale(domain=cards), legend=bottom if cards[1:] else None, title="card"),
+        shape=alt.Shape("GPU:N", scale=alt.Scale(domain=gpus), legend=bottom if gpus[1:] else None, title="GPU"),
         tooltip=[
             alt.Tooltip("when:T", format="%Y-%m-%d %H:%M"),
             alt.Tooltip("size:N", title="allocated peak"),
-            alt.Tooltip("card:N"),
+            alt.Tooltip("GPU:N"),
             alt.Tooltip("torch:N"),
         ],
     )
-    chart = alt.layer(lines, points).properties(height=300 + 30 * (len(cards) if cards[1:] else 0))
-    draw(chart, alt=f"Allocated peaks over time, by card and torch version. {_told(runs)}")
+    chart = alt.layer(lines, points).properties(height=300 + 30 * (len(gpus) if gpus[1:] else 0))
+    draw(chart, alt=f"Allocated peaks over time, by GPU and torch version. {_told(runs)}")
 
 
 def repeats_view(runs: Runs, shown: DataFrame) -> None:
-    """Choose a repeated request and see its peaks over time; nothing where none was repeated."""
+    """Let a repeated request be chosen, if there is one, and draw its peaks over time."""
     found = repeated(shown)
     if not found:
         return
@@ -112,10 +107,10 @@ def repeats_view(runs: Runs, shown: DataFrame) -> None:
         list(found),
         format_func=label,
         key="repeated",
-        help="Of the runs shown above, requests that ran to the end more than once on one kind of card, the most "
+        help="Of the runs shown above, requests that ran to the end more than once on one GPU model, the most "
         f"often measured first{f', {MOST_REQUESTS} at most' if len(found) == MOST_REQUESTS else ''}.",
     )
     places = found[one or next(iter(found))]
     _chart([runs.measurements[place] for place in places[:MOST_RUNS]])
     newest = f" The newest {MOST_RUNS:,} are drawn." if len(places) > MOST_RUNS else ""
-    st.caption(f"Each point is a run; a line joins those of one kind of card, a colour is a torch release.{newest}")
+    st.caption(f"Each point is a run; a line joins those of one GPU model, a colour is a torch release.{newest}")

@@ -1,9 +1,11 @@
-"""The map: which sizes run on which cards, or which sizes and batches run on one, each cell ready to be planned."""
+"""Draw the map of sizes against GPUs, or of sizes against batches on one GPU.
+
+A cell that is picked can be planned.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -20,17 +22,15 @@ from pages.shared.frame.plan_state import (
 )
 from pages.shared.plan.map_table import map_table
 from pages.shared.plan.sizes import progress
+from planner.alternatives.size_map import BATCHES, FEW_SIDES, Cell, by_batch, by_card, columns, left_out
 from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.errors import NoProgram
+from planner.programs.library import Library
 from planner.report.text import card_notes
 from planner.request import GenerationRequest
 
-if TYPE_CHECKING:
-    from planner.alternatives.size_map import Cell
-    from planner.programs.library import Library
-
 _OPEN = "map-open"
-BY_CARD, BY_BATCH = "size by card", "size by batch"
+BY_GPU, BY_BATCH = "size by GPU", "size by batch"
 SQUARE, AS_ASKED = "square", "as asked"
 ALL_CARDS = (*CATALOGUE, *SLICES)
 
@@ -38,19 +38,18 @@ ALL_CARDS = (*CATALOGUE, *SLICES)
 def _kind() -> str:
     kind = st.segmented_control(
         "Map",
-        (BY_CARD, BY_BATCH),
-        default=BY_CARD,
+        (BY_GPU, BY_BATCH),
+        default=BY_GPU,
         required=True,
         key=MAP_KEY,
         bind="query-params",
-        help="size by card: the plan's batch at many sizes, a row for each card. size by batch: many batches on one "
-        "card.",
+        help="size by GPU: the plan's batch at many sizes, a row for each GPU. size by batch: many batches on one GPU.",
     )
-    return kind or BY_CARD
+    return kind or BY_GPU
 
 
 def _is_square(request: GenerationRequest) -> bool:
-    """Draw the choice of shape, where the plan's own is another one than square."""
+    """Return whether the map's sizes are square, which is a choice if the plan is not."""
     if request.effective_width == request.effective_height:
         return True
     shape = st.segmented_control(
@@ -66,7 +65,10 @@ def _is_square(request: GenerationRequest) -> bool:
 
 
 def offer_of(cell: Cell, **more: int) -> Offer:
-    """The cell's size, what `more` there is to it, and its card among the chosen ones if it is of the catalogue."""
+    """Return an offer of the cell's size with `more` settings.
+
+    It also chooses the cell's GPU if that is of the catalogue and not chosen yet.
+    """
     request, chosen = cell.request, plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
     changes = {"width": request.width, "height": request.height, **more}
     words = ", ".join([_size(cell), *(f"{name} {value}" for name, value in more.items())])
@@ -80,7 +82,7 @@ def _offer_batch(cell: Cell) -> Offer:
 
 
 def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
-    """What the map shows, for those who cannot see it."""
+    """Return what the map shows in words, for those who cannot see it."""
     told = []
     for label, row in zip(labels, rows, strict=True):
         fitting = [cell.request for cell in row if cell.verdict == "fits"]
@@ -90,15 +92,15 @@ def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
 
 
 def _legend(rows: Sequence[Sequence[Cell]]) -> str:
-    """What signs and numbers mean, as far as they occur."""
+    """Return what the signs and numbers in these rows mean."""
     text = "✓ fits, ▲ is tight, ✕ does not run; then headroom in GiB, negative is by how much it misses."
     if any(cell.verdict == "tight" and cell.headroom_bytes >= 0 for row in rows for cell in row):
-        text += " ▲ with + would fit, but not at the upper end of what the need may be."
+        text += " ▲ with + would fit, but not at the upper end of its need."
     return text
 
 
 def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
-    """What the columns that are left out would say."""
+    """Return sentences on the `first` and the `last` columns, which are left out."""
     text = ""
     if first:
         text += f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out."
@@ -112,17 +114,15 @@ def _size(cell: Cell) -> str:
 
 
 def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
-    from planner.alternatives.size_map import by_card, columns, left_out
-
     is_square = _is_square(request)
     if st.toggle(
         "Whole catalogue",
         key=MAP_ALL_KEY,
         bind="query-params",
-        help="A row for each card and MIG slice that the planner knows, beside those of the plan.",
+        help="A row for each GPU and MIG slice that the planner knows, beside those of the plan.",
     ):
         cards = [*cards, *(card for card in ALL_CARDS if card not in cards)]
-    report, end = progress("Replaying each size on each kind of card")
+    report, end = progress("Replaying each size on each GPU model")
     requests = columns(request, is_square=is_square)
     rows = by_card(requests, cards, library, report)
     end()
@@ -130,7 +130,7 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
     first, last = left_out(rows)
     shown = [row[first : len(row) - last] for row in rows]
     help_text = "By what it has usable, less its CUDA context."
-    map_table("map-cards", "Card", help_text, names, shown, offer_of, _told(rows, names))
+    map_table("map-cards", "GPU", help_text, names, shown, offer_of, _told(rows, names))
     st.caption(
         f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
         f"{_legend(shown)}{_beyond(rows, first, last)}"
@@ -140,12 +140,10 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
 
 
 def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
-    from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, columns
-
     by_name = {card.name: card for card in cards}
     if st.session_state.get(MAP_CARD_KEY) not in by_name:
         st.session_state.pop(MAP_CARD_KEY, None)
-    name = st.selectbox("Card of the map", list(by_name), key=MAP_CARD_KEY, help="One of the plan's cards.")
+    name = st.selectbox("GPU of the map", list(by_name), key=MAP_CARD_KEY, help="One of the plan's GPUs.")
     requests = columns(request, FEW_SIDES, is_square=_is_square(request))
     batches = sorted({*BATCHES, request.batch})
     report, end = progress("Replaying each batch at each size")
@@ -163,20 +161,20 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
     )
     st.caption(
         f"Dry run on {name}. {_legend(rows)} Where tensors alone are too much, nothing was played: the verdict is "
-        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end. "
+        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end."
     )
 
 
 def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
-    """A map of verdicts and headroom around the plan; worked out once it is opened."""
+    """Draw a map of verdicts and headroom around the plan, once it is opened."""
     if library is None or not cards:
         return
-    box = st.expander("Map of sizes, cards and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
+    box = st.expander("Map of sizes, GPUs and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
     if not box.open:
         return
     with box:
         kind = _kind()
         try:
-            (_by_card if kind == BY_CARD else _by_batch)(request, cards, library)
+            (_by_card if kind == BY_GPU else _by_batch)(request, cards, library)
         except NoProgram as error:
             st.info(f"There is no dry run to draw: {sentence(str(error))}", icon=":material/info:")

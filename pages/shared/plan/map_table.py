@@ -1,26 +1,27 @@
-"""A map of verdicts as a table whose cells are coloured: it scrolls on a phone, and arrow keys go through it."""
+"""Draw a map of verdicts as a table of coloured cells.
+
+It scrolls on a phone, and arrow keys go through it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+import pandas
 import streamlit as st
 
 from pages.shared.controls.pickable import Offer, pickable_table
+from planner.alternatives.size_map import Cell
 from planner.answer import SIGNS, Verdict
 from planner.units import GIB
-
-if TYPE_CHECKING:
-    from planner.alternatives.size_map import Cell
 
 # White on each has a contrast of 5:1 and more, on a light page and on a dark one.
 _FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b3261e"}
 
 
 def cell_text(cell: Cell) -> str:
-    """The sign of the verdict and the signed headroom in GiB: `✓ +3.1`; `✕ ≤ −9.4` where it is a bound."""
-    # To a digit of its own sign: a miss is never shown as nothing missing.
+    """Return sign and headroom in GiB: `✓ +3.1`, or `✕ ≤ −9.4` if it is a bound."""
+    # A small miss keeps its sign, so that it never reads as nothing missing.
     size = cell.headroom_bytes / GIB
     shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
     return f"{SIGNS[cell.verdict]} {'≤ ' if cell.is_bound else ''}{shown}"
@@ -35,9 +36,7 @@ def map_table(
     offer: Callable[[Cell], Offer],
     told: str,
 ) -> None:
-    """Draw the rows under their labels, a column for each size, and offer the cell that is picked to the plan."""
-    import pandas
-
+    """Draw a row for each label, a column for each size, and offer the picked cell to the plan."""
     sizes = [f"{cell.request.width}×{cell.request.height}" for cell in rows[0]]
     frame = pandas.DataFrame(
         [[label, *map(cell_text, row)] for label, row in zip(labels, rows, strict=True)], columns=[first, *sizes]

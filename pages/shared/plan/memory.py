@@ -1,22 +1,20 @@
-"""What the memory of an answer is made of, as rows for charts and tables."""
+"""Split the memory of an answer into its parts, as rows for charts and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from planner.answer import Answer
 from planner.components import STAGES
+from planner.programs.library import Library
+from planner.replay.timeline import Part
 from planner.request import GenerationRequest
-
-if TYPE_CHECKING:
-    from planner.programs.library import Library
-    from planner.replay.timeline import Part
 
 # The stages that the published formula has a term for.
 FORMULA_STAGES = ("vae_encoder", "unet", "vae_decoder")
 COMPONENTS = ("vae", "text_encoder", "unet")
-# What each kind of a timeline's parts is called on screens, in the order in which a bar stacks them.
+# Names on screens for each kind of a timeline's parts, in the order in which a bar stacks them.
 KINDS = {
     "weights": "Weights",
     "tensors": "Tensors",
@@ -24,18 +22,18 @@ KINDS = {
     "slack": "Allocator",
     "context": "Context",
 }
-# Of a breakdown, parts below this share are told together.
+# Parts below this share of all are one row together.
 _SMALL = 0.001
 
 
 def weights_bytes(request: GenerationRequest, library: Library) -> int:
-    """Parameters and buffers of every component that the request loads."""
+    """Return the bytes of parameters and buffers of every component that the request loads."""
     checker = ("safety_checker",) if request.safety_checker else ()
     return sum(library.weights_bytes(component) for component in (*COMPONENTS, *checker))
 
 
 def need_parts(answer: Answer, request: GenerationRequest, library: Library | None) -> list[tuple[str, int]]:
-    """The need of an answer in (name, bytes), in the order in which they stack; they add up to `need_bytes`.
+    """Return the parts of a need in (name, bytes), which add up to `need_bytes`.
 
     Under offload the weights come and go, and an answer does not say which of them are there at the peak.
     """
@@ -54,7 +52,7 @@ def need_parts(answer: Answer, request: GenerationRequest, library: Library | No
 
 
 class PartRow(NamedTuple):
-    """One line of the breakdown at the peak: its kind as screens call it, its name, bytes, and share of them all."""
+    """One line of the breakdown at the peak, with its kind as screens call it."""
 
     kind: str
     name: str
@@ -63,7 +61,7 @@ class PartRow(NamedTuple):
 
 
 def part_rows(parts: Sequence[Part]) -> list[PartRow]:
-    """The parts by kind, each kind's largest first; what is too small to matter is told together."""
+    """Return the parts by kind, largest first, with the small ones of a kind as one row."""
     total = sum(part.size_bytes for part in parts)
     rows = []
     for kind, label in KINDS.items():
@@ -79,7 +77,7 @@ def part_rows(parts: Sequence[Part]) -> list[PartRow]:
 
 
 class BesideRow(NamedTuple):
-    """One term as the formula and as the dry run have it, in bytes; None where one of them has none.
+    """One term of the formula beside that of the dry run, in bytes; None if it has none.
 
     `term` is a stage, ``weights``, or ``need``, which is everything together.
     """
@@ -90,12 +88,12 @@ class BesideRow(NamedTuple):
 
     @property
     def factor(self) -> float | None:
-        """How many times the formula's the dry run's is."""
+        """Return the dry run's bytes over the formula's, None if one of them has none."""
         return self.dry_run_bytes / self.formula_bytes if self.dry_run_bytes and self.formula_bytes else None
 
 
 def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, library: Library) -> list[BesideRow]:
-    """The weights, each stage that the request has above them, and everything together.
+    """Return rows for the weights, each stage of the request above them, and the whole need.
 
     Under offload the weights come and go, so there a stage has them included.
     """
@@ -124,7 +122,7 @@ def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, li
 
 
 def factor_words(formula: Answer, dry_run: Answer) -> str:
-    """How far apart the two are, in words: the dry run takes 5.8 times as much."""
+    """Return how many times as much the dry run takes, in words."""
     factor = BesideRow("need", formula.need_bytes, dry_run.need_bytes).factor
     return "there is nothing to compare" if factor is None else f"{factor:.2f} times as much"
 
@@ -133,5 +131,5 @@ _MOST_TELLING = ("no", "tight", "unknown", "fits")
 
 
 def card_to_look_at(answers: Iterable[Answer]) -> str:
-    """The name of the first card that does not fit, else of the first that is tight, else of the first."""
+    """Return the name of the first GPU that does not fit, else a tight one, else the first."""
     return min(answers, key=lambda answer: _MOST_TELLING.index(answer.verdict)).card.name

@@ -1,141 +1,180 @@
-"""The chart of what each card needs against what it has, with a sentence for those who cannot see it."""
+"""Draw what each GPU needs against what it has, on the page and in a report's picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame.charts import GREY, RED, altair, draw, part_color
+from pages.shared.frame.charts import GREY, PAGE, RED, Look, altair, data, draw, gib_axis, part_color, sized
 from planner.answer import Answer
 from planner.units import gib, gib_value
 
-# The pixels of a card's row: its name on top, then the bar, which the capacity's mark overhangs.
-_ROW, _BAR, _MARK, _NAME_ABOVE = 70, 26, 34, 29
+# One GPU's answer, and the parts of its need in (name, bytes), which add up to it.
+Row = tuple[Answer, Sequence[tuple[str, int]]]
+
+# The capacity's mark is higher than the bar by this many pixels.
+_OVERHANG = 8
+# Strokes across what is beyond the capacity would stand this close if the whole axis were beyond it.
+_STROKES = 88
 
 
-def memory_chart(answers: Sequence[tuple[Answer, Sequence[tuple[str, int]]]]) -> None:
-    """What each card needs as one bar of its parts, the card's capacity as a mark above all, and the least it runs in.
-
-    Each answer comes with its parts in (name, bytes), which add up to its need; one without a need is left out.
-    """
-    rows = [(answer, parts) for answer, parts in answers if answer.need_bytes is not None]
+def memory_chart(rows: Sequence[Row]) -> None:
+    """Draw the bars of all answers that have a need, and a caption that explains their marks."""
+    rows = [row for row in rows if row[0].need_bytes is not None]
     if not rows:
         return
-    shown = [answer for answer, _ in rows]
-    least = [answer for answer in shown if answer.minimum_bytes not in (None, answer.need_bytes)]
-    upper = [answer for answer in shown if (answer.worst_need_bytes or 0) > (answer.need_bytes or 0)]
-    largest = max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a in shown)
-    y = _card_rows([answer.card.name for answer in shown])
-    x = _gib_axis(largest)
-    # The capacity is last but for what stands below it, so that a bar longer than its card does not hide its end.
-    layers = [_room(shown, x, y), _need(rows, x, y)]
-    layers += [_reach(upper, x, y)] if upper else []
-    layers += [_capacity(shown, x, y)]
-    layers += [_least(least, x, y)] if least else []
+    answers = [answer for answer, _ in rows]
     told = "; ".join(
-        f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a in shown
+        f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a in answers
     )
-    chart = altair().layer(*layers).properties(height=altair().Step(_ROW))
-    draw(chart, alt=f"Bars of the memory needed against each card's capacity. {told}")
-    triangle = " ▲ is the least in which it still runs." if least else ""
-    line = " The line beyond a bar reaches to the upper end of what it may need." if upper else ""
-    st.caption(f"Each upright mark is what a card has usable; it is red where the need goes beyond.{triangle}{line}")
+    draw(memory_bars(rows), alt=f"Bars of the memory needed against each GPU's capacity. {told}")
+    st.caption(marks_words(answers))
 
 
-def _card_rows(names: Sequence[str]) -> Any:
-    """A row for each card, its name above the bar: beside it, a long one would take a phone's width."""
+def marks_words(answers: Sequence[Answer]) -> str:
+    """Return sentences that explain the marks in the chart of these answers."""
+    beyond = " What a GPU lacks is hatched, and its mark is red." if any(map(_is_beyond, answers)) else ""
+    minimum = " ▲ is the minimum at which it still runs." if any(map(_has_minimum, answers)) else ""
+    upper = " The line beyond a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
+    return f"Each upright mark is what a GPU has usable.{beyond}{minimum}{upper}"
+
+
+def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
+    """Return an Altair chart of each need as a bar of its parts.
+
+    Marks are the capacity, the minimum, and the upper end of the need. Every answer must have a need.
+    """
+    answers = [answer for answer, _ in rows]
+    end = 1.02 * max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a in answers)
+    y = _gpu_rows([answer.card.name for answer in answers], look)
+    x = gib_axis(end)
+    # A mark is drawn over the bar that it belongs to. Layers without data would only cost time.
+    layers = [
+        _free([a for a in answers if not _is_beyond(a)], look),
+        _need(rows, look),
+        _beyond([a for a in answers if _is_beyond(a)], end, look),
+        _upper_end([a for a in answers if _has_range(a)]),
+        _capacity(answers, look),
+        _minimum([a for a in answers if _has_minimum(a)], look),
+    ]
+    drawn = [layer.encode(x=x, y=y) for layer in layers if layer.data.values]
+    return sized(altair().layer(*drawn), look.row * len(rows))
+
+
+def _is_beyond(answer: Answer) -> bool:
+    return (answer.headroom_bytes or 0) < 0
+
+
+def _has_minimum(answer: Answer) -> bool:
+    return answer.minimum_bytes not in (None, answer.need_bytes)
+
+
+def _has_range(answer: Answer) -> bool:
+    return (answer.worst_need_bytes or 0) > (answer.need_bytes or 0)
+
+
+def _gpu_rows(names: Sequence[str], look: Look) -> Any:
+    """Return an axis with a row for each GPU, its name above the bar or beside it."""
     alt = altair()
-    above = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -_NAME_ABOVE, "labelLimit": 0}
-    return alt.Y("card:N", sort=list(names), title=None, axis=alt.Axis(ticks=False, domain=False, zindex=1, **above))
-
-
-def _gib_axis(largest: float) -> Any:
-    alt = altair()
-    scale = alt.Scale(domain=[0, largest * 1.02], nice=False)
-    return alt.X("GiB:Q", title="GiB", scale=scale, axis=alt.Axis(tickCount=6))
-
-
-def _data(values: Sequence[Mapping[str, Any]]) -> Any:
-    return altair().Chart(altair().Data(values=list(values)))
+    # Beside the bar, a long name would take a phone's width.
+    above = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -look.bar / 2 - 16, "labelLimit": 0, "zindex": 1}
+    beside = {"labelLimit": 200}
+    axis = alt.Axis(ticks=False, domain=False, **(above if look.names_above else beside))
+    return alt.Y("GPU:N", sort=list(names), title=None, axis=axis)
 
 
 def _tooltip(**titles: str) -> list[Any]:
     alt = altair()
-    return [alt.Tooltip("card:N"), *(alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items())]
+    return [alt.Tooltip("GPU:N"), *(alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items())]
 
 
-def _capacities(shown: Sequence[Answer]) -> list[dict[str, Any]]:
-    return [
+def _free(answers: Sequence[Answer], look: Look) -> Any:
+    """Draw what a GPU has beyond the need."""
+    spans = [
         {
-            "card": answer.card.name,
-            "GiB": gib_value(answer.card.usable_bytes),
+            "GPU": answer.card.name,
+            "GiB": gib_value(answer.need_bytes or 0),
+            "end": gib_value(answer.card.usable_bytes),
             "label": f"{gib(answer.card.usable_bytes)} usable",
-            "missed": answer.headroom_bytes is not None and answer.headroom_bytes < 0,
-            "verdict": answer.verdict,
         }
-        for answer in shown
+        for answer in answers
     ]
+    marked = data(spans).mark_bar(size=look.bar, color="#868e96", opacity=0.22)
+    return marked.encode(x2="end:Q", tooltip=_tooltip(label="capacity"))
 
 
-def _room(shown: Sequence[Answer], x: Any, y: Any) -> Any:
-    marked = _data(_capacities(shown)).mark_bar(size=_BAR, color="#868e96", opacity=0.22, cornerRadiusEnd=3)
-    return marked.encode(y=y, x=x, tooltip=_tooltip(label="capacity"))
+def _need(rows: Sequence[Row], look: Look) -> Any:
+    spans = []
+    for answer, parts in rows:
+        begin = 0
+        for name, size in parts:
+            piece = {"part": name, "GiB": gib_value(begin), "end": gib_value(begin + size), "size": gib(size)}
+            spans += [{"GPU": answer.card.name, **piece}] if size else []
+            begin += size
+    # A pixel between neighbours shows the page: their colours alone do not tell them apart for everyone.
+    marked = data(spans).mark_bar(size=look.bar, x2Offset=-1)
+    color = part_color(list(dict.fromkeys(span["part"] for span in spans)))
+    return marked.encode(x2="end:Q", color=color, tooltip=_tooltip(part="part", size="size"))
 
 
-def _need(rows: Sequence[tuple[Answer, Sequence[tuple[str, int]]]], x: Any, y: Any) -> Any:
-    bars = [
-        {"card": answer.card.name, "part": name, "order": place, "GiB": gib_value(size), "size": gib(size)}
-        for answer, parts in rows
-        for place, (name, size) in enumerate(parts)
-    ]
-    return (
-        _data(bars)
-        .mark_bar(size=_BAR)
-        .encode(
-            y=y,
-            x=x.stack("zero"),
-            color=part_color(list(dict.fromkeys(name for _, parts in rows for name, _ in parts))),
-            order=altair().Order("order:Q"),
-            tooltip=_tooltip(part="part", size="size"),
-        )
-    )
+def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
+    """Hatch what a GPU lacks."""
+    points = []
+    for answer in answers:
+        usable, need = gib_value(answer.card.usable_bytes), gib_value(answer.need_bytes or 0)
+        count = max(1, ceil((need - usable) / end * _STROKES) - 1)
+        step, label = (need - usable) / (count + 1), gib(-(answer.headroom_bytes or 0))
+        points += [{"GPU": answer.card.name, "GiB": usable + step * (i + 1), "label": label} for i in range(count)]
+    # White has a contrast of at least 3:1 to each part's colour.
+    # The shape is a unit in size, which the mark scales to the root of its own.
+    stroke = {"shape": "M-0.12,0.5L0.12,-0.5", "size": (look.bar - 2) ** 2, "filled": False}
+    marked = data(points).mark_point(**stroke, color="white", strokeWidth=1.5, opacity=1)
+    return marked.encode(tooltip=_tooltip(label="lacks"))
 
 
-def _reach(upper: Sequence[Answer], x: Any, y: Any) -> Any:
-    """From the need to the upper end of what it may be."""
+def _upper_end(answers: Sequence[Answer]) -> Any:
     lines = [
         {
-            "card": answer.card.name,
+            "GPU": answer.card.name,
             "GiB": gib_value(answer.need_bytes or 0),
-            "to": gib_value(answer.worst_need_bytes or 0),
+            "end": gib_value(answer.worst_need_bytes or 0),
             "label": gib(answer.worst_need_bytes or 0),
         }
-        for answer in upper
+        for answer in answers
     ]
-    marked = _data(lines).mark_rule(strokeWidth=3, color=GREY)
-    return marked.encode(y=y, x=x, x2="to:Q", tooltip=_tooltip(label="may need up to"))
+    return data(lines).mark_rule(strokeWidth=3, color=GREY).encode(x2="end:Q", tooltip=_tooltip(label="may need up to"))
 
 
-def _capacity(shown: Sequence[Answer], x: Any, y: Any) -> Any:
+def _capacity(answers: Sequence[Answer], look: Look) -> Any:
     alt = altair()
+    marks = [
+        {
+            "GPU": answer.card.name,
+            "GiB": gib_value(answer.card.usable_bytes),
+            "label": f"{gib(answer.card.usable_bytes)} usable",
+            "verdict": answer.verdict,
+            "beyond": _is_beyond(answer),
+        }
+        for answer in answers
+    ]
+    # On a part's colour, red needs white around it to be seen.
     return (
-        _data(_capacities(shown))
-        .mark_tick(thickness=4, size=_MARK, opacity=1)
+        data(marks)
+        .mark_tick(thickness=5, size=look.bar + _OVERHANG, opacity=1, strokeWidth=2)
         .encode(
-            y=y,
-            x=x,
-            color=alt.condition("datum.missed", alt.value(RED), alt.value(GREY)),
+            color=alt.condition("datum.beyond", alt.value(RED), alt.value(GREY)),
+            stroke=alt.condition("datum.beyond", alt.value("white"), alt.value("transparent")),
             tooltip=_tooltip(label="capacity", verdict="verdict"),
         )
     )
 
 
-def _least(least: Sequence[Answer], x: Any, y: Any) -> Any:
-    sizes = [(answer.card.name, answer.minimum_bytes or 0) for answer in least]
-    points = [{"card": name, "GiB": gib_value(size), "label": gib(size)} for name, size in sizes]
-    marked = _data(points).mark_point(
-        shape="triangle-up", size=60, filled=True, opacity=1, color=GREY, yOffset=_MARK // 2 + 2
-    )
-    return marked.encode(y=y, x=x, tooltip=_tooltip(label="runs from"))
+def _minimum(answers: Sequence[Answer], look: Look) -> Any:
+    sizes = [(answer.card.name, answer.minimum_bytes or 0) for answer in answers]
+    points = [{"GPU": name, "GiB": gib_value(size), "label": gib(size)} for name, size in sizes]
+    below = {"shape": "triangle-up", "size": 60, "yOffset": look.bar / 2 + 5}
+    marked = data(points).mark_point(**below, filled=True, opacity=1, color=look.ink)
+    return marked.encode(tooltip=_tooltip(label="minimum"))

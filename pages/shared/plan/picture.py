@@ -1,25 +1,28 @@
-"""The plan as one picture for a ticket: verdicts, memory against capacity, memory over time, and what it rests on.
+"""Draw the plan as one picture for a ticket.
 
-Drawn by vl-convert from Vega-Lite as plain data: no browser, no network, and neither Altair nor a display.
+It has the verdicts, memory against capacity, memory over time, and what the plan rests on. The charts are
+those of the page; vl-convert draws them, without a browser, a network or a display.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pages.shared.frame.charts import GREEN, GREY, ORANGE, RED
-from pages.shared.plan.picture_charts import INK, SOFT, Row, Spec, memory_spec, over_time_spec
+from pages.shared.frame.charts import GREEN, GREY, INK, ORANGE, PICTURE, RED, SOFT, spec_of
+from pages.shared.plan.memory_chart import Row, marks_words, memory_bars
+from pages.shared.plan.timeline_chart import curve_rows, memory_over_time
+from planner.alternatives.images import Listed
 from planner.answer import Answer, Verdict
+from planner.replay.timeline import Timeline
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
-if TYPE_CHECKING:
-    from planner.alternatives.images import Listed
-    from planner.replay.timeline import Timeline
+Spec = dict[str, Any]
 
 _WIDTH, _SCALE = 880, 2
+_OF_PAGE = ("$schema", "config", "autosize")
 # vl-convert brings this font along; signs that it lacks are drawn as shapes, not as text.
 _FONT = "Liberation Sans, Arial, sans-serif"
 _LINE = 170
@@ -34,7 +37,7 @@ _COLUMNS = (
     ("GPU", 0, False),
     ("verdict", 262, False),
     ("need", 420, True),
-    ("runs from", 510, True),
+    ("minimum", 510, True),
     ("usable", 600, True),
     ("headroom", 700, True),
     ("basis", 730, False),
@@ -49,7 +52,7 @@ def _text(
     color: str = INK,
     ends: bool = False,
 ) -> Spec:
-    """A layer of text that begins, or `ends`, at (x, y) in pixels."""
+    """Return a layer of text that begins, or `ends`, at (x, y) in pixels."""
     return {
         "data": {"values": [{"x": x, "y": y, "text": text} for x, y, text in rows]},
         "mark": {
@@ -89,7 +92,10 @@ def _cells(answer: Answer) -> tuple[str, ...]:
 
 
 def _table(answers: Sequence[Answer], images: Sequence[str] = ()) -> Spec:
-    """A row for each answer; in place of the basis, which the first table tells, the `images` they are for."""
+    """Return a table with a row for each answer.
+
+    With `images`, one for each row, they stand in place of the basis, which the first table has.
+    """
     ys = [34 + 22 * index for index in range(len(answers))]
     layers = []
     for place, (name, x, ends) in enumerate(_COLUMNS):
@@ -115,10 +121,15 @@ def _heading(text: str) -> Spec:
 
 
 def _images(images: Listed) -> list[Spec]:
-    """The worst of the listed images on each card, and the list."""
+    """Return the worst of the listed images on each GPU, and the list."""
     listed = f"The list: {'; '.join(row.text for row in images.rows)}."
     table = _table([one.answer for one in images.worst], [one.row.text for one in images.worst])
     return [_heading(images.title), table, _lines(_wrapped([listed]))]
+
+
+def _part(chart: Spec) -> Spec:
+    """Return a chart as one part of a page, which alone has a schema and settings."""
+    return {key: value for key, value in chart.items() if key not in _OF_PAGE} | {"width": _WIDTH}
 
 
 def picture_spec(
@@ -129,7 +140,7 @@ def picture_spec(
     caption: str,
     images: Listed | None = None,
 ) -> Spec:
-    """The whole page as Vega-Lite; `timeline` comes with its card's name and capacity in bytes."""
+    """Return the page as Vega-Lite; `timeline` has its GPU's name and capacity in bytes."""
     title = _text([(0, 12, "Will it fit?")], size=22, bold=True)
     described = [(0, 40 + 18 * i, line) for i, line in enumerate(wrap(request.describe(), 120))]
     pieces = [
@@ -139,12 +150,14 @@ def picture_spec(
     ]
     charted = [row for row in rows if row[0].need_bytes is not None]
     if charted:
-        told = "Memory needed, against what each card has usable: the upright mark. The triangle is where it runs from."
-        pieces += [_heading(told), memory_spec(charted, _WIDTH)]
+        marks = marks_words([answer for answer, _ in charted])
+        pieces += [_heading("Memory needed against what each GPU has usable"), _lines(_wrapped([marks]))]
+        pieces.append(_part(spec_of(memory_bars(charted, PICTURE))))
     if timeline is not None:
         name, drawn, capacity_bytes = timeline
         told = f"Memory over the dry run on {name}, from allocation to allocation. The diamond is the peak."
-        pieces += [_heading(told), over_time_spec(drawn, capacity_bytes, _WIDTH)]
+        chart = memory_over_time(drawn, capacity_bytes, PICTURE)
+        pieces += [_heading(told), _part(spec_of(chart, curve_rows(drawn)))]
     if notes:
         pieces.append(_lines(_wrapped(notes)))
     pieces.append(_lines(_wrapped([caption]), size=11))
@@ -167,7 +180,7 @@ def picture_spec(
 
 
 def picture_png(spec: Spec) -> bytes:
-    """The page as a PNG, twice as fine as a screen."""
+    """Return the page as a PNG, twice as fine as a screen."""
     import vl_convert
 
     return vl_convert.vegalite_to_png(spec, scale=_SCALE)

@@ -1,9 +1,8 @@
-"""Memory over time on one card: where the peak comes from, what it is made of, and what happens when room runs out."""
+"""Draw memory over time on one GPU, and say where its peak is and where memory runs out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -13,12 +12,10 @@ from pages.shared.plan.timeline_chart import is_far, peak_bar, stage_name, timel
 from pages.shared.plan.verdicts import Answered
 from planner.answer import Answer
 from planner.errors import NoProgram
+from planner.programs.library import Library
+from planner.replay.timeline import Timeline, timeline_of
 from planner.request import GenerationRequest
 from planner.units import gib, gib_value
-
-if TYPE_CHECKING:
-    from planner.programs.library import Library
-    from planner.replay.timeline import Timeline
 
 _KEY, _PICKED = "over-time", "over-time-picked"
 
@@ -28,25 +25,25 @@ def _picked() -> None:
 
 
 def choose_card(shown: Sequence[Answered]) -> Answered:
-    """Draw the choice of card; until one is picked it is the first that does not fit, if any."""
+    """Draw the choice of GPU; until one is picked it is the first that does not fit, if any."""
     st.subheader("Memory over time, by the dry run", anchor=False)
     by_name = {one.answer.card.name: one for one in shown}
     picked = st.session_state.get(_PICKED)
     st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
     name = st.segmented_control(
-        "Card to look at",
+        "GPU to look at",
         list(by_name),
         required=True,
         wrap=True,
         key=_KEY,
         on_change=_picked,
-        help="The dry run is drawn for this card: its kernels' workspace, within what it has usable less the context.",
+        help="The dry run is drawn for this GPU: its kernels' workspace, within what it has usable less the context.",
     )
     return by_name[name or shown[0].answer.card.name]
 
 
 def where(module: str) -> str:
-    """The module as text: `vae.decoder.conv_in`, or the pipeline's own code."""
+    """Return the module as text: `vae.decoder.conv_in`, or the pipeline's own code."""
     return "the pipeline's own code" if module == "pipeline" else f"`{module}`"
 
 
@@ -68,7 +65,7 @@ _AT = {
 
 
 def peak_sentence(timeline: Timeline) -> str:
-    """Where the peak comes from, in words."""
+    """Return where the peak comes from, in words."""
     until = "" if timeline.failed is None else " before memory ran out"
     at = _AT.get(timeline.operation, f"the {timeline.operation} of")
     text = (
@@ -83,7 +80,7 @@ def peak_sentence(timeline: Timeline) -> str:
 
 
 def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) -> str | None:
-    """Where memory ran out, and for what; None where it did not."""
+    """Return where memory ran out, and for what; None if it did not."""
     failed = timeline.failed
     if failed is None:
         return None
@@ -96,18 +93,18 @@ def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) ->
     )
     if answer.verdict == "tight":
         most = answer.card.usable_high_bytes - answer.card.context_low_bytes
-        text += f" It is tight all the same: some of these cards leave a process {gib(most)}, and that is enough."
+        text += f" It is tight all the same: some of these GPUs leave a process {gib(most)}, and that is enough."
     return text
 
 
 def trouble_sentence(timeline: Timeline) -> str | None:
-    """What the allocator and cuDNN had to do to go on, in words; None where they had nothing to do."""
+    """Return what the allocator and cuDNN had to do to go on, in words; None if nothing."""
     run, told = timeline.run, []
     if run.num_alloc_retries:
         times = "once" if run.num_alloc_retries == 1 else f"{run.num_alloc_retries} times"
         told.append(
             f"The allocator found no room {times}, gave its unused segments back and asked again: each such flush "
-            "stalls the card."
+            "stalls the GPU."
         )
     if run.fallbacks:
         shapes = "1 shape" if run.fallbacks == 1 else f"{run.fallbacks} shapes"
@@ -119,9 +116,7 @@ def trouble_sentence(timeline: Timeline) -> str | None:
 
 
 def timeline_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
-    """The dry run of this request on one card, from loading to the last stage."""
-    from planner.replay.timeline import timeline_of
-
+    """Draw the dry run of this request on one GPU, from loading to the last stage."""
     card, dry_run = one.answer.card, one.dry_run
     if library is None:
         st.info("The dry run needs memory programs, and there are none yet.", icon=":material/info:")
@@ -145,14 +140,14 @@ def timeline_view(request: GenerationRequest, one: Answered, library: Library | 
     )
     rows = part_rows(timeline.parts)
     held = sum(row.size_bytes for row in rows)
-    st.markdown(f"**At the peak** the card holds {gib(held)}: what torch has reserved, and the CUDA context.")
+    st.markdown(f"**At the peak** the GPU holds {gib(held)}: what torch has reserved, and the CUDA context.")
     peak_bar(rows)
     _table(rows)
 
 
 def _table(rows: Sequence[PartRow]) -> None:
     number = st.column_config.NumberColumn
-    # As wide together as a phone.
+    # Together the columns are as wide as a phone.
     st.dataframe(
         [
             {"Kind": row.kind, "Part": row.name, "GiB": gib_value(row.size_bytes), "Share": row.share * 100}
@@ -160,7 +155,7 @@ def _table(rows: Sequence[PartRow]) -> None:
         ],
         hide_index=True,
         height="content",
-        alt="Parts of what the card holds at the peak, by kind",
+        alt="Parts of what the GPU holds at the peak, by kind",
         column_config={
             "Kind": st.column_config.TextColumn(
                 "Kind",
@@ -172,6 +167,6 @@ def _table(rows: Sequence[PartRow]) -> None:
                 "Part", width=174, help="The component, or the block of modules that made it."
             ),
             "GiB": number("GiB", width=50, format="%.2f", help="What it takes at the peak."),
-            "Share": number("Share", width=54, format="%.0f %%", help="Of all that the card holds at the peak."),
+            "Share": number("Share", width=54, format="%.0f %%", help="Of all that the GPU holds at the peak."),
         },
     )

@@ -1,58 +1,56 @@
-"""The dry run drawn: memory from event to event over the stages, and the peak as a bar of its parts."""
+"""Draw memory over the dry run, on the page and in a report's picture, and its peak by parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pages.shared.frame.charts import BLUE, GREY, ORANGE, RED, VIOLET, altair, draw, part_color
+from pages.shared.frame.charts import (
+    BLUE,
+    ORANGE,
+    PAGE,
+    RED,
+    VIOLET,
+    Look,
+    altair,
+    data,
+    draw,
+    gib_axis,
+    part_color,
+    sized,
+)
 from pages.shared.plan.memory import PartRow
 from planner.components import STAGE_NAMES
+from planner.replay.timeline import Timeline
 from planner.units import gib, gib_value
 
-if TYPE_CHECKING:
-    from planner.replay.timeline import Band, Timeline
-
-# A capacity more than so many times the peak would press the curve flat, and is told in words instead.
+# A capacity beyond this many times the peak would press the curve flat, so that a sentence says it instead.
 FAR = 2.5
 
 
 def stage_name(stage: str) -> str:
-    """What a band is called on screens."""
+    """Return the name of a band as screens show it."""
     return STAGE_NAMES.get(stage, "Loading")
 
 
 def is_far(timeline: Timeline, capacity_bytes: int) -> bool:
-    """Whether the capacity is too far above the run to be drawn."""
+    """Return whether the capacity is too far above the run to be drawn."""
     return capacity_bytes > FAR * timeline.run.peak_reserved_bytes
 
 
-def _band_axis(bands: Sequence[Band], alt: Any) -> Any:
-    """The stages' names above their bands, in two rows by turns: a narrow band's name is wider than the band."""
-    middles = [(band.begin + band.end) // 2 for band in bands]
-    text = "''"
-    for index, (middle, band) in enumerate(zip(middles, bands, strict=True)):
-        rows = ["", stage_name(band.stage)] if index % 2 else [stage_name(band.stage), ""]
-        text = f"datum.value == {middle} ? {rows} : {text}"
-    return alt.Axis(
-        orient="top",
-        values=middles,
-        labelExpr=text,
-        labelOverlap=False,
-        labelLimit=120,
-        labelFontSize=10,
-        labelFlush=False,
-        grid=False,
-        ticks=False,
-        domain=False,
-        title=None,
-    )
+def timeline_chart(timeline: Timeline, gpu: str, capacity_bytes: int) -> None:
+    """Draw memory over the dry run on the page."""
+    run = timeline.run
+    peak = f"Peak {gib(run.peak_allocated_bytes)} allocated, {gib(run.peak_reserved_bytes)} reserved"
+    told = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if run.outcome != 'ok' else 'it runs to the end'}."
+    chart = memory_over_time(timeline, capacity_bytes)
+    draw(chart, alt=f"Memory over the dry run on {gpu}. {told}", rows=curve_rows(timeline))
 
 
-def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> None:
-    """Allocated and reserved from event to event, stages behind them, the capacity, and the peak marked."""
-    alt = altair()
-    run, ends = timeline.run, [point.event for point in timeline.points[1:]] + [timeline.events]
+def curve_rows(timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows that `memory_over_time` draws, by the name of their data."""
+    ends = [point.event for point in timeline.points[1:]] + [timeline.events]
     stretches = [
         {
             "event": point.event,
@@ -66,100 +64,118 @@ def timeline_chart(timeline: Timeline, card_name: str, capacity_bytes: int) -> N
         for point, end in zip(timeline.points, ends, strict=True)
     ]
     # A step goes on until the next one; the last one has none.
-    curve = [*stretches, stretches[-1] | {"event": timeline.events}]
-    drawn = [] if is_far(timeline, capacity_bytes) else [capacity_bytes]
-    top = max([gib_value(size) for size in (run.peak_reserved_bytes, *drawn)]) * 1.14
-    x = alt.X(
-        "event:Q",
-        scale=alt.Scale(domain=[0, timeline.events], nice=False),
-        axis=_band_axis(timeline.bands, alt),
+    return {"curve": [*stretches, stretches[-1] | {"event": timeline.events}], "stretches": stretches}
+
+
+def memory_over_time(timeline: Timeline, capacity_bytes: int, look: Look = PAGE) -> Any:
+    """Return an Altair chart of allocated and reserved memory over the stages.
+
+    The peak and the capacity are marked, unless the capacity `is_far`. The curve names its rows: `curve_rows`.
+    """
+    alt = altair()
+    run, is_near = timeline.run, not is_far(timeline, capacity_bytes)
+    scale = alt.Scale(domain=[0, timeline.events], nice=False)
+    x = alt.X("event:Q", scale=scale, axis=_stage_axis(timeline))
+    y = gib_axis(1.14 * gib_value(max(run.peak_reserved_bytes, capacity_bytes * is_near)), alt.Y, ticks=5)
+    layers = [*_bands(timeline, x), *_curves(x, y)]
+    layers += _capacity(capacity_bytes, x, y, look, is_reached=run.outcome != "ok") if is_near else []
+    layers += _peak(timeline, x, y)
+    return sized(alt.layer(*layers), look.height)
+
+
+def _stage_axis(timeline: Timeline) -> Any:
+    """Return an axis with the stages' names above their bands, within the chart's edges."""
+    names = {(band.begin + band.end) // 2: stage_name(band.stage) for band in timeline.bands}
+    # By turns in two rows: a narrow band's name is wider than the band.
+    upper = {"test": f"indexof({list(names)}, datum.value) % 2 == 0", "value": 15}
+    at_end = {"test": f"datum.value > {0.9 * timeline.events}", "value": "right"}
+    at_start = {"test": f"datum.value < {0.1 * timeline.events}", "value": "left"}
+    return altair().Axis(
+        orient="top",
+        values=list(names),
+        labelExpr=f"{json.dumps(names)}[datum.value]",
+        labelPadding={"condition": upper, "value": 3},
+        labelAlign={"condition": [at_end, at_start], "value": "center"},
+        labelOverlap=False,
+        labelLimit=120,
+        labelFontSize=10,
+        labelFlush=False,
+        grid=False,
+        ticks=False,
+        domain=False,
+        title=None,
     )
-    scale = alt.Scale(domain=[0, top], nice=False)
 
-    def y(field: str) -> Any:
-        return alt.Y(f"{field}:Q", title="GiB", scale=scale, stack=None, axis=alt.Axis(tickCount=5))
 
+def _bands(timeline: Timeline, x: Any) -> list[Any]:
+    alt = altair()
+    shades = (0.05, 0.17)
+    rows = [{"event": b.begin, "end": b.end, "shade": shades[i % 2]} for i, b in enumerate(timeline.bands)]
+    opacity = alt.Opacity("shade:Q", scale=None)
+    return [data(rows).mark_rect(color="#868e96").encode(x=x, x2="end:Q", opacity=opacity)]
+
+
+def _curves(x: Any, y: Any) -> list[Any]:
+    alt = altair()
     color = alt.Color(
         "series:N",
         scale=alt.Scale(domain=["allocated", "reserved"], range=[BLUE, VIOLET]),
-        legend=alt.Legend(orient="bottom", title=None, symbolType="square", symbolOpacity=1),
+        legend=alt.Legend(orient="bottom", offset=6, padding=4, title=None, symbolType="square", symbolOpacity=1),
     )
-    bands = [{"event": band.begin, "end": band.end, "shade": index % 2} for index, band in enumerate(timeline.bands)]
-    layers = [
-        alt.Chart(alt.Data(values=bands))
-        .mark_rect(color="#868e96")
-        .encode(x=x, x2="end:Q", opacity=alt.Opacity("shade:N", scale=alt.Scale(range=[0.05, 0.17]), legend=None))
+    areas = [
+        alt.Chart(alt.NamedData(name="curve"))
+        .transform_calculate(series=f"'{series}'", GiB=f"datum.{series}")
+        .mark_area(interpolate="step-after", opacity=opacity, line=False)
+        .encode(x=x, y=y, color=color)
+        for series, opacity in (("reserved", 0.35), ("allocated", 0.85))
     ]
-    for series, opacity in (("reserved", 0.35), ("allocated", 0.85)):
-        layers.append(
-            alt.Chart(alt.NamedData(name="curve"))
-            .transform_calculate(series=f"'{series}'")
-            .mark_area(interpolate="step-after", opacity=opacity, line=False)
-            .encode(x=x, y=y(series), color=color)
-        )
-    # What is pointed at: an area has no tooltip of its own for each step.
+    # An area has no tooltip of its own for each step.
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("allocated :N"), alt.Tooltip("reserved :N")]
-    layers.append(alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips))
-    failed = run.outcome != "ok"
-    for size in drawn:
-        layers += _line(size, "out of memory at " if failed else "room for ", RED if failed else GREY, x, y, alt)
-    layers += _peak(timeline, x, y, alt)
-    chart = alt.layer(*layers).properties(height=330)
-    peak = f"Peak {gib(run.peak_allocated_bytes)} allocated, {gib(run.peak_reserved_bytes)} reserved"
-    told = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if failed else 'it runs to the end'}."
-    rows = {"curve": curve, "stretches": stretches}
-    draw(chart, alt=f"Memory over the dry run on {card_name}. {told}", rows=rows)
+    pointed = alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips)
+    return [*areas, pointed]
 
 
-def _line(size_bytes: int, words: str, color: str, x: Any, y: Any, alt: Any) -> list[Any]:
-    values = [{"event": 0, "GiB": gib_value(size_bytes), "text": f"{words}{gib(size_bytes)}"}]
-    chart = alt.Chart(alt.Data(values=values))
-    return [
-        chart.mark_rule(color=color, strokeWidth=2, strokeDash=[6, 3]).encode(y=y("GiB")),
-        chart.mark_text(color=color, align="left", dx=4, dy=-7, fontWeight="bold").encode(
-            x=x, y=y("GiB"), text="text:N"
-        ),
-    ]
+def _capacity(size_bytes: int, x: Any, y: Any, look: Look, *, is_reached: bool) -> list[Any]:
+    words, color = ("out of memory at", RED) if is_reached else ("room for", look.ink)
+    rows: list[Mapping[str, Any]] = [{"event": 0, "GiB": gib_value(size_bytes), "text": f"{words} {gib(size_bytes)}"}]
+    line = data(rows).mark_rule(color=color, strokeWidth=2, strokeDash=[6, 3]).encode(y=y)
+    text = data(rows).mark_text(color=color, align="left", dx=4, dy=-7, fontWeight="bold")
+    return [line, text.encode(x=x, y=y, text="text:N")]
 
 
-def _peak(timeline: Timeline, x: Any, y: Any, alt: Any) -> list[Any]:
+def _peak(timeline: Timeline, x: Any, y: Any) -> list[Any]:
+    alt = altair()
     size = timeline.run.peak_allocated_bytes
-    values = [
-        {
-            "event": timeline.peak_event,
-            "GiB": gib_value(size),
-            "allocated": gib(size),
-            "operation": timeline.operation,
-            "module": timeline.module,
-        }
-    ]
+    row = {
+        "event": timeline.peak_event,
+        "GiB": gib_value(size),
+        "allocated": gib(size),
+        "operation": timeline.operation,
+        "module": timeline.module,
+    }
     tips = [alt.Tooltip(f"{name}:N") for name in ("allocated", "operation", "module")]
-    return [
-        alt.Chart(alt.Data(values=values))
-        .mark_point(shape="diamond", size=130, filled=True, opacity=1, color=ORANGE, stroke="white", strokeWidth=1)
-        .encode(x=x, y=y("GiB"), tooltip=tips)
-    ]
+    diamond = {"shape": "diamond", "size": 130, "filled": True, "opacity": 1, "color": ORANGE}
+    return [data([row]).mark_point(**diamond, stroke="white", strokeWidth=1).encode(x=x, y=y, tooltip=tips)]
 
 
 def peak_bar(rows: Sequence[PartRow]) -> None:
-    """What the card holds at the peak as one bar, a piece for each kind."""
+    """Draw what the GPU holds at the peak as one bar, with a piece for each kind of part."""
     alt = altair()
     kinds = list(dict.fromkeys(row.kind for row in rows))
     sizes = {kind: sum(row.size_bytes for row in rows if row.kind == kind) for kind in kinds}
-    values = [
-        {"part": kind, "order": order, "GiB": gib_value(size), "size": gib(size)}
-        for order, (kind, size) in enumerate(sizes.items())
-    ]
+    spans, begin = [], 0
+    for kind, size in sizes.items():
+        spans.append({"part": kind, "GiB": gib_value(begin), "end": gib_value(begin + size), "size": gib(size)})
+        begin += size
     chart = (
-        alt.Chart(alt.Data(values=values))
-        .mark_bar(size=26)
+        data(spans)
+        .mark_bar(size=PAGE.bar, x2Offset=-1)
         .encode(
-            x=alt.X("GiB:Q", stack="zero", title="GiB", axis=alt.Axis(tickCount=6)),
+            x=gib_axis(1.02 * gib_value(begin)),
+            x2="end:Q",
             color=part_color(kinds),
-            order=alt.Order("order:Q"),
             tooltip=[alt.Tooltip("part:N"), alt.Tooltip("size:N")],
         )
-        .properties(height=150)
     )
     told = ", ".join(f"{kind} {gib(size)}" for kind, size in sizes.items())
-    draw(chart, alt=f"A bar of what the card holds at the peak: {told}")
+    draw(sized(chart, 34), alt=f"A bar of what the GPU holds at the peak: {told}")

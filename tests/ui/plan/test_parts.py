@@ -111,7 +111,7 @@ def test_a_run_out_of_memory_is_told_with_its_place_and_size():
         "7.00 GiB."
     )
     assert "before memory ran out" in peak_sentence(timeline)
-    assert "some of these cards leave a process" in failure_sentence(timeline, replace(answer, verdict="tight"), 7)
+    assert "some of these GPUs leave a process" in failure_sentence(timeline, replace(answer, verdict="tight"), 7)
     loading = replace(timeline, failed=Failed("loading", "new tensor", "pipeline", 2**30))
     told = failure_sentence(loading, answer, 7)
     assert "while the weights are loaded: a new tensor of 1.00 GiB, of the pipeline's own code" in told

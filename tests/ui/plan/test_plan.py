@@ -50,7 +50,7 @@ def test_a_tight_card_says_from_where_it_runs_and_one_that_does_not_by_how_much_
     assert f"runs from {gib(tight.minimum_bytes)}, more slowly" in shown
     misses = none.minimum_bytes - none.card.usable_bytes
     assert f"even the least, {gib(none.minimum_bytes)}, misses by {gib(misses)}" in shown
-    assert "▲ is the least in which it still runs" in shown
+    assert "▲ is the minimum at which it still runs" in shown
 
 
 def test_assumptions_are_listed_once_with_the_range_of_each_card(open_page):

@@ -69,7 +69,7 @@ def test_where_none_fits_the_catalogue_has_the_smallest(opened):
 def test_a_map_says_what_each_card_says(opened):
     at = opened("map-open", gpu=["T4", "RTX 4060"], width="1024", height="1024")
     assert not at.exception
-    table = at.dataframe[0].value.set_index("Card")
+    table = at.dataframe[0].value.set_index("GPU")
     signs = set()
     for name in table.index:
         for size in list(table.columns)[::2]:
@@ -86,7 +86,7 @@ def test_a_map_says_what_each_card_says(opened):
 
 def test_the_whole_catalogue_has_a_row_each(opened):
     at = opened("map-open", gpu=["RTX 4060"], map_all="true")
-    assert sorted(at.dataframe[0].value["Card"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
+    assert sorted(at.dataframe[0].value["GPU"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
 
 
 def test_a_map_of_batches_marks_what_is_a_bound(opened):
@@ -100,7 +100,7 @@ def test_a_map_of_batches_marks_what_is_a_bound(opened):
 
 def test_the_asked_shape_is_scaled(opened):
     at = opened("map-open", gpu=["T4"], width="1280", height="720", map_shape="as asked")
-    sizes_shown = [name for name in at.dataframe[0].value.columns if name != "Card"]
+    sizes_shown = [name for name in at.dataframe[0].value.columns if name != "GPU"]
     assert all(abs(int(w) / int(h) - 16 / 9) < 0.1 for w, h in (name.split("×") for name in sizes_shown))
 
 
@@ -109,7 +109,7 @@ def test_without_programs_it_is_said(opened, monkeypatch):
         raise NoProgram("no program was compiled")
 
     monkeypatch.setattr("pages.shared.plan.sizes.sizes", missing)
-    monkeypatch.setattr("planner.alternatives.size_map.by_card", missing)
+    monkeypatch.setattr("pages.shared.plan.map.by_card", missing)
     at = opened("sizes-open", "map-open")
     assert not at.exception
     assert texts(at.info).count("No program was compiled") == 2
@@ -149,7 +149,7 @@ def test_a_picked_size_or_batch_goes_into_the_plan(opened):
 
 def test_a_picked_cell_of_the_map_goes_into_the_plan_with_its_card(opened):
     at = opened("map-open", gpu=["T4"], map_all="true")
-    names = at.dataframe[0].value["Card"].tolist()
+    names = at.dataframe[0].value["GPU"].tolist()
     pick(at, 0, names.index("L4"), "2048×2048")
     at.button(key="map-cards-take").click().run()
     assert not at.exception
