@@ -33,7 +33,7 @@ def content_id(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
     """The card and the versions a run depends on. `cuda` and `cudnn` are known only once torch was loaded.
 
@@ -112,7 +112,7 @@ def _release(version: str) -> str:
     return version.partition("+")[0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StageMeasure:
     """Peaks and time of one stage. On the CPU, allocated counts live tensors and there is no reserved."""
 
@@ -123,7 +123,7 @@ class StageMeasure:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """What a basis said of the run before it ran; `stages` are allocated peaks."""
 
@@ -149,7 +149,7 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """What one run gave. Sizes in bytes, times in seconds; None where the device does not tell."""
 
@@ -179,7 +179,7 @@ class Measured:
         return cls(**fields)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
     """One run in the history: what was asked, where, what came out, what had been predicted.
 

@@ -21,12 +21,12 @@ from cache.exchange.lines import line_of, measurement_of
 from cache.history.file import DISCARDED, RECOVERED, HistoryFile, is_part_of
 from cache.history.location import address, default_path
 from cache.history.migrations import migrations
-from cache.history.rows import digest_of, measurement_from, request_from
+from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, digest_of, measurement_from, prediction_from, request_from
 from cache.history.sqlite_pages import MAGIC, PAGE_SIZES, Pages, Row, Value, size_said, wal_pages
 from cache.history.store import Store
-from cache.records import Environment, Measurement
+from cache.records import Environment, Measurement, StageMeasure
 from cache.refusals import why
-from planner.errors import InvalidArgument, PlannerError
+from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 
 # With how many columns each table was first released: no row has fewer.
@@ -146,15 +146,15 @@ class _History:
     def _requests(self) -> Iterator[GenerationRequest]:
         """Requests of the runs; a job's row says its own once more."""
         for row in self.tables["requests"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield request_from(row.filled)
         for row in self.tables["jobs"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield GenerationRequest.from_dict(json.loads(row.kept["request"])).canonical()
 
     def _environments(self) -> Iterator[Environment]:
         for row in self.tables["environments"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield Environment.from_row(row.filled)
 
     def _is_complete(self, table: str, run_id: str) -> bool:
@@ -183,14 +183,16 @@ class _History:
         environments = {environment.environment_id: environment for environment in self._environments()}
         for row in self.tables["measurements"]:
             parts = [self._parts[table].get(row.kept["id"], []) for table in _PARTS]
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 if not self._is_as_kept(row, parts):
                     continue
+                stages, predictions = ([_without_id(part.filled) for part in of_table] for of_table in parts)
                 run = measurement_from(
-                    row.filled,
+                    [row.filled[name] for name in RUN_COLUMNS],
                     requests[row.kept["request_id"]],
                     environments[row.kept["environment_id"]],
-                    *([_without_id(part.filled) for part in of_table] for of_table in parts),
+                    [StageMeasure(**stage) for stage in stages],
+                    map(prediction_from, predictions),
                 )
                 measurement_of(line_of(run), 1)
                 yield run
@@ -201,13 +203,6 @@ class _History:
         for table in (*_PARTS, "jobs"):
             named |= {found.kept["measurement_id"] for found in self.tables[table]} - {None}
         return named
-
-
-def _none_of_ours() -> contextlib.AbstractContextManager[None]:
-    """Pass over what the history would not have kept, in whatever way that shows."""
-    return contextlib.suppress(
-        PlannerError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError
-    )
 
 
 def _without_id(columns: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sqlite_utils import Database
 
 from cache.exchange.lines import line_of
 from cache.history.file import HistoryFile
-from cache.history.rows import digest_of, measurement_from, request_from
+from cache.history.reader import revision_in, runs_in
+from cache.history.rows import digest_of
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
@@ -159,46 +160,12 @@ class Store(HistoryFile):
     def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
         """The runs that meet a condition over m (measurements), r (requests) and e (environments), newest first."""
         with self._connect() as db:
-            sql = f"""
-                select m.* from measurements m
-                join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
-                where {where} order by m.created_at desc
-            """
-            rows = list(db.query(sql, dict(arguments or {})))
-            requests = {row["id"]: request_from(row) for row in self._shared(db, "requests", rows)}
-            environments = {row["id"]: Environment.from_row(row) for row in self._shared(db, "environments", rows)}
-            ids = [row["id"] for row in rows]
-            stages = self._children(db, "stages", ids)
-            predictions = self._children(db, "predictions", ids)
-        return [
-            measurement_from(
-                row,
-                requests[row["request_id"]],
-                environments[row["environment_id"]],
-                stages.get(row["id"], []),
-                predictions.get(row["id"], []),
-            )
-            for row in rows
-        ]
+            return list(runs_in(db.conn, where, arguments))
 
     def revision(self) -> tuple[int, str]:
-        """Something that differs once a run was kept or deleted: how many there are, and when the last one came."""
+        """Give a value that differs once a run was kept or deleted; see `revision_in`."""
         with self._connect() as db:
-            return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
-
-    @staticmethod
-    def _shared(db: Database, table: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """The requests or environments that these runs share."""
-        ids = {row[f"{table.removesuffix('s')}_id"] for row in rows}
-        return db.table(table).rows_where("id in (select value from json_each(?))", [json.dumps(sorted(ids))])
-
-    @staticmethod
-    def _children(db: Database, table: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-        where = "measurement_id in (select value from json_each(?))"
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in db.table(table).rows_where(where, [json.dumps(ids)], order_by="rowid"):
-            found.setdefault(row.pop("measurement_id"), []).append(row)
-        return found
+            return revision_in(db.conn)
 
     def measurement(self, measurement_id: str) -> Measurement:
         """The run of this id, or of the only id that begins so.

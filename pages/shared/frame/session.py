@@ -175,7 +175,7 @@ def _evidence(_library: Library | None, digest: str, revision: tuple[str, int, s
 def evidence(with_published: bool) -> Gathered:
     """The measured runs that may speak, with the published ones if asked; the same object until a run comes or goes."""
     from cache.history.location import HistoryError
-    from cache.history.observations import revision
+    from cache.history.reader import revision
 
     found = library()[0]
     try:

@@ -1,0 +1,124 @@
+"""Read measured runs from the history's file, through sqlite3 itself.
+
+sqlite-utils, through which the store writes them, imports pandas: that takes twice the time of a whole ``fit``.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from cache.history.location import BUSY_TIMEOUT_S, address, default_path
+from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, measurement_from, prediction_from, request_from
+from cache.records import Environment, Measurement, Prediction, StageMeasure
+from planner.request import GenerationRequest
+
+_MANY = 1000
+
+
+def _columns(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+_REQUEST, _ENVIRONMENT = _columns(GenerationRequest), _columns(Environment)
+_STAGE, _PREDICTION = _columns(StageMeasure), _columns(Prediction)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Generator[sqlite3.Connection]:
+    """Open the file for reading only; nothing is made, migrated or checked.
+
+    Raises:
+        sqlite3.Error: there is no such file, or it cannot be opened.
+    """
+    with contextlib.closing(sqlite3.connect(address(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+        yield db
+
+
+def runs_in(
+    db: sqlite3.Connection,
+    where: str = "1",
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    with_predictions: bool = True,
+    skip_broken: bool = False,
+) -> Iterator[Measurement]:
+    """Read the runs that meet a condition over m (measurements), r (requests) and e (environments), newest first.
+
+    Without `with_predictions` they come without what was predicted of them. `skip_broken` leaves out a run whose
+    request can no longer be asked or whose row is damaged.
+
+    Raises:
+        InvalidArgument: a request can no longer be asked, since a rule has become stricter.
+    """
+    tolerated = BROKEN_ROW if skip_broken else ()
+    columns = ", ".join(f"m.{name}" for name in ("request_id", "environment_id", *RUN_COLUMNS))
+    query = f"""
+        select {columns} from measurements m
+        join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
+        where {where} order by m.created_at desc
+    """
+    rows = db.execute(query, arguments or {}).fetchall()
+    # Many runs share a request and an environment, which are made once.
+    requests: dict[str, GenerationRequest] = {}
+    for request_id, *values in _rows_of(db, "requests", "id", _REQUEST, {row[0] for row in rows}):
+        with contextlib.suppress(*tolerated):
+            requests[request_id] = request_from(dict(zip(_REQUEST, values, strict=True)))
+    environments: dict[str, Environment] = {}
+    for environment_id, *values in _rows_of(db, "environments", "id", _ENVIRONMENT, {row[1] for row in rows}):
+        with contextlib.suppress(*tolerated):
+            environments[environment_id] = Environment.from_row(dict(zip(_ENVIRONMENT, values, strict=True)))
+    run_ids = [row[2] for row in rows]
+    stages: dict[str, list[StageMeasure]] = {}
+    for values in _rows_of(db, "stages", "measurement_id", _STAGE, run_ids):
+        stages.setdefault(values[0], []).append(StageMeasure(*values[1:]))
+    predictions: dict[str, list[dict[str, Any]]] = {}
+    if with_predictions:
+        for run_id, *values in _rows_of(db, "predictions", "measurement_id", _PREDICTION, run_ids):
+            predictions.setdefault(run_id, []).append(dict(zip(_PREDICTION, values, strict=True)))
+    for request_id, environment_id, run_id, *values in rows:
+        try:
+            run = measurement_from(
+                (run_id, *values),
+                requests[request_id],
+                environments[environment_id],
+                stages.pop(run_id, ()),
+                map(prediction_from, predictions.pop(run_id, ())),
+            )
+        except tolerated:
+            continue
+        yield run
+
+
+def _rows_of(
+    db: sqlite3.Connection, table: str, key: str, columns: Sequence[str], ids: Collection[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Read the rows that have one of these ids as their key: the key, then these columns, in the order of insertion."""
+    # A plus sign keeps SQLite from looking up each id in the index: of many, reading the table takes less time.
+    sought = key if len(ids) < _MANY else f"+{key}"
+    query = f"select {key}, {', '.join(columns)} from {table} where {sought} in (select value from json_each(?))"
+    return db.execute(f"{query} order by rowid", [json.dumps(list(ids))])
+
+
+def revision_in(db: sqlite3.Connection) -> tuple[int, str]:
+    """Count the runs and find when the last one was kept: both together differ once a run was kept or deleted."""
+    return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
+
+
+def revision(path: Path | None = None) -> tuple[str, int, str] | None:
+    """Name the history and its `revision_in`; None where the file is of an older schema or damaged.
+
+    Raises:
+        HistoryError: ``PLANNER_DB`` cannot name a file.
+    """
+    where = path or default_path()
+    if not where.exists():
+        return str(where), 0, ""
+    try:
+        with opened(where) as db:
+            return str(where), *revision_in(db)
+    except sqlite3.Error:
+        return None
