@@ -8,14 +8,13 @@ from typing import Any, Literal, Self
 
 from planner.answer import Answer
 from planner.cards.card import emulated_name
+from planner.components import LIBRARIES, Scope
 from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]
 DeviceKind = Literal["cuda", "cpu"]
 # Who measured a run: this planner, another one whose file was imported, or whoever published a row that ships.
 Origin = Literal["own", "imported", "reference"]
-# What was run: the whole pipeline, or one half of the VAE alone, whose peaks are above what stood allocated before.
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
 # What stands for the card of a run without one.
 REHEARSAL = "CPU rehearsal"
@@ -92,10 +91,7 @@ SAME_KEY = (
     "card",
     "uuid_hash",
     "driver",
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
+    *LIBRARIES,
     "dtype",
     "attention",
     "allocator_settings",
@@ -103,8 +99,6 @@ SAME_KEY = (
     "method",
     "emulated_bytes",
 )
-# Versions that make a row stale when they differ from those installed now.
-VERSIONS = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def _release(version: str) -> str:
@@ -207,7 +201,7 @@ class Measurement:
 
     def is_stale(self, versions: Mapping[str, str]) -> bool:
         """Whether it was measured with other versions than these."""
-        return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in VERSIONS)
+        return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in LIBRARIES)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: every size an integer of bytes."""

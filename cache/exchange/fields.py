@@ -30,11 +30,10 @@ from cache.records import (
     Origin,
     Outcome,
     Prediction,
-    Scope,
     StageMeasure,
 )
 from planner.answer import Basis, Verdict
-from planner.components import STAGES
+from planner.components import STAGES, Scope
 from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cache.history.location import BUSY_TIMEOUT_S, address
-from planner.calibration.evidence import Observation, memory_form
+from planner.calibration.runs import Observation, memory_form
 from planner.calibration.workspace_curve import VERSION, Curve, curve_of
 from planner.errors import NoProgram
 from planner.programs.library import Library

@@ -10,16 +10,18 @@ from cache.history.curves import CurveStore
 from cache.history.location import HistoryError, default_path
 from cache.history.reader import opened, runs_in
 from cache.machine.versions import planned_for
-from cache.records import METHOD, VERSIONS, Measured, Measurement
-from planner.calibration.evidence import Evidence, Observation
+from cache.records import METHOD, Measured, Measurement
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation
 from planner.calibration.similarity import Kind
+from planner.components import LIBRARIES
 from planner.programs.library import Library
 from planner.units import GIB
 
 # A GPU of which more than this was not free when a run began was shared: the CUDA context and what the driver keeps
 # take less.
 _NOT_FREE_BYTES = 2 * GIB
-_versions_of = attrgetter(*VERSIONS)
+_versions_of = attrgetter(*LIBRARIES)
 
 
 class Gathered(NamedTuple):
@@ -31,9 +33,9 @@ class Gathered(NamedTuple):
 
 @cache
 def _releases_text(*versions: str | None) -> str:
-    """Write the releases that decide memory, in the order of `VERSIONS`: runs of equal texts are of one kind."""
+    """Write the releases that decide memory, in the order of `LIBRARIES`: runs of equal texts are of one kind."""
     releases = [(version or "unknown").partition("+")[0] for version in versions]
-    return ", ".join(f"{name} {release}" for name, release in zip(VERSIONS, releases, strict=True))
+    return ", ".join(f"{name} {release}" for name, release in zip(LIBRARIES, releases, strict=True))
 
 
 @cache
@@ -158,5 +160,5 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
         shipped = (one for run in reference_runs() if (one := observation_of(run)))
         observations += [one for one in shipped if one.run_id not in known]
     today = planned_for()
-    versions = _releases_text(*(today[name] for name in VERSIONS))
+    versions = _releases_text(*(today[name] for name in LIBRARIES))
     return Gathered(Evidence(observations, CurveStore(library, where).curves_of, versions), notice)

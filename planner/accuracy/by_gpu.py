@@ -86,7 +86,7 @@ def work_of(one: Graded) -> str:
     what = request.task if one.is_whole else observation.scope
     size = f"{request.effective_width}×{request.effective_height}"
     batch = f", batch {request.batch}" if request.batch > 1 else ""
-    options = "" if observation.cell.options == "plain" else f", {observation.cell.options}"
+    options = "" if observation.traits.options == "plain" else f", {observation.traits.options}"
     layout = ", channels_last" if request.channels_last else ""
     return f"{what} {size}{batch}{options}{layout}"
 

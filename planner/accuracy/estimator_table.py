@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from planner.accuracy.estimators import CAVEATS, ESTIMATORS, Scope
+from planner.accuracy.estimators import CAVEATS, ESTIMATORS
 from planner.answer import SCHEMA
+from planner.components import Scope
 from planner.formula import estimate
 from planner.programs.vae_alone import STAGE_OF
 from planner.replay.dry_run import RUN_TO_RUN
@@ -20,7 +21,7 @@ from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded, Peak
-    from planner.calibration.evidence import Observation
+    from planner.calibration.runs import Observation
 
 # The formulas are for attention that keeps no score matrix, which both of these are.
 FUSED_ATTENTION = ("sdpa", "xformers")

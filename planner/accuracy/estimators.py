@@ -12,13 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
-from planner.components import FLOAT16_BYTES, SD_V15
+from planner.components import FLOAT16_BYTES, SD_V15, Scope
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
-
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
 # InvokeAI and gguf-parser count one tile of so many pixels a side where the VAE is tiled.
 TILE_SIDE = 512

@@ -7,7 +7,8 @@ from statistics import median
 
 from planner.answer import Answer, Verdict, not_measured, verdict_within, worst
 from planner.calibration.calibrate import NOMINAL, Calibrated
-from planner.calibration.evidence import Evidence, Observation, memory_form
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation, memory_form
 from planner.calibration.similarity import ATTENTION, MIN_WEIGHT
 from planner.calibration.workspace_curve import Curve, curve_of
 from planner.cards.lookup import Card, family_of
@@ -54,7 +55,7 @@ def calibrated(
     """
     calibration = evidence.calibration(card.compute_capability)
     target = evidence.target(request, card)
-    if calibration is None or not any(target.weight(run.cell) for run in calibration.runs):
+    if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
         reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
     curve = _curve(library, memory_form(request), KernelPolicy.of(card.compute_capability))

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from planner.components import STAGES
+from planner.components import STAGES, Scope
 from planner.programs.assemble import events_of
 from planner.programs.library import Events, Library, Op
 from planner.programs.vae_alone import STAGE_OF, half_alone
@@ -16,8 +15,6 @@ from planner.request import GenerationRequest
 
 # Counted up when a curve of the same request comes out differently, so that none kept from before is used.
 VERSION = 4
-
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
 # The fractions of `KernelPolicy.workspace_fraction` at which allocated peaks are known: close together between none
 # and preferred, which is where cuDNN chooses, wider up to the cautious end.

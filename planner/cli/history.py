@@ -13,10 +13,10 @@ from cache.history.store import Store
 from cache.machine.versions import check_installed, planned_for
 from cache.predictions import compare, peak_error
 from cache.programs import compile_installed, find
-from cache.records import VERSIONS, Measurement
+from cache.records import Measurement
 from planner.answer import SCHEMA
 from planner.cli.output import print_json, say
-from planner.components import STAGE_NAMES
+from planner.components import LIBRARIES, STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report.text import text_table
 from planner.units import gib, short_gib
@@ -88,7 +88,7 @@ def measurement_text(measurement: Measurement) -> str:
     """One run in full, as a person would paste it into a ticket."""
     measured, environment = measurement.measured, measurement.environment
     card = environment.card_name + (f", driver {environment.driver}" if environment.driver else "")
-    versions = [f"{name} {getattr(environment, name)}" for name in VERSIONS]
+    versions = [f"{name} {getattr(environment, name)}" for name in LIBRARIES]
     versions += [environment.dtype, f"{environment.weights} weights"]
     facts = [
         ("run", measurement.measurement_id),

@@ -15,7 +15,7 @@ from planner.replay.dry_run import RUN_TO_RUN
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded
-    from planner.calibration.evidence import Observation
+    from planner.calibration.runs import Observation
 
 _TOO_LITTLE, _TOO_MUCH, _WITHIN = "says too little", "says too much", f"within {RUN_TO_RUN:.2%}"
 _COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}

@@ -28,7 +28,7 @@ from planner.units import gib_value
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded
-    from planner.calibration.evidence import Observation
+    from planner.calibration.runs import Observation
 
 # The control has a key of its own: the plan's GPUs stay what they are, whatever is looked at here.
 _KEY = "accuracy-gpus"

@@ -261,5 +261,7 @@ def test_a_published_run_that_filled_its_gpu_calibrates_nothing():
     """T4, 512x512 batch 16: what preferred kernels reserve is more than a T4 has."""
     evidence = gather(shipped()).evidence
     runs = evidence.with_curves([one for one in evidence.observations if one.model == "T4"])
-    calibrating = {run.request.batch: run.calibrates for run in runs if run.request.task == "txt2img"}
+    calibrating = {
+        run.observation.request.batch: run.calibrates for run in runs if run.observation.request.task == "txt2img"
+    }
     assert calibrating == {1: True, 4: True, 16: False}
