@@ -37,7 +37,7 @@ RESERVED_ALONE = "the reserved peak alone"
 
 
 class Gpu(NamedTuple):
-    """A GPU to tell of: its name for people, the model under which its runs are found, its compute capability."""
+    """A GPU: its name for people, the model under which its runs are found, and its compute capability."""
 
     name: str
     model: str
@@ -314,7 +314,7 @@ STATES: tuple[State, ...] = ("confirmed", "disagrees", "not measured")
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the runs of one condition say of the dry run, allocated and reserved peaks apart."""
+    """The errors of the dry run under one condition, allocated and reserved peaks apart."""
 
     allocated: Tally | None
     reserved: Tally | None
@@ -339,7 +339,7 @@ def within(found: Tally) -> int:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What is confirmed on one compute capability, by condition; `gpus` are those that were measured there."""
+    """The results on one compute capability, by condition; `gpus` are those that were measured there."""
 
     capability: Capability
     gpus: tuple[str, ...]

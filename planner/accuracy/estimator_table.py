@@ -1,4 +1,4 @@
-"""Every measured run against every estimator, the published formula and the dry run: how far off each of them is.
+"""Compare every measured run with every estimator, the published formula and the dry run.
 
 Errors are ``predicted / measured - 1``: negative says too little, which is the dangerous side.
 """
@@ -277,7 +277,7 @@ LEGEND = (
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Everything that must be known beside the tables, a line each: columns, caveats, and which runs were left out."""
+    """List the notes to the tables, a line each: columns, caveats, and which runs were left out."""
     capped = sum(run.is_capped for section in comparison.sections for run in section.runs)
     met = [f"by the dry run, {capped} of the runs met the end of their GPU's memory; it is replayed within that memory"]
     left = [f"left out: {count} with {reason}" for reason, count in comparison.left_out.items()]

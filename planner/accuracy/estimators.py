@@ -1,4 +1,4 @@
-"""What other tools estimate for Stable Diffusion v1.5: their formulas, as published, for any request.
+"""Estimate Stable Diffusion v1.5 for any request as other tools do, by their published formulas.
 
 The first part has each formula by itself, under the symbols that its source uses: ``height`` and ``width`` in pixels,
 ``batch`` images, ``element`` bytes a number (2 in float16). The second part has one `Estimator` for each tool.

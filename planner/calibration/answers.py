@@ -17,9 +17,9 @@ from planner.programs.library import Library
 from planner.replay.dry_run import KernelPolicy
 from planner.request import GenerationRequest
 
-# A run that says so much more or less than the dry run is not of this request.
+# A run with a peak this many times larger or smaller than the dry run's is not of this request.
 _BEYOND = 1.5
-# Of so many runs that came to their end, one may fail.
+# One run may fail among this many that came to their end.
 _FEW_FAILED = 5
 
 
@@ -130,7 +130,7 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
         beyond: Verdict = "tight" if raw is None else worst((raw.verdict, "tight"))
         reason = f"{card.name}: the runs took more than is there; whether it also runs in less was not measured"
         return replace(answer, verdict=beyond, reason=reason)
-    # One that failed among many that did not is no rule.
+    # A single failure among many runs that came to their end is an exception.
     runs_well = bool(full) and len(failed) <= len(full) / _FEW_FAILED
     return replace(answer, verdict="fits" if runs_well else "tight")
 

@@ -102,7 +102,7 @@ class Calibrated:
 
 
 class Calibration:
-    """The runs that correct dry runs. What they say of a peak is computed when it is first asked for."""
+    """The runs that correct dry runs. The posterior of a peak is computed when it is first asked for."""
 
     def __init__(self, runs: Iterable[Run]):
         self.runs = tuple(run for run in runs if run.calibrates)

@@ -20,14 +20,14 @@ _ENOUGH_CONTEXTS = 3
 
 
 class Contexts(NamedTuple):
-    """A card's CUDA context, from the least to the most that is to be expected. Bytes."""
+    """The least, middle and most memory to expect for a GPU's CUDA context. Bytes."""
 
     low: int
     middle: int
     high: int
 
 
-# Gives each run's curve, by run id; those for which there is no program are left out.
+# Gives each run's curve, by run id; runs for which there is no program are left out.
 CurvesOf = Callable[[Sequence[Observation]], Mapping[str, Curve]]
 
 

@@ -22,7 +22,7 @@ _REACHED = 0.99
 
 
 def memory_form(request: GenerationRequest) -> GenerationRequest:
-    """The request with all put to one value that moves no allocation: the prompt, further steps, guidance above 1."""
+    """Give the request with what moves no allocation set to one value: prompt, further steps, guidance above 1."""
     return replace(
         request.canonical(),
         prompt_tokens=MAX_PROMPT_TOKENS,
@@ -31,10 +31,10 @@ def memory_form(request: GenerationRequest) -> GenerationRequest:
     )
 
 
-# A name that the catalogue has not is compared with all that it has.
+# A name that the catalogue lacks is compared with all of its names, which takes time.
 @lru_cache(maxsize=1024)
 def model_of(card: str, total_bytes: int | None = None) -> str:
-    """The catalogue's name of a card by any of its names and its memory, or the name itself where it has none."""
+    """Give the catalogue's name of a GPU by any of its names and its memory, or the name where it has none."""
     try:
         return card_named(card, total_bytes).name
     except UnknownCard:
@@ -47,8 +47,8 @@ class Observation:
 
     `peak_allocated_bytes` is None where only the reserved peak was published: such a run is graded, and calibrates
     nothing.
-    `is_alone` says that it had the whole card, so that its end was the card's own: nobody else held memory of it and,
-    as `emulated_bytes` says, no smaller capacity was emulated. `ended_in` is the stage or phase in which it was out of
+    `is_alone` says that it had the whole GPU, so that its end was the GPU's own: nobody else held memory of it, and no
+    smaller capacity was emulated (`emulated_bytes`). `ended_in` is the stage or phase in which it was out of
     memory.
     """
 
@@ -75,12 +75,12 @@ class Observation:
 
     @property
     def model(self) -> str:
-        """The catalogue's name of its card, or the driver's where the catalogue has none."""
+        """Give the catalogue's name of its GPU, or the driver's where the catalogue has none."""
         return model_of(self.card, self.total_bytes)
 
     @property
     def card_name(self) -> str:
-        """The catalogue's name of its card, and the capacity that was emulated on it, if one was."""
+        """Give the catalogue's name of its GPU, and the capacity that was emulated on it, if one was."""
         return emulated_name(self.model, self.emulated_bytes)
 
     @cached_property
@@ -111,7 +111,7 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that came to its end without allocator retries, and the curve that its peaks are compared with.
+    """A measured run without allocator retries, and the curve that its peaks are compared with.
 
     Of a half of the VAE alone, peaks and curve are above what was allocated before.
     """
