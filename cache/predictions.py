@@ -121,7 +121,10 @@ def peak_error(measurement: Measurement, prediction: Prediction) -> float | None
 
 
 def errors_on_gpus(measurements: Iterable[Measurement], basis: str) -> list[float]:
-    """List the `peak_error` of this basis over the runs on GPUs that have one; rehearsals do not count."""
+    """List the `peak_error` of this basis over the runs on GPUs that have one.
+
+    Rehearsals do not count.
+    """
     found = (
         peak_error(measurement, prediction)
         for measurement in measurements

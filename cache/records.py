@@ -34,7 +34,9 @@ def content_id(value: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
-    """The GPU and the versions that a run depends on. `cuda` and `cudnn` are known only once torch was loaded.
+    """The GPU and the versions that a run depends on.
+
+    `cuda` and `cudnn` are known only once torch was loaded.
 
     `emulated_bytes` is the capacity at which torch was made to refuse on a larger GPU, None where it had the whole.
     """
@@ -108,7 +110,10 @@ def _release(version: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StageMeasure:
-    """Peaks and time of one stage. On the CPU, allocated counts live tensors and there is no reserved."""
+    """Peaks and time of one stage.
+
+    On the CPU, allocated counts live tensors and there is no reserved.
+    """
 
     stage: str
     peak_allocated_bytes: int | None
@@ -145,7 +150,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """The result of one run. Sizes in bytes, times in seconds; None where the device does not tell."""
+    """The result of one run. Sizes in bytes, times in seconds.
+
+    A field is None where the device does not tell it.
+    """
 
     outcome: Outcome
     reason: str | None = None

@@ -39,7 +39,10 @@ class Broken(Exception):
 
     @property
     def shown(self) -> str:
-        """Write the value on one line of at most 80 characters; of a list or an object, only its kind."""
+        """Write the value on one line of at most 80 characters.
+
+        A list or an object is only named by its kind.
+        """
         if isinstance(self.value, (list, dict)):
             return "a list" if isinstance(self.value, list) else "an object"
         shown = repr(self.value)
@@ -161,7 +164,10 @@ def nullable(rule: Rule) -> Rule:
 
 
 def array(rule: Rule, unique: Callable[[Any], Hashable] | None = None) -> Rule:
-    """Accept a list whose entries follow the rule, as a tuple; no two may have the same key by `unique`."""
+    """Accept a list whose entries follow the rule, as a tuple.
+
+    No two may have the same key by `unique`.
+    """
 
     def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -208,7 +214,10 @@ def table(rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> 
 
 
 def record(kind: Any, rules: Mapping[str, Rule]) -> Rule:
-    """Accept an object with the fields of a dataclass; fields whose default is None may be missing."""
+    """Accept an object with the fields of a dataclass.
+
+    Fields whose default is None may be missing.
+    """
     defaults = {field.name: (field.default, field.default_factory) for field in fields(kind)}
     assert defaults.keys() == rules.keys(), f"rules for {kind.__name__}: {defaults.keys() ^ rules.keys()}"
     check = table(rules, frozenset(name for name, default in defaults.items() if default == (None, MISSING)))

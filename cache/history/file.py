@@ -39,7 +39,9 @@ def is_part_of(history: Path, path: Path) -> bool:
 
 
 class HistoryFile:
-    """The history's SQLite file. Opening it makes, checks and migrates the file, and sets a damaged one aside.
+    """The history's SQLite file.
+
+    Opening it makes, checks and migrates the file, and sets a damaged one aside.
 
     `moved_aside` is the new name of a damaged file that was found, else None.
 

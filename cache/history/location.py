@@ -36,7 +36,10 @@ class HistoryRefused(HistoryError):
 
 
 def refused(path: Path, done: str, error: BaseException) -> HistoryRefused:
-    """Make the error for a file that the disk, its permissions or another program refuse; `done` is such as written."""
+    """Make the error for a file that the disk, its permissions or another program refuse.
+
+    `done` is such as written.
+    """
     return HistoryRefused(path, done, why(error), way_out_of_history(error))
 
 
@@ -75,7 +78,10 @@ def default_path() -> Path:
 
 
 def address(path: Path, mode: str) -> str:
-    """Write the file's address for ``sqlite3.connect(..., uri=True)``; `mode` is ``ro``, ``rw`` or ``rwc``."""
+    """Write the file's address for ``sqlite3.connect(..., uri=True)``.
+
+    `mode` is ``ro``, ``rw`` or ``rwc``.
+    """
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 

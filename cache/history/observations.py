@@ -60,7 +60,10 @@ def _kind(measured: Measured) -> Kind:
 
 
 def _is_alone(run: Measurement) -> bool:
-    """Tell whether a run had its GPU to itself; the end of an emulated capacity is not the GPU's own."""
+    """Tell whether a run had its GPU to itself.
+
+    The end of an emulated capacity is not the GPU's own.
+    """
     if run.holders or run.environment.emulated_bytes is not None:
         return False
     free_bytes, total_bytes = run.measured.free_before_bytes, run.environment.total_bytes
@@ -68,7 +71,10 @@ def _is_alone(run: Measurement) -> bool:
 
 
 def observation_of(run: Measurement) -> Observation | None:
-    """Turn a kept run into the planner's value for it; None where it tells nothing of a GPU's memory."""
+    """Turn a kept run into the planner's value for it.
+
+    The value is None where it tells nothing of a GPU's memory.
+    """
     measured, environment = run.measured, run.environment
     capability = _capability(environment.compute_capability)
     is_usual = environment.dtype == "float16" and not environment.allocator_settings and environment.method == METHOD

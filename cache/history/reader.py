@@ -109,7 +109,9 @@ def revision_in(db: sqlite3.Connection) -> tuple[int, str]:
 
 
 def revision(path: Path | None = None) -> tuple[str, int, str] | None:
-    """Name the history and its `revision_in`; None where the file is of an older schema or damaged.
+    """Name the history and its `revision_in`.
+
+    The value is None where the file is of an older schema or damaged.
 
     Raises:
         HistoryError: ``PLANNER_DB`` cannot name a file.

@@ -210,7 +210,10 @@ def _without_id(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _looks_whole(path: Path) -> Callable[[str], bool]:
-    """Make a check of whether SQLite finds a table sound; neither the file nor those beside it are touched."""
+    """Make a check of whether SQLite finds a table sound.
+
+    Neither the file nor those beside it are touched.
+    """
 
     @cache
     def is_whole(table: str) -> bool:
@@ -257,7 +260,9 @@ def _check_readable(path: Path, shown: str) -> None:
 
 
 def salvage(path: Path, named: str | None = None) -> Salvaged:
-    """Read every run of a damaged history that can be read. `named` is how the user wrote the path.
+    """Read every run of a damaged history that can be read.
+
+    `named` is how the user wrote the path.
 
     The file itself is not changed.
 
@@ -285,7 +290,9 @@ def salvage(path: Path, named: str | None = None) -> Salvaged:
 
 
 def recover(store: Store, path: Path, salvaged: Salvaged) -> Recovered:
-    """Save the salvaged runs into the history; a file that the history had set aside is mentioned no more.
+    """Save the salvaged runs into the history.
+
+    A file that the history had set aside is mentioned no more.
 
     Raises:
         HistoryRefused: the history cannot keep them. The file stays as it is.
@@ -296,7 +303,9 @@ def recover(store: Store, path: Path, salvaged: Salvaged) -> Recovered:
 
 
 def put_away(history: HistoryFile, path: Path, suffix: str = DISCARDED) -> tuple[Path, str | None]:
-    """Rename a file that the history had set aside, so that it is mentioned no more; another stays where it is.
+    """Rename a file that the history had set aside, so that it is mentioned no more.
+
+    Another stays where it is.
 
     Returns the name it has now, and why it could not be renamed, or None.
     """

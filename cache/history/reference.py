@@ -9,7 +9,9 @@ from cache.records import Measurement
 
 @cache
 def reference_runs() -> tuple[Measurement, ...]:
-    """Read every run that ships, in the order of the files; peaks of the VAE alone are above what stood before.
+    """Read every run that ships, in the order of the files.
+
+    Peaks of the VAE alone are above what stood before.
 
     Raises:
         NotARun: a file is damaged.

@@ -88,7 +88,10 @@ def _record(payload: bytes) -> tuple[Value, ...]:
 
 
 def wal_pages(wal: bytes) -> dict[int, bytes]:
-    """Read the newest committed pages of a write-ahead log, by their numbers; empty where it is no such log."""
+    """Read the newest committed pages of a write-ahead log, by their numbers.
+
+    The result is empty where it is no such log.
+    """
     if len(wal) < 32 or int.from_bytes(wal[:4], "big") not in _WAL_MAGICS:
         return {}
     size, salts = int.from_bytes(wal[8:12], "big"), wal[16:24]

@@ -123,7 +123,9 @@ class Store(HistoryFile):
         )
 
     def import_measurements(self, measurements: Iterable[Measurement]) -> Imported:
-        """Keep runs measured elsewhere, all or none, with their ids and times; a run that is here stays as it is.
+        """Keep runs measured elsewhere, all or none, with their ids and times.
+
+        A run that is here stays as it is.
 
         Raises:
             InvalidArgument: another run has the same id.
@@ -147,7 +149,10 @@ class Store(HistoryFile):
         return Imported(len(added), len(runs) - len(added))
 
     def add_recovered(self, measurements: Iterable[Measurement]) -> Imported:
-        """Keep runs of a damaged history of our own, as they were; a run that is here stays as it is."""
+        """Keep runs of a damaged history of our own, as they were.
+
+        A run that is here stays as it is.
+        """
         runs = {run.measurement_id: run for run in measurements}
         with self._writing() as db:
             query = "select id from measurements where id in (select value from json_each(?))"
@@ -182,7 +187,9 @@ class Store(HistoryFile):
         return found[0]
 
     def delete_measurement(self, measurement_id: str) -> None:
-        """Remove one run with its stages and predictions. Requests and environments stay: others may share them.
+        """Remove one run with its stages and predictions.
+
+        Requests and environments stay: others may share them.
 
         Raises:
             InvalidArgument: as `measurement`.
@@ -312,7 +319,10 @@ class Store(HistoryFile):
             return list(db.table("jobs").rows_where("state in ('queued', 'running')", order_by="created_at"))
 
     def close_orphan(self, row: Mapping[str, Any], reason: str) -> None:
-        """Close a job whose owner is gone and keep a failed run for it; do nothing if it was closed meanwhile."""
+        """Close a job whose owner is gone and keep a failed run for it.
+
+        Do nothing if it was closed meanwhile.
+        """
         with self._writing() as db:
             current = next(iter(db.table("jobs").rows_where("id = ?", [row["id"]])), None)
             if current is None or current["state"] not in ("queued", "running"):

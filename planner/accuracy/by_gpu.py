@@ -92,7 +92,10 @@ def work_of(one: Graded) -> str:
 
 
 def versions_words(one: Graded) -> str:
-    """Name the versions that a run says, ``torch 2.0.x``; those that it does not say are left out."""
+    """Name the versions that a run says, ``torch 2.0.x``.
+
+    Those that it does not say are left out.
+    """
     known = [part for part in one.observation.versions.split(", ") if part and not part.endswith(" unknown")]
     return ", ".join(known) or "unknown versions"
 
@@ -339,7 +342,10 @@ def within(found: Tally) -> int:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The results on one compute capability, by condition; `gpus` are those that were measured there."""
+    """The results on one compute capability, by condition.
+
+    `gpus` are those that were measured there.
+    """
 
     capability: Capability
     gpus: tuple[str, ...]

@@ -38,9 +38,10 @@ TITLES: dict[Scope, str] = {
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One measured peak and what each estimator says of it. Bytes; None where it has no formula for such a run.
+    """One measured peak and what each estimator says of it. Bytes.
 
-    `is_capped` says that by the dry run it met the end of its GPU's memory, within which it was then replayed.
+    A prediction is None where the estimator has no formula for such a run. `is_capped` says that by the dry run the run
+    met the end of its GPU's memory, within which it was then replayed.
     """
 
     observation: Observation
@@ -50,7 +51,10 @@ class ComparedRun:
     is_capped: bool = False
 
     def error(self, key: str) -> float | None:
-        """Compute ``predicted / measured - 1``; None where the estimator has no formula for such a run."""
+        """Compute ``predicted / measured - 1``.
+
+        The value is None where the estimator has no formula for such a run.
+        """
         size = self.predicted[key]
         return None if size is None else size / self.measured_bytes - 1
 
@@ -197,7 +201,9 @@ def _section(scope: Scope, runs: Sequence[ComparedRun], columns: Sequence[Column
 
 
 def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Comparison:
-    """Compare every graded run with every estimator; `observations` are all runs, so that those left out are counted.
+    """Compare every graded run with every estimator.
+
+    `observations` are all runs, so that those left out are counted.
 
     Whole pipelines are compared by the peak allocated where it was measured, else by the peak reserved. Halves of the
     VAE alone are compared by both, each in a section of its own.
@@ -223,7 +229,9 @@ def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Co
 
 
 def percent(error: float | None) -> str:
-    """Write an error with its sign; as many digits as it takes to see it, a dash where there is none.
+    """Write an error with its sign.
+
+    It has as many digits as it takes to see it, and is a dash where there is none.
 
     >>> percent(0.1695), percent(-0.0063), percent(None)
     ('+17%', '-0.63%', '-')
@@ -325,7 +333,10 @@ def _run_object(run: ComparedRun) -> dict[str, Any]:
 
 
 def comparison_object(comparison: Comparison) -> dict[str, Any]:
-    """Build the JSON object of ``estimators --json``: errors are fractions, negative is too low; sizes are bytes."""
+    """Build the JSON object of ``estimators --json``.
+
+    Errors are fractions, and negative ones are predictions that were too low. Sizes are bytes.
+    """
     return {
         "schema": SCHEMA,
         "too_little_below": -RUN_TO_RUN,

@@ -47,7 +47,10 @@ class _Belief(NamedTuple):
     noise: float
 
     def estimate(self, curve: np.ndarray) -> float:
-        """Compute the point estimate of a peak with this curve; the raw dry run where runs are too few."""
+        """Compute the point estimate of a peak with this curve.
+
+        It is the raw dry run where runs are too few.
+        """
         if self.weight < MIN_WEIGHT:
             return float(curve[PREFERRED])
         return quantiles(grid_peaks(curve), self.point, (0.5,))[0]
@@ -97,12 +100,18 @@ class Calibrated:
 
     @property
     def has_data(self) -> bool:
-        """Tell whether runs were enough to correct the dry run; otherwise the sizes are those of the raw dry run."""
+        """Tell whether runs were enough to correct the dry run.
+
+        Otherwise the sizes are those of the raw dry run.
+        """
         return self.weight >= MIN_WEIGHT
 
 
 class Calibration:
-    """The runs that correct dry runs. The posterior of a peak is computed when it is first asked for."""
+    """The runs that correct dry runs.
+
+    The posterior of a peak is computed when it is first asked for.
+    """
 
     def __init__(self, runs: Iterable[Run]):
         self.runs = tuple(run for run in runs if run.calibrates)

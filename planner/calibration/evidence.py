@@ -32,7 +32,9 @@ CurvesOf = Callable[[Sequence[Observation]], Mapping[str, Curve]]
 
 
 class Evidence:
-    """All measured runs that a prediction can rest on, newest first. What follows from them is computed when asked for.
+    """All measured runs that a prediction can rest on, newest first.
+
+    What follows from them is computed when asked for.
 
     `versions` are those that a prediction is for: runs of others are stale.
     """
@@ -48,7 +50,10 @@ class Evidence:
         return [one for one in self.observations if family_of(one.capability) == family]
 
     def with_curves(self, observations: Sequence[Observation]) -> list[Run]:
-        """Pair the runs that ended unhindered with their curves; runs that no program can replay are left out."""
+        """Pair the runs that ended unhindered with their curves.
+
+        Runs that no program can replay are left out.
+        """
         full = [one for one in observations if one.kind == "full"]
         curves = self._curves_of(full) if full else {}
         return [Run(one, curves[one.run_id]) for one in full if one.run_id in curves]

@@ -43,7 +43,9 @@ def model_of(card: str, total_bytes: int | None = None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One measured run on a GPU. Bytes; `stages` are allocated peaks by stage, empty where only the whole is known.
+    """One measured run on a GPU. Bytes.
+
+    `stages` are allocated peaks by stage, empty where only the whole is known.
 
     `peak_allocated_bytes` is None where only the reserved peak was published: such a run is graded, and calibrates
     nothing.
@@ -95,7 +97,10 @@ class Observation:
 
     @cached_property
     def gpu(self) -> Card | None:
-        """Give the catalogue's GPU that it ran on, with its emulated capacity; None where the catalogue has none."""
+        """Give the catalogue's GPU that it ran on, with its emulated capacity.
+
+        The value is None where the catalogue has none.
+        """
         try:
             card = card_named(self.card, self.total_bytes)
         except UnknownCard:
@@ -132,7 +137,10 @@ class Run:
 
     @cached_property
     def likelihoods(self) -> dict[str, np.ndarray]:
-        """Compute the log-likelihood of each measured peak, by stage and ``reserved``; see `log_likelihood`."""
+        """Compute the log-likelihood of each measured peak, by stage and ``reserved``.
+
+        See `log_likelihood`.
+        """
         one = self.observation
         if one.peak_allocated_bytes is None:
             return {}
