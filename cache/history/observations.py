@@ -1,4 +1,4 @@
-"""Gather the measured runs that a prediction can rest on: those of the history's file and those that ship."""
+"""Gather measured runs as evidence: those of the history's file and those that ship."""
 
 import sqlite3
 from functools import cache
@@ -33,7 +33,7 @@ class Gathered(NamedTuple):
 
 @cache
 def _releases_text(*versions: str | None) -> str:
-    """Write the releases that decide memory, in the order of `LIBRARIES`: runs of equal texts are of one kind."""
+    """Write these releases of `LIBRARIES` as text, by which runs are compared."""
     releases = [(version or "unknown").partition("+")[0] for version in versions]
     return ", ".join(f"{name} {release}" for name, release in zip(LIBRARIES, releases, strict=True))
 
@@ -126,7 +126,9 @@ def _observations_in(db: sqlite3.Connection) -> list[Observation]:
 
 
 def _read(path: Path) -> tuple[list[Observation], str | None]:
-    """Read the history's runs, and tell what was done for that: an older file is migrated, a damaged one set aside.
+    """Read the history's runs, with a notice where the file was damaged.
+
+    An older file is migrated first, a damaged one is set aside.
 
     Raises:
         HistoryError: the file cannot be read after that either.

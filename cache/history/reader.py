@@ -16,6 +16,7 @@ from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, measurement_from, predic
 from cache.records import Environment, Measurement, Prediction, StageMeasure
 from planner.request import GenerationRequest
 
+# From this many ids on, a table is read as a whole.
 _MANY = 1000
 
 
@@ -46,10 +47,11 @@ def runs_in(
     with_predictions: bool = True,
     skip_broken: bool = False,
 ) -> Iterator[Measurement]:
-    """Read the runs that meet a condition over m (measurements), r (requests) and e (environments), newest first.
+    """Read the runs that meet a condition, newest first.
 
-    Without `with_predictions` they come without what was predicted of them. `skip_broken` leaves out a run whose
-    request can no longer be asked or whose row is damaged.
+    The condition is SQL over m (measurements), r (requests) and e (environments), with `arguments` for its parameters.
+    Without `with_predictions` the runs have no predictions, which saves reading them. `skip_broken` leaves out a run
+    whose request can no longer be asked or whose row is damaged.
 
     Raises:
         InvalidArgument: a request can no longer be asked, since a rule has become stricter.
@@ -96,15 +98,18 @@ def runs_in(
 def _rows_of(
     db: sqlite3.Connection, table: str, key: str, columns: Sequence[str], ids: Collection[str]
 ) -> Iterator[tuple[Any, ...]]:
-    """Read the rows that have one of these ids as their key: the key, then these columns, in the order of insertion."""
-    # A plus sign keeps SQLite from looking up each id in the index: of many, reading the table takes less time.
+    """Read the key and these columns of the rows whose key is one of the ids, in the order of insertion."""
+    # A plus sign keeps SQLite from looking up each id in the index. For many ids, reading the whole table is faster.
     sought = key if len(ids) < _MANY else f"+{key}"
     query = f"select {key}, {', '.join(columns)} from {table} where {sought} in (select value from json_each(?))"
     return db.execute(f"{query} order by rowid", [json.dumps(list(ids))])
 
 
 def revision_in(db: sqlite3.Connection) -> tuple[int, str]:
-    """Count the runs and find when the last one was kept: both together differ once a run was kept or deleted."""
+    """Count the runs and find when the last one was kept.
+
+    Both together differ once a run was kept or deleted.
+    """
     return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
 
 
