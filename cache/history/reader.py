@@ -16,7 +16,7 @@ from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, measurement_from, predic
 from cache.records import Environment, Measurement, Prediction, StageMeasure
 from planner.request import GenerationRequest
 
-# From this many ids on, a table is read as a whole.
+# From this many ids on, reading a whole table is faster than finding the rows of each id in it.
 _MANY = 1000
 
 
@@ -57,7 +57,7 @@ def runs_in(
         InvalidArgument: a request can no longer be asked, since a rule has become stricter.
     """
     tolerated = BROKEN_ROW if skip_broken else ()
-    columns = ", ".join(f"m.{name}" for name in ("request_id", "environment_id", *RUN_COLUMNS))
+    columns = ", ".join(f"m.{name}" for name in (*RUN_COLUMNS, "request_id", "environment_id"))
     query = f"""
         select {columns} from measurements m
         join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
@@ -66,29 +66,27 @@ def runs_in(
     rows = db.execute(query, arguments or {}).fetchall()
     # Many runs share a request and an environment, which are made once.
     requests: dict[str, GenerationRequest] = {}
-    for request_id, *values in _rows_of(db, "requests", "id", _REQUEST, {row[0] for row in rows}):
+    for request_id, *values in _rows_of(db, "requests", "id", _REQUEST, {row[-2] for row in rows}):
         with contextlib.suppress(*tolerated):
             requests[request_id] = request_from(dict(zip(_REQUEST, values, strict=True)))
     environments: dict[str, Environment] = {}
-    for environment_id, *values in _rows_of(db, "environments", "id", _ENVIRONMENT, {row[1] for row in rows}):
+    for environment_id, *values in _rows_of(db, "environments", "id", _ENVIRONMENT, {row[-1] for row in rows}):
         with contextlib.suppress(*tolerated):
             environments[environment_id] = Environment.from_row(dict(zip(_ENVIRONMENT, values, strict=True)))
-    run_ids = [row[2] for row in rows]
-    stages: dict[str, list[StageMeasure]] = {}
-    for values in _rows_of(db, "stages", "measurement_id", _STAGE, run_ids):
-        stages.setdefault(values[0], []).append(StageMeasure(*values[1:]))
-    predictions: dict[str, list[dict[str, Any]]] = {}
-    if with_predictions:
-        for run_id, *values in _rows_of(db, "predictions", "measurement_id", _PREDICTION, run_ids):
-            predictions.setdefault(run_id, []).append(dict(zip(_PREDICTION, values, strict=True)))
-    for request_id, environment_id, run_id, *values in rows:
+    run_ids = [row[0] for row in rows]
+    stages = _parts_of(db, "stages", _STAGE, run_ids)
+    predictions = _parts_of(db, "predictions", _PREDICTION, run_ids) if with_predictions else {}
+    for row in rows:
         try:
             run = measurement_from(
-                (run_id, *values),
-                requests[request_id],
-                environments[environment_id],
-                stages.pop(run_id, ()),
-                map(prediction_from, predictions.pop(run_id, ())),
+                row[:-2],
+                requests[row[-2]],
+                environments[row[-1]],
+                [StageMeasure(*values[1:]) for values in stages.pop(row[0], ())],
+                [
+                    prediction_from(dict(zip(_PREDICTION, values[1:], strict=True)))
+                    for values in predictions.pop(row[0], ())
+                ],
             )
         except tolerated:
             continue
@@ -99,10 +97,22 @@ def _rows_of(
     db: sqlite3.Connection, table: str, key: str, columns: Sequence[str], ids: Collection[str]
 ) -> Iterator[tuple[Any, ...]]:
     """Read the key and these columns of the rows whose key is one of the ids, in the order of insertion."""
-    # A plus sign keeps SQLite from looking up each id in the index. For many ids, reading the whole table is faster.
-    sought = key if len(ids) < _MANY else f"+{key}"
-    query = f"select {key}, {', '.join(columns)} from {table} where {sought} in (select value from json_each(?))"
-    return db.execute(f"{query} order by rowid", [json.dumps(list(ids))])
+    query = f"select {key}, {', '.join(columns)} from {table}"
+    if len(ids) < _MANY:
+        of_these = f"where {key} in (select value from json_each(?))"
+        return db.execute(f"{query} {of_these} order by rowid", [json.dumps(list(ids))])
+    wanted = set(ids)
+    return (row for row in db.execute(f"{query} order by rowid") if row[0] in wanted)
+
+
+def _parts_of(
+    db: sqlite3.Connection, table: str, columns: Sequence[str], run_ids: Collection[str]
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Read the rows of a table of parts by run: the run's id, then these columns."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for row in _rows_of(db, table, "measurement_id", columns, run_ids):
+        found.setdefault(row[0], []).append(row)
+    return found
 
 
 def revision_in(db: sqlite3.Connection) -> tuple[int, str]:
