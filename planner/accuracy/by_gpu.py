@@ -45,7 +45,7 @@ class Gpu(NamedTuple):
 
 
 def gpu_of(card: Card) -> Gpu:
-    """Give what a card's runs are found under; of one worker's share it is the whole card's."""
+    """Give the GPU under which a card's runs are found; for one worker's share it is the whole GPU."""
     whole = card.whole
     return Gpu(whole.name, whole.model, whole.compute_capability)
 

@@ -96,9 +96,8 @@ def calibrated(
 def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: Answer | None = None) -> Answer:
     """Answer from runs of this request on this GPU model, or ``unknown`` with the reason.
 
-    Runs that met the end of their card count only where they had the whole of it: nobody else held memory of it, and no
-    smaller capacity was emulated. Where the dry run `raw` is
-    known, runs that cannot be of this request are left out.
+    Runs that met the end of their GPU's memory count only where they had the whole of it: nobody else held memory, and
+    no smaller capacity was emulated. Where the dry run `raw` is known, runs that cannot be of the request are left out.
     """
     fresh, stale = evidence.of_request(request, card)
     cudnn = evidence.target(request, card).cudnn
@@ -141,7 +140,7 @@ def _is_believable(one: Observation, raw: Answer) -> bool:
     if least is None or not most:
         return True
     if one.kind == "out-of-memory":
-        # It must have needed more than such a card has; the replay says about how much it needs.
+        # It must have needed more than such a GPU has, and the replay says about how much it needs.
         return _BEYOND * (raw.worst_need_bytes or raw.need_bytes or 0) >= raw.card.usable_bytes
     peak, reserved = one.peak_allocated_bytes or 0, one.peak_reserved_bytes
     if not least / _BEYOND <= peak <= _BEYOND * most:

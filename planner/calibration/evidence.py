@@ -94,7 +94,7 @@ class Evidence:
     def target(self, request: GenerationRequest, card: Card) -> Traits:
         """Give the similarity key of this request on this GPU with the installed versions.
 
-        The cuDNN is that of the newest run with today's versions on such cards: it comes with torch.
+        The cuDNN is that of the newest run with today's versions on such GPUs, since cuDNN comes with torch.
         """
         family = self.of_family(family_of(card.compute_capability))
         cudnn = next((one.cudnn for one in family if one.cudnn and one.versions == self.versions), None)

@@ -128,8 +128,8 @@ class Run:
     def calibrates(self) -> bool:
         """Tell whether its peak tells something of kernels; other runs are graded alone.
 
-        A published run does not say whether the allocator had to retry: where its GPU's memory cannot hold what
-        preferred kernels reserve, its peak is that of the memory, and teaches nothing of the kernels.
+        A reference run does not say whether the allocator had to retry: where its GPU's memory cannot hold what
+        preferred kernels reserve, its peak is that of the memory, and tells nothing of the kernels.
         """
         one = self.observation
         is_capped = one.is_reference and one.lacks_room_for(float(self.curve.reserved[PREFERRED]))
