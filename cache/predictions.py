@@ -1,4 +1,4 @@
-"""A measured run beside what was predicted of it."""
+"""Predict a run before it is measured, and compare it with its predictions afterwards."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ def predictions_for(
     library: Library | None = None,
     evidence: Evidence | None = None,
 ) -> tuple[Prediction, ...]:
-    """What each basis says of this request on this device now, the most trusted first, to be kept with the run.
+    """Predict this request on this device by each basis, the most trusted first, to be kept with the run.
 
-    What our own worker (`own_pid`) holds of the card counts as free: the run takes it over. A calibrated prediction is
+    Memory that our own worker (`own_pid`) holds counts as free, since the run takes it over. A calibrated prediction is
     among them where `evidence` has enough runs for one. At an emulated capacity they are for that much memory, with the
-    real card's kernels and context.
+    real GPU's kernels and context.
     """
     card = device.as_card(own_pid)
     if card is None:
@@ -41,7 +41,7 @@ def predictions_for(
 
 
 def _rehearsed(request: GenerationRequest, facts: ModelFacts, library: Library | None) -> tuple[Prediction, ...]:
-    """What is said of a rehearsal: sizes hold anywhere, verdicts do not, and a CPU has no kernels' workspace."""
+    """Predict a rehearsal: its sizes hold anywhere, but it has no verdict, and a CPU takes no workspace."""
     nowhere = Card(
         name=REHEARSAL,
         usable_bytes=0,
@@ -69,7 +69,7 @@ def _rehearsed(request: GenerationRequest, facts: ModelFacts, library: Library |
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of the comparison: predicted and measured bytes, None where one of them does not say."""
+    """One line of the comparison: predicted and measured bytes, None where one of them is not known."""
 
     name: str
     predicted_bytes: int | None
@@ -77,14 +77,14 @@ class Compared:
 
     @property
     def error(self) -> float | None:
-        """``predicted / measured - 1``: negative is a prediction that was too low."""
+        """Compute ``predicted / measured - 1``: negative is a prediction that was too low."""
         if self.predicted_bytes is None or not self.measured_bytes:
             return None
         return self.predicted_bytes / self.measured_bytes - 1
 
 
 def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
-    """Allocated peaks by stage, then of the whole run, then reserved, then the card's own view against the need."""
+    """Compare allocated peaks by stage and of the whole run, the reserved peak, and the device's use with the need."""
     measured = measurement.measured
     by_stage = {stage.stage: stage for stage in measured.stages}
     lines = [
@@ -101,7 +101,7 @@ def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
 
 
 def verdict_of(measurement: Measurement) -> Verdict:
-    """What a run says of its device: it ran, it ran with allocator retries, it was out of memory, or nothing."""
+    """Give the verdict of a run: it ran, it ran with allocator retries, it was out of memory, or it is unknown."""
     measured = measurement.measured
     if measured.outcome == "ok":
         return "tight" if measured.num_alloc_retries else "fits"
@@ -109,19 +109,22 @@ def verdict_of(measurement: Measurement) -> Verdict:
 
 
 def exit_code_of(measurement: Measurement) -> int:
-    """The contract's exit code for `verdict_of`."""
+    """Give the contract's exit code for `verdict_of`."""
     return EXIT_CODES[verdict_of(measurement)]
 
 
 def peak_error(measurement: Measurement, prediction: Prediction) -> float | None:
-    """``predicted / measured - 1`` of the allocated peak of a run that succeeded, else None."""
+    """Compute ``predicted / measured - 1`` of the allocated peak of a run that succeeded, else None."""
     if measurement.measured.outcome != "ok":
         return None
     return Compared("", prediction.peak_allocated_bytes, measurement.measured.peak_allocated_bytes).error
 
 
 def errors_on_gpus(measurements: Iterable[Measurement], basis: str) -> list[float]:
-    """`peak_error` of this basis over the runs on GPUs that have one; rehearsals do not count."""
+    """List the `peak_error` of this basis over the runs on GPUs that have one.
+
+    Rehearsals do not count.
+    """
     found = (
         peak_error(measurement, prediction)
         for measurement in measurements

@@ -1,4 +1,4 @@
-"""What the history keeps, as values: they know nothing of how they are stored."""
+"""Define the values that the history keeps; they do not depend on how they are stored."""
 
 import hashlib
 import json
@@ -8,36 +8,37 @@ from typing import Any, Literal, Self
 
 from planner.answer import Answer
 from planner.cards.card import emulated_name
+from planner.components import LIBRARIES, Scope
 from planner.request import GenerationRequest
 
 Outcome = Literal["ok", "out-of-memory", "cancelled", "failed"]
 DeviceKind = Literal["cuda", "cpu"]
 # Who measured a run: this planner, another one whose file was imported, or whoever published a row that ships.
 Origin = Literal["own", "imported", "reference"]
-# What was run: the whole pipeline, or one half of the VAE alone, whose peaks are above what stood allocated before.
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
-# What stands for the card of a run without one.
+# The name in place of a GPU's for a run without one.
 REHEARSAL = "CPU rehearsal"
 
 # How runs are measured. A change that moves measured numbers counts this up, so that old rows answer no new question.
 METHOD = 1
 
-# Outcomes that say something of memory and so answer the same request again.
+# Outcomes that tell something of memory, so that such a run answers the same request again.
 ANSWERS: tuple[Outcome, ...] = ("ok", "out-of-memory")
 
 
 def content_id(value: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a mapping: sorted keys, no insignificant white space."""
+    """Compute the SHA-256 of the canonical JSON of a mapping: sorted keys, no insignificant white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
-    """The card and the versions a run depends on. `cuda` and `cudnn` are known only once torch was loaded.
+    """The GPU and the versions that a run depends on.
 
-    `emulated_bytes` is the capacity at which torch was made to refuse on a larger card, None where it had the whole.
+    `cuda` and `cudnn` are known only once torch was loaded.
+
+    `emulated_bytes` is the capacity at which torch was made to refuse on a larger GPU, None where it had the whole.
     """
 
     device_kind: DeviceKind
@@ -63,16 +64,16 @@ class Environment:
 
     @property
     def environment_id(self) -> str:
-        """A hash of the content."""
+        """Compute a hash of the content."""
         return content_id(self.to_dict())
 
     @property
     def card_name(self) -> str:
-        """The card as a reader should see it: what was measured at an emulated capacity says so."""
+        """Name the GPU for readers, with the emulated capacity if there was one."""
         return emulated_name(self.card, self.emulated_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name. That nothing was emulated is said by nothing, as it was before there was such a field."""
+        """Give the fields by name; `emulated_bytes` is omitted when None, so that ids and lines stay as they were."""
         values = asdict(self)
         if self.emulated_bytes is None:
             del values["emulated_bytes"]
@@ -80,22 +81,19 @@ class Environment:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The environment kept in a row of the store."""
+        """Make the environment that is kept in a row of the store."""
         values: dict[str, Any] = {field.name: row[field.name] for field in fields(cls)}
         values["mig"] = None if row["mig"] is None else bool(row["mig"])
         return cls(**values)
 
 
-# Two runs with equal values here are runs of the same thing; the rest of an environment follows from these.
+# Fields that decide whether a run answers the same request again; the rest of an environment follows from these.
 SAME_KEY = (
     "device_kind",
     "card",
     "uuid_hash",
     "driver",
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
+    *LIBRARIES,
     "dtype",
     "attention",
     "allocator_settings",
@@ -103,18 +101,19 @@ SAME_KEY = (
     "method",
     "emulated_bytes",
 )
-# Versions that make a row stale when they differ from those installed now.
-VERSIONS = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def _release(version: str) -> str:
-    """The version without its build: 2.13.0+cpu on a laptop and 2.13.0 on a GPU host predict the same."""
+    """Remove the build from a version: 2.13.0+cpu on a laptop and 2.13.0 on a GPU host predict the same."""
     return version.partition("+")[0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StageMeasure:
-    """Peaks and time of one stage. On the CPU, allocated counts live tensors and there is no reserved."""
+    """Peaks and time of one stage.
+
+    On the CPU, allocated counts live tensors and there is no reserved.
+    """
 
     stage: str
     peak_allocated_bytes: int | None
@@ -123,9 +122,9 @@ class StageMeasure:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a basis said of the run before it ran; `stages` are allocated peaks."""
+    """The prediction of one basis from before the run; `stages` are allocated peaks. Bytes."""
 
     basis: str
     verdict: str
@@ -137,7 +136,7 @@ class Prediction:
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
-        """The part of an answer that a measurement is compared with."""
+        """Take from an answer the part that a measurement is compared with."""
         return cls(
             basis=answer.basis,
             verdict=answer.verdict,
@@ -149,9 +148,12 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What one run gave. Sizes in bytes, times in seconds; None where the device does not tell."""
+    """The result of one run. Sizes in bytes, times in seconds.
+
+    A field is None where the device does not tell it.
+    """
 
     outcome: Outcome
     reason: str | None = None
@@ -170,7 +172,7 @@ class Measured:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The run that a worker sent or a row keeps.
+        """Make the result that a worker sent.
 
         Raises:
             TypeError: a field is missing or unknown.
@@ -179,11 +181,11 @@ class Measured:
         return cls(**fields)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """One run in the history: what was asked, where, what came out, what had been predicted.
+    """One run in the history: its request, its environment, its result, and the predictions from before it.
 
-    `source` says where a run comes from that was not measured here.
+    `source` says where a run was published that was not measured here.
     """
 
     measurement_id: str
@@ -199,18 +201,18 @@ class Measurement:
 
     @property
     def options(self) -> str:
-        """What tells it from a plain run of its size, such as ``unguided, vae tiling``; empty where nothing does."""
+        """List what sets it apart from a plain run of its size, such as ``unguided, vae tiling``, or nothing."""
         if self.scope != "pipeline":
             return ", ".join(self.request.vae_options)
         guidance = self.request.guidance
         return ", ".join([*([guidance] if guidance == "unguided" else []), *self.request.options])
 
     def is_stale(self, versions: Mapping[str, str]) -> bool:
-        """Whether it was measured with other versions than these."""
-        return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in VERSIONS)
+        """Tell whether it was measured with other versions than these."""
+        return any(_release(getattr(self.environment, name)) != _release(versions[name]) for name in LIBRARIES)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: every size an integer of bytes."""
+        """Give the run as JSON: every size an integer of bytes."""
         return {
             "id": self.measurement_id,
             "created_at": self.created_at,

@@ -30,10 +30,13 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, 
     """Queue the run; its id goes into the address, so that a reload finds it again."""
     library, _ = session.library()
     evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
-    predictions = predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence)
     try:
         job_id = jobs.submit(
-            request, device, weights="hub" if weights == "hub" else "synthetic", predictions=predictions, force=force
+            request,
+            device,
+            weights="hub" if weights == "hub" else "synthetic",
+            predict=lambda: predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence),
+            force=force,
         )
     except PlannerError as error:
         st.error(sentence(str(error)), icon=":material/error:")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 MODEL_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -17,6 +18,13 @@ STAGE_NAMES = {
     "vae_decoder": "VAE decoder",
     "safety_checker": "Safety checker",
 }
+
+# What of a pipeline ran: all of it, or one half of the VAE alone, as benchmarks of the VAE run it.
+Half = Literal["vae.encode", "vae.decode"]
+Scope = Literal["pipeline", Half]
+
+# The libraries that decide which memory a pipeline takes, by package; builds of one release allocate alike.
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 FLOAT16_BYTES = 2
 # vae.config.latent_channels

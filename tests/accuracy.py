@@ -34,7 +34,7 @@ KEYS = {
     "scope": lambda one: one.observation.request.task if one.is_whole else one.observation.scope,
     "stage": lambda one: STAGE_NAMES[one.peak_stage],
     "size": lambda one: size_class(one.observation.request),
-    "options": lambda one: one.observation.cell.options,
+    "options": lambda one: one.observation.traits.options,
 }
 
 BEGIN = "<!-- 'make documents' writes what follows -->"

@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Iterator
 
 from cache.exchange.lines import lines_of
-from cache.records import Environment, Measured, Measurement, Scope
+from cache.records import Environment, Measured, Measurement
+from planner.components import Scope
 from planner.request import GenerationRequest, Offload, Task
 from planner.units import GIB, MIB
 from tests.conftest import ROOT

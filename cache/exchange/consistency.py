@@ -1,7 +1,7 @@
-"""What must hold between the fields of one run: values that are each possible, and that no one run can have together.
+"""Check rules between the fields of one run, whose values may each be possible and yet impossible together.
 
-Every one of these holds by how a run is measured (`cache.worker.measure`, `cache.worker.probes`), so that what a
-history exports is taken in by another one.
+A run that is measured here keeps every one of these rules (`cache.worker.measure`, `cache.worker.probes`), so that
+another history takes in what this one exports.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def _at_most(path: str, value: int | None, limit: int | None, whose: str) -> Non
 
 
 def _parts(measured: Measured) -> Iterable[tuple[str, Measured | StageMeasure]]:
-    """The whole run and its stages, each with its path."""
+    """List the whole run and its stages, each with its path."""
     yield _WHOLE, measured
     yield from ((f"{_WHOLE}.stages[{index}]", stage) for index, stage in enumerate(measured.stages))
 
@@ -54,7 +54,7 @@ def _check_peaks(measured: Measured, may_lack_allocated: bool) -> None:
 def _check_rehearsal(environment: Environment, measured: Measured) -> None:
     if environment.card != REHEARSAL:
         _refuse("environment.card", f"must be {REHEARSAL!r} where device_kind is cpu", environment.card)
-    # The CPU has no caching allocator and no context, and says nothing of what is free.
+    # The CPU has no caching allocator and no context, and does not tell how much is free.
     names = ("context_bytes", "free_before_bytes", "num_alloc_retries")
     told = [(f"{_WHOLE}.{name}", getattr(measured, name)) for name in names]
     told += [(f"{path}.peak_reserved_bytes", part.peak_reserved_bytes) for path, part in _parts(measured)]
@@ -69,7 +69,7 @@ def _check_card(environment: Environment, measured: Measured) -> None:
     total, emulated = environment.total_bytes, environment.emulated_bytes
     if total is not None and emulated is not None and emulated >= total:
         _refuse("environment.emulated_bytes", f"must be below the card's {total}", emulated)
-    # Torch is made to refuse what goes beyond an emulated capacity; the rest of the card is there for others.
+    # Torch is made to refuse sizes beyond an emulated capacity; the rest of the GPU is there for others.
     limit, whose = (total, "the card's") if emulated is None else (emulated, "the emulated")
     for path, part in _parts(measured):
         for name in ("peak_allocated_bytes", "peak_reserved_bytes"):
@@ -81,9 +81,9 @@ def _check_card(environment: Environment, measured: Measured) -> None:
 
 
 def check_relations(environment: Environment, measured: Measured, *, may_lack_allocated: bool = False) -> None:
-    """Refuse what cannot be of one run.
+    """Refuse values that cannot be of one run.
 
-    `may_lack_allocated` takes a run to the end of which only the reserved peak was published.
+    `may_lack_allocated` accepts a run of which only the reserved peak was published.
 
     Raises:
         Broken: with the path of the field from the run's own level, the rule and the value.

@@ -1,6 +1,6 @@
-"""What makes a JSON value a run: the rules of docs/history-format.md, field by field.
+"""Turn a JSON value into a run by the rules of docs/history-format.md, field by field.
 
-Two planners may differ in age, so nothing is taken for granted that a run of this one would have by construction.
+The file may come from an older or newer planner, so every rule is checked that runs of this one keep by construction.
 """
 
 from dataclasses import fields
@@ -30,21 +30,20 @@ from cache.records import (
     Origin,
     Outcome,
     Prediction,
-    Scope,
     StageMeasure,
 )
 from planner.answer import Basis, Verdict
-from planner.components import STAGES
+from planner.components import STAGES, Scope
 from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 
 FORMAT, VERSION = "will-it-fit/run", 1
 MAX_TEXT, MAX_REASON = 500, 2000
-# A clock may be wrong by its time zone, not by more.
+# A clock may be wrong by a time zone and not by more.
 _AHEAD = timedelta(days=1)
 # Before the model was published there was nothing to measure.
 _EARLIEST = datetime(2022, 10, 20, tzinfo=UTC)
-# From Kepler, for which torch was once built, to what may come.
+# From Kepler, for which torch was once built, to GPUs that may come.
 _CAPABILITY = r"([3-9]|1\d|20)\.\d"
 
 
@@ -116,7 +115,7 @@ _PREDICTION = {
     "stages": table(dict.fromkeys(STAGES, whole(0, 2**50)), optional=frozenset(STAGES)),
 }
 _HOLDER = {"pid": whole(0, 2**32), "name": _TEXT, "used_bytes": _SIZE}
-# Each value is checked by the request itself; here only that all are there, since a file must not lean on defaults.
+# The request checks each value. Here all must be given, since a file must not depend on defaults.
 _REQUEST_FIELDS = table(dict.fromkeys((field.name for field in fields(GenerationRequest)), scalar))
 _LINE = table(
     {
@@ -137,18 +136,18 @@ _LINE = table(
 
 
 def run_of(value: Any, origin: Origin) -> Measurement:
-    """The run that a line's JSON value says.
+    """Make the run of a line's JSON value.
 
     Raises:
         Broken: a field breaks its rule, or two of them cannot be of one run.
     """
-    # Before the fields: another version may have others.
+    # These are checked before the fields, which may be others in another version.
     if type(value) is dict:
         for name, known in (("format", FORMAT), ("version", VERSION)):
             if name in value and (type(value[name]) is not type(known) or value[name] != known):
                 raise Broken(f"must be {known!r}, which is all that this planner reads", value[name]).inside(name)
     line = _LINE(value)
-    # What ships is older than any clock that is right, and has rows of half a pipeline.
+    # Reference runs are exempt from these two: they are dated by their publication, and some are of half a pipeline.
     if origin != "reference":
         if line["scope"] != "pipeline":
             raise Broken("must be pipeline: only whole runs are imported", line["scope"]).inside("scope")

@@ -1,7 +1,7 @@
-"""Measured runs as lines of text, so that a run measured on one machine counts on another.
+"""Write and read measured runs as lines of text, so that a run measured on one machine counts on another.
 
-docs/history-format.md is the format. A file is somebody else's until it is read: every field is checked, and what comes
-out of `measurement_of` is a run that this planner could have measured, or nothing.
+docs/history-format.md is the format. A file may come from anybody, so every field is checked: `measurement_of` gives a
+run that this planner could have measured, or raises.
 """
 
 import json
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 256 * 1024**2
 
 
 class NotARun(PlannerError):
-    """A line is no run: which line, which field, the rule it breaks and the value."""
+    """A line is no run; the message names the line, the field, the rule that it breaks and the value."""
 
     def __init__(self, line_number: int, field: str, rule: str, shown: str, nearest: str | None = None):
         self.line_number, self.field, self.rule, self.shown, self.nearest = line_number, field, rule, shown, nearest
@@ -32,7 +32,7 @@ class NotARun(PlannerError):
 
 
 def measurement_of(line: str, line_number: int, origin: Origin = "imported") -> Measurement:
-    """The run that one line says. A reference row may be one half of the VAE, an imported run may not.
+    """Read the run of one line. A reference run may be of one half of the VAE, an imported run may not.
 
     Raises:
         NotARun: the line breaks a rule of the format.
@@ -44,7 +44,7 @@ def measurement_of(line: str, line_number: int, origin: Origin = "imported") -> 
 
 
 def read_runs(lines: Iterable[bytes], origin: Origin = "imported") -> list[Measurement]:
-    """The runs of a file, as `lines_in` gives its lines; empty lines count for nothing.
+    """Read the runs of a file, as `lines_in` gives its lines; empty lines are skipped.
 
     Raises:
         NotARun: a line breaks a rule of the format, or there are more than the format allows.
@@ -70,12 +70,12 @@ def read_runs(lines: Iterable[bytes], origin: Origin = "imported") -> list[Measu
 
 
 def lines_in(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, cut where one is longer than the format allows, so that none fills the memory."""
+    """Split a file into lines, cut where one is longer than the format allows, so that none fills the memory."""
     return iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
 
 
 def _portable(value: Any, longest: int = MAX_TEXT) -> Any:
-    """The value as the format allows it: names and reasons come from other programs, with whatever is in them."""
+    """Make a value fit the format: names and reasons come from other programs and may hold anything."""
     if isinstance(value, str):
         return UNSAFE.sub(" ", value)[:longest]
     if isinstance(value, dict):
@@ -86,7 +86,7 @@ def _portable(value: Any, longest: int = MAX_TEXT) -> Any:
 
 
 def line_of(measurement: Measurement) -> str:
-    """The run as one line, without its end; control characters become spaces."""
+    """Write the run as one line, without its end; control characters become spaces."""
     line = {
         "format": FORMAT,
         "version": VERSION,
@@ -104,5 +104,5 @@ def line_of(measurement: Measurement) -> str:
 
 
 def lines_of(measurements: Iterable[Measurement]) -> Iterator[str]:
-    """A file's lines, one a run, without their ends."""
+    """Write one line a run, without their ends."""
     return map(line_of, measurements)

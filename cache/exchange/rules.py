@@ -1,6 +1,6 @@
-"""Rules for values that come from a file of somebody else: a rule takes a JSON value and returns it, or says no.
+"""Make rules for values that come from a file of somebody else: a rule takes a JSON value, and returns it or raises.
 
-A rule knows nothing of where its value stands; `Broken` learns that on its way out.
+A rule does not know the path of its value; `Broken` collects the path as it is passed outwards.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 Rule = Callable[[Any], Any]
 
-# What can move a terminal's cursor, turn a line round or break it, and halves of characters, which no UTF-8 has.
+# Characters that move a terminal's cursor, reverse or break a line, and surrogates, which UTF-8 does not have.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -25,21 +25,24 @@ ABSENT = _Absent()
 
 
 class Broken(Exception):
-    """A value breaks a rule; `path` says where it stands, such as ``stages[2].seconds``, and is empty for the whole."""
+    """A value breaks a rule; `path` is its place, such as ``stages[2].seconds``, and is empty for the whole."""
 
     def __init__(self, rule: str, value: Any, nearest: str | None = None):
         self.path, self.rule, self.value, self.nearest = "", rule, value, nearest
         super().__init__(rule)
 
     def inside(self, outer: str) -> Self:
-        """The same one level further out."""
+        """Put a name before the path, and return itself."""
         dot = "." if self.path and not self.path.startswith("[") else ""
         self.path = f"{outer}{dot}{self.path}"
         return self
 
     @property
     def shown(self) -> str:
-        """The value on one line of at most 80 characters; what holds others is only named."""
+        """Write the value on one line of at most 80 characters.
+
+        A list or an object is only named by its kind.
+        """
         if isinstance(self.value, (list, dict)):
             return "a list" if isinstance(self.value, list) else "an object"
         shown = repr(self.value)
@@ -59,7 +62,7 @@ def _no_constant(name: str) -> Any:
 
 
 def load(text: str) -> Any:
-    """The JSON value that the text holds.
+    """Read the JSON value of a text.
 
     Raises:
         Broken: it is no JSON, names a field twice, holds NaN or an infinity, or is nested too deeply.
@@ -78,7 +81,7 @@ def load(text: str) -> Any:
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number in this range; true is none."""
+    """Accept a whole number in this range, and not true or false."""
 
     def check(value: Any) -> int:
         if type(value) is int and low <= value <= high:
@@ -89,10 +92,10 @@ def whole(low: int, high: int) -> Rule:
 
 
 def number(low: float, high: float) -> Rule:
-    """A finite number in this range, as a float."""
+    """Accept a finite number in this range, and return it as a float."""
 
     def check(value: Any) -> float:
-        # Adding zero makes -0.0 the 0.0 that it is equal to.
+        # Adding zero turns -0.0 into the equal 0.0.
         if type(value) in (int, float) and low <= value <= high:
             return float(value) + 0.0
         raise Broken(f"must be a number between {low:g} and {high:g}", value)
@@ -101,14 +104,14 @@ def number(low: float, high: float) -> Rule:
 
 
 def truth(value: Any) -> bool:
-    """True or false, and nothing that counts as one."""
+    """Accept true or false, and no value that Python takes for one of them."""
     if type(value) is bool:
         return value
     raise Broken("must be true or false", value)
 
 
 def scalar(value: Any) -> Any:
-    """Text, a number of at most 64 bits, true, false or null, for somebody else to check further."""
+    """Accept text, a number of at most 64 bits, true, false or null, which the caller checks further."""
     if isinstance(value, (list, dict)):
         raise Broken("must be a single value", value)
     if type(value) is int and not -(2**63) <= value < 2**63:
@@ -117,12 +120,12 @@ def scalar(value: Any) -> Any:
 
 
 def text(longest: int) -> Rule:
-    """Text of at most so many characters, none of which does anything to a terminal."""
+    """Accept text of at most this many characters, without control characters."""
 
     def check(value: Any) -> str:
         if type(value) is not str or len(value) > longest:
             raise Broken(f"must be text of at most {longest} characters", value)
-        # The first is fast and true of nearly all text.
+        # The first test is fast, and nearly all text passes it.
         if not value.isprintable() and UNSAFE.search(value):
             raise Broken("must be text without control characters", value)
         return value
@@ -131,7 +134,7 @@ def text(longest: int) -> Rule:
 
 
 def shaped(pattern: str, description: str) -> Rule:
-    """Text that the whole pattern matches."""
+    """Accept text that the whole pattern matches."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> str:
@@ -143,7 +146,7 @@ def shaped(pattern: str, description: str) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of these words."""
+    """Accept one of these words."""
 
     def check(value: Any) -> str:
         if type(value) is str and value in choices:
@@ -156,12 +159,15 @@ def one_of(*choices: str) -> Rule:
 
 
 def nullable(rule: Rule) -> Rule:
-    """What the rule allows, or null."""
+    """Accept null beside what the rule accepts."""
     return lambda value: None if value is None else rule(value)
 
 
 def array(rule: Rule, unique: Callable[[Any], Hashable] | None = None) -> Rule:
-    """A list whose entries follow the rule, as a tuple; `unique` says what no two of them may share."""
+    """Accept a list whose entries follow the rule, as a tuple.
+
+    No two may have the same key by `unique`.
+    """
 
     def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -183,7 +189,7 @@ def array(rule: Rule, unique: Callable[[Any], Hashable] | None = None) -> Rule:
 
 
 def table(rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> Rule:
-    """An object with these fields and no others; those in `optional` may be missing."""
+    """Accept an object with these fields and no others; fields in `optional` may be missing."""
     needed = rules.keys() - optional
 
     def check(value: Any) -> dict[str, Any]:
@@ -208,7 +214,10 @@ def table(rules: Mapping[str, Rule], optional: frozenset[str] = frozenset()) -> 
 
 
 def record(kind: Any, rules: Mapping[str, Rule]) -> Rule:
-    """An object with the fields of a dataclass; those whose default is None may be missing."""
+    """Accept an object with the fields of a dataclass.
+
+    Fields whose default is None may be missing.
+    """
     defaults = {field.name: (field.default, field.default_factory) for field in fields(kind)}
     assert defaults.keys() == rules.keys(), f"rules for {kind.__name__}: {defaults.keys() ^ rules.keys()}"
     check = table(rules, frozenset(name for name, default in defaults.items() if default == (None, MISSING)))

@@ -26,7 +26,7 @@ from cache.machine.device import Device, Weights, check_runnable, environment_of
 from cache.machine.versions import installed, torch_cuda
 from cache.predictions import predictions_for
 from cache.programs import ROOT, find, wanted_versions
-from cache.records import Measurement
+from cache.records import Measurement, Prediction
 from planner.answer import Verdict
 from planner.errors import InvalidArgument, PlannerError
 from planner.programs.library import Library, shipped
@@ -170,17 +170,21 @@ class Check:
         name = plan.name_of(one)
         self._tell(f"begin: {name} ({one.why}), about {estimate * self._correction:.0f} s, {self.remaining:.0f} s left")
         self._look_for_programs()
-        predictions = ()
-        if self._library is not None:
+        library = self._library
+
+        def predict() -> tuple[Prediction, ...]:
             # Programs of other versions would be kept with the run as if they were for these.
-            predictions = predictions_for(one.request, device, own_pid=jobs.worker_pid, library=self._library)
+            if library is None:
+                return ()
+            return predictions_for(one.request, device, own_pid=jobs.worker_pid, library=library)
+
         self.folder.part.unlink(missing_ok=True)
         began = time.monotonic()
         job_id = jobs.submit(
             one.request,
             device,
             weights=self.weights,
-            predictions=predictions,
+            predict=predict,
             force=True,
             record_to=self.folder.part if one.records else None,
         )

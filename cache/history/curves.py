@@ -1,4 +1,4 @@
-"""Curves of measured requests, kept in the history: ten thousand runs would take minutes to replay again."""
+"""Keep the curves of measured requests in the history: replaying ten thousand runs again would take minutes."""
 
 import hashlib
 import json
@@ -8,18 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 from cache.history.location import BUSY_TIMEOUT_S, address
-from planner.calibration.evidence import Observation, memory_form
+from planner.calibration.runs import Observation, memory_form
 from planner.calibration.workspace_curve import VERSION, Curve, curve_of
 from planner.errors import NoProgram
 from planner.programs.library import Library
 from planner.replay.dry_run import KernelPolicy
 
-# Told how many of how many are done.
+# Takes how many curves are made, and of how many.
 Report = Callable[[int, int], None]
 
 
 def _key(library: Library, observation: Observation) -> str:
-    """The same for every run whose curve is the same."""
+    """Compute a key that is the same for all runs with the same curve."""
     policy = KernelPolicy.of(observation.capability)
     request = memory_form(observation.request).to_dict()
     content = [VERSION, library.digest, repr(policy), observation.scope, request]
@@ -27,9 +27,9 @@ def _key(library: Library, observation: Observation) -> str:
 
 
 class CurveStore:
-    """Curves by request and card, from memory, from the history's file, or from dry runs made now.
+    """Curves by request and GPU, from memory, from the history's file, or from dry runs made now.
 
-    Where `path` is None, or the file cannot be read or written, they are only kept in memory: nothing is lost but time.
+    Where `path` is None, or the file cannot be read or written, they are kept in memory only, which costs only time.
     """
 
     def __init__(self, library: Library | None, path: Path | None):
@@ -38,7 +38,7 @@ class CurveStore:
         self._known: dict[str, Curve] = {}
 
     def curves_of(self, observations: Sequence[Observation], report: Report | None = None) -> Mapping[str, Curve]:
-        """The curve of each run by its id; those for which no program was compiled are left out."""
+        """Give the curve of each run by its id; runs for which no program was compiled are left out."""
         library = self.library
         if library is None:
             return {}
@@ -72,7 +72,7 @@ class CurveStore:
             try:
                 self._known[key] = Curve.from_dict(json.loads(numbers))
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                # Not what we wrote: it is made again.
+                # The row is not as it was written, so the curve is made again.
                 continue
 
     def _write(self, made: Mapping[str, Curve]) -> None:
@@ -80,7 +80,7 @@ class CurveStore:
             return
         rows = [(key, json.dumps(curve.to_dict(), separators=(",", ":"))) for key, curve in made.items()]
         try:
-            # Not worth waiting for: it is made again.
+            # A lock is not worth waiting for, since the curve can be made again.
             with closing(sqlite3.connect(address(self.path, "rw"), uri=True, timeout=1)) as db, db:
                 db.executemany("insert or replace into curves (id, numbers) values (?, ?)", rows)
         except sqlite3.Error:

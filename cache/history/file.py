@@ -1,4 +1,4 @@
-"""The file that the history lives in: where it is, how it is opened, migrated, checked, and set aside when damaged.
+"""Open, migrate and check the history's file, and set it aside when it is damaged.
 
 A connection belongs to its thread, so each call opens its own. Writers take ``BEGIN IMMEDIATE``: a deferred
 transaction that reads and then writes fails at once under WAL when another writer came between.
@@ -20,17 +20,17 @@ from cache.history.location import BUSY_TIMEOUT_S, HistoryError, address, checke
 from cache.history.migrations import migrations
 from cache.refusals import Refusal, refusal_of
 
-# What stands beside a history while it is in use.
+# The endings of the files that are kept beside a history while it is in use.
 _BESIDE = ("-wal", "-shm", "-journal", ".lock")
 
 
-# What is added to the name of a file that was set aside, once its runs are saved or given up.
+# The endings that a file that was set aside gets, once its runs are saved or given up.
 RECOVERED, DISCARDED = ".recovered", ".discarded"
 _STAMP = re.compile(r"\d{8}T\d{12}")
 
 
 def is_part_of(history: Path, path: Path) -> bool:
-    """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+    """Tell whether this path, with links followed, is the history or a file that is kept beside it."""
     own = [history.with_name(f"{history.name}{suffix}") for suffix in ("", *_BESIDE)]
     if os.path.realpath(path) in map(os.path.realpath, own):
         return True
@@ -39,7 +39,9 @@ def is_part_of(history: Path, path: Path) -> bool:
 
 
 class HistoryFile:
-    """One SQLite file. Opening it makes, migrates, checks and if need be sets aside the file.
+    """The history's SQLite file.
+
+    Opening it makes, checks and migrates the file, and sets a damaged one aside.
 
     `moved_aside` is the new name of a damaged file that was found, else None.
 
@@ -63,7 +65,7 @@ class HistoryFile:
             raise refused(self.path, "opened", error) from error
 
     def is_part(self, path: Path) -> bool:
-        """Whether this path, with links followed, is the history or a file that SQLite or we keep beside it."""
+        """Tell whether this path, with links followed, is the history or a file that is kept beside it."""
         return is_part_of(self.path, path)
 
     @contextlib.contextmanager
@@ -80,7 +82,7 @@ class HistoryFile:
             with self._connection() as db:
                 healthy = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         except sqlite3.DatabaseError as error:
-            # Whatever else is wrong with so plain a statement is wrong with what is in the file.
+            # This statement is so plain that every other error is one of the file's content.
             if refusal_of(error) not in (None, Refusal.DAMAGED):
                 raise
             healthy = False
@@ -120,10 +122,10 @@ class HistoryFile:
 
     @contextlib.contextmanager
     def _connect(self, done: str = "read") -> Generator[Database]:
-        """A connection for what is done inside.
+        """Open a connection; `done` names, in an error, what it is for.
 
         Raises:
-            HistoryRefused: the disk, the file's permissions or another program do not let it be done.
+            HistoryRefused: the disk, the file's permissions or another program prevent it.
         """
         try:
             with self._connection() as db:
@@ -152,17 +154,17 @@ class HistoryFile:
             yield db
 
     def damaged_files(self) -> list[Path]:
-        """Files that were set aside next to the history and not dealt with since, oldest first."""
+        """List the files that were set aside next to the history and not dealt with since, oldest first."""
         before = f"{self.path.name}.damaged-"
         try:
             aside = [path for path in self.path.parent.iterdir() if path.name.startswith(before)]
         except OSError:
-            # What is wrong with the folder is said where the history is opened.
+            # Opening the history says what is wrong with its folder.
             return []
         return sorted(path for path in aside if _STAMP.fullmatch(path.name.removeprefix(before)))
 
     def is_set_aside(self, path: Path) -> bool:
-        """Whether this path, with links followed, is one of `damaged_files`."""
+        """Tell whether this path, with links followed, is one of `damaged_files`."""
         return os.path.realpath(path) in map(os.path.realpath, self.damaged_files())
 
     @staticmethod

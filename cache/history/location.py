@@ -1,7 +1,7 @@
-"""Where measured runs live: the history, and those that ship."""
+"""Name the places where measured runs are kept: the history's file, and the runs that ship."""
 
+import json
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from planner.cards.lookup import family_of
 from planner.errors import PlannerError
 
 BUSY_TIMEOUT_S = 30
-# Of the runs that ship, as lines of text that `cache.exchange.lines` reads.
+# The folder of the runs that ship, as lines of text that `cache.exchange.lines` reads.
 REFERENCE_RUNS = Path(__file__).parent / "reference_runs"
 
 
@@ -22,7 +22,10 @@ class HistoryError(PlannerError):
 
 
 class HistoryRefused(HistoryError):
-    """The history's file cannot be opened, read or written: which, what was done to it, why, and the way out."""
+    """The history's file cannot be opened, read or written.
+
+    The message names the file, what was tried (`done`), why it was refused, and the way out (`advice`).
+    """
 
     def __init__(self, path: object, done: str, why: str, advice: str):
         self.path, self.done, self.why, self.advice = str(path), done, why, advice
@@ -33,17 +36,20 @@ class HistoryRefused(HistoryError):
 
 
 def refused(path: Path, done: str, error: BaseException) -> HistoryRefused:
-    """The error of a history that the disk, its permissions or another program refuse; `done` is such as written."""
+    """Make the error for a file that the disk, its permissions or another program refuse.
+
+    `done` is such as written.
+    """
     return HistoryRefused(path, done, why(error), way_out_of_history(error))
 
 
 def cannot_be_opened(path: Path, reason: object) -> HistoryError:
-    """The error of a path that cannot be a history."""
+    """Make the error for a path that cannot be a history."""
     return HistoryRefused(path, "opened", str(reason), "set PLANNER_DB to a file you may write")
 
 
 def checked(path: Path) -> Path:
-    """The path, of a file that is there or could be.
+    """Give the path back if a history is there or could be made there.
 
     Raises:
         HistoryError: it is a folder or a device, or the system refuses to look at it.
@@ -57,7 +63,7 @@ def checked(path: Path) -> Path:
 
 
 def default_path() -> Path:
-    """``PLANNER_DB``, or ``planner.db`` in the user's data directory.
+    """Give the path in ``PLANNER_DB``, or ``planner.db`` in the user's data directory.
 
     Raises:
         HistoryError: ``PLANNER_DB`` names a home directory that does not exist, or no file, as `checked`.
@@ -72,19 +78,28 @@ def default_path() -> Path:
 
 
 def address(path: Path, mode: str) -> str:
-    """The address of the file for ``sqlite3.connect(..., uri=True)``; `mode` is ``ro``, ``rw`` or ``rwc``."""
+    """Write the file's address for ``sqlite3.connect(..., uri=True)``.
+
+    `mode` is ``ro``, ``rw`` or ``rwc``.
+    """
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
 def anything_measured(capabilities: Iterable[tuple[int, int]], *, with_reference: bool = True) -> bool:
-    """Whether there can be runs that speak of cards of these compute capabilities, found out without reading them.
+    """Tell whether there can be runs on GPUs of these compute capabilities, without making the runs.
+
+    Of the runs that ship only the compute capability is read: the rules of the format take longer to import.
 
     Raises:
         HistoryError: as `default_path`.
     """
     if default_path().exists():
         return True
-    text = "".join(path.read_text() for path in REFERENCE_RUNS.glob("*.jsonl")) if with_reference else ""
-    shipped = re.findall(r'"compute_capability":"([0-9]+)\.([0-9])"', text)
-    families = {family_of((int(major), int(minor))) for major, minor in set(shipped)}
+    families = _families_that_ship() if with_reference else set()
     return any(family_of(capability) in families for capability in capabilities)
+
+
+def _families_that_ship() -> set[str]:
+    lines = (line for path in REFERENCE_RUNS.glob("*.jsonl") for line in path.read_text().splitlines())
+    capabilities = {json.loads(line)["environment"]["compute_capability"] for line in lines}
+    return {family_of((int(major), int(minor))) for major, minor in (text.split(".") for text in capabilities)}

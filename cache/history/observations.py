@@ -1,44 +1,27 @@
-"""The measured runs that may speak of a request: from the history's file and those that ship.
+"""Gather measured runs as evidence: those of the history's file and those that ship."""
 
-Read through sqlite3 itself: sqlite-utils brings pandas along, twice the time that a whole ``fit`` takes.
-"""
-
-import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import fields
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cache.history.curves import CurveStore
-from cache.history.location import BUSY_TIMEOUT_S, HistoryError, address, default_path
+from cache.history.location import HistoryError, default_path
+from cache.history.reader import opened, runs_in
 from cache.machine.versions import planned_for
-from cache.records import METHOD, VERSIONS, Measurement
-from planner.calibration.evidence import Evidence, Observation
+from cache.records import METHOD, Measured, Measurement
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation
 from planner.calibration.similarity import Kind
-from planner.errors import InvalidArgument
+from planner.components import LIBRARIES
 from planner.programs.library import Library
-from planner.request import GenerationRequest
 from planner.units import GIB
 
-# A run on a card of which more than this was not free at its start was not alone: the CUDA context and what the
-# driver keeps take less.
+# A GPU of which more than this was not free when a run began was shared: the CUDA context and what the driver keeps
+# take less.
 _NOT_FREE_BYTES = 2 * GIB
-_FLAGS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
-_REQUEST = ", ".join(f"r.{field.name}" for field in fields(GenerationRequest))
-_SELECT = f"""
-    select m.id, m.created_at, m.outcome, m.ended_in, m.peak_allocated_bytes, m.peak_reserved_bytes, m.context_bytes,
-        m.num_alloc_retries, m.free_before_bytes, m.holders, m.request_id, e.card, e.compute_capability, e.total_bytes,
-        e.emulated_bytes, e.cudnn, e.attention, {", ".join(f"e.{name}" for name in VERSIONS)}, {_REQUEST},
-        (select json_group_object(s.stage, s.peak_allocated_bytes) from stages s where s.measurement_id = m.id) stages
-    from measurements m join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
-    where e.device_kind = 'cuda' and e.method = {METHOD} and e.dtype = 'float16'
-        and coalesce(e.allocator_settings, '') = ''
-        and m.outcome in ('ok', 'out-of-memory') and m.peak_allocated_bytes > 0
-    order by m.created_at desc
-"""
+_versions_of = attrgetter(*LIBRARIES)
 
 
 class Gathered(NamedTuple):
@@ -48,13 +31,16 @@ class Gathered(NamedTuple):
     notice: str | None
 
 
-def versions_text(versions: Mapping[str, str | None]) -> str:
-    """The releases that decide memory, in words: what a run must share to hold today."""
-    return ", ".join(f"{name} {(versions[name] or 'unknown').partition('+')[0]}" for name in VERSIONS)
+@cache
+def _releases_text(*versions: str | None) -> str:
+    """Write these releases of `LIBRARIES` as text, by which runs are compared."""
+    releases = [(version or "unknown").partition("+")[0] for version in versions]
+    return ", ".join(f"{name} {release}" for name, release in zip(LIBRARIES, releases, strict=True))
 
 
+@cache
 def _major(cudnn: str | None) -> int | None:
-    # torch writes 91002 for 9.10.2 and 8907 for 8.9.7.
+    """Read the major version of cuDNN, which torch writes as 91002 for 9.10.2 and as 8907 for 8.9.7."""
     if cudnn is None or not cudnn.isdecimal():
         return None
     number = int(cudnn)
@@ -67,22 +53,29 @@ def _capability(text: str | None) -> tuple[int, int] | None:
     return (int(major), int(minor)) if dot and major.isdecimal() and minor.isdecimal() else None
 
 
-def _kind(outcome: str, num_alloc_retries: int | None) -> Kind:
-    if outcome == "out-of-memory":
+def _kind(measured: Measured) -> Kind:
+    if measured.outcome == "out-of-memory":
         return "out-of-memory"
-    return "limited" if num_alloc_retries else "full"
+    return "limited" if measured.num_alloc_retries else "full"
 
 
-def _is_alone(has_holders: bool, free_bytes: int | None, total_bytes: int | None, emulated_bytes: int | None) -> bool:
-    # The end of an emulated capacity is not the card's, as if somebody else held the rest of it.
-    if has_holders or emulated_bytes is not None:
+def _is_alone(run: Measurement) -> bool:
+    """Tell whether a run had its GPU to itself.
+
+    The end of an emulated capacity is not the GPU's own.
+    """
+    if run.holders or run.environment.emulated_bytes is not None:
         return False
+    free_bytes, total_bytes = run.measured.free_before_bytes, run.environment.total_bytes
     return free_bytes is None or total_bytes is None or free_bytes > total_bytes - _NOT_FREE_BYTES
 
 
-def observation_of(measurement: Measurement) -> Observation | None:
-    """The run as the planner sees it, or None where it says nothing of a GPU's memory."""
-    measured, environment = measurement.measured, measurement.environment
+def observation_of(run: Measurement) -> Observation | None:
+    """Turn a kept run into the planner's value for it.
+
+    The value is None where it tells nothing of a GPU's memory.
+    """
+    measured, environment = run.measured, run.environment
     capability = _capability(environment.compute_capability)
     is_usual = environment.dtype == "float16" and not environment.allocator_settings and environment.method == METHOD
     if environment.device_kind != "cuda" or capability is None or not is_usual:
@@ -90,94 +83,55 @@ def observation_of(measurement: Measurement) -> Observation | None:
     has_peak = measured.peak_allocated_bytes or measured.peak_reserved_bytes
     if measured.outcome not in ("ok", "out-of-memory") or not has_peak:
         return None
-    stages = {stage.stage: stage.peak_allocated_bytes for stage in measured.stages if stage.peak_allocated_bytes}
     return Observation(
-        run_id=measurement.measurement_id,
-        created_at=measurement.created_at,
-        request=measurement.request,
-        scope=measurement.scope,
+        run_id=run.measurement_id,
+        created_at=run.created_at,
+        request=run.request,
+        scope=run.scope,
         card=environment.card,
         capability=capability,
         attention=environment.attention,
         cudnn=_major(environment.cudnn),
-        versions=versions_text({name: getattr(environment, name) for name in VERSIONS}),
-        kind=_kind(measured.outcome, measured.num_alloc_retries),
+        versions=_releases_text(*_versions_of(environment)),
+        kind=_kind(measured),
         peak_allocated_bytes=measured.peak_allocated_bytes,
         peak_reserved_bytes=measured.peak_reserved_bytes,
         context_bytes=measured.context_bytes,
         num_alloc_retries=measured.num_alloc_retries or 0,
-        stages=stages,
+        stages={stage.stage: stage.peak_allocated_bytes for stage in measured.stages if stage.peak_allocated_bytes},
         ended_in=measured.ended_in,
-        is_alone=_is_alone(
-            bool(measurement.holders),
-            measured.free_before_bytes,
-            environment.total_bytes,
-            environment.emulated_bytes,
-        ),
+        is_alone=_is_alone(run),
         emulated_bytes=environment.emulated_bytes,
         total_bytes=environment.total_bytes,
-        is_reference=measurement.origin == "reference",
+        is_reference=run.origin == "reference",
     )
 
 
-def _observations_in(rows: Iterable[sqlite3.Row]) -> Iterator[Observation]:
-    requests: dict[str, GenerationRequest | None] = {}
-    for row in rows:
-        capability = _capability(row["compute_capability"])
-        if row["request_id"] not in requests:
-            requests[row["request_id"]] = _request_of(row)
-        request = requests[row["request_id"]]
-        if capability is None or request is None:
-            continue
-        yield Observation(
-            run_id=row["id"],
-            created_at=row["created_at"],
-            request=request,
-            card=row["card"],
-            capability=capability,
-            attention=row["attention"],
-            cudnn=_major(row["cudnn"]),
-            versions=versions_text({name: row[name] for name in VERSIONS}),
-            kind=_kind(row["outcome"], row["num_alloc_retries"]),
-            peak_allocated_bytes=row["peak_allocated_bytes"],
-            peak_reserved_bytes=row["peak_reserved_bytes"],
-            context_bytes=row["context_bytes"],
-            num_alloc_retries=row["num_alloc_retries"] or 0,
-            stages={stage: size for stage, size in json.loads(row["stages"]).items() if size},
-            ended_in=row["ended_in"],
-            is_alone=_is_alone(
-                row["holders"] != "[]", row["free_before_bytes"], row["total_bytes"], row["emulated_bytes"]
-            ),
-            emulated_bytes=row["emulated_bytes"],
-            total_bytes=row["total_bytes"],
-        )
-
-
-def _request_of(row: sqlite3.Row) -> GenerationRequest | None:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(GenerationRequest)}
-    try:
-        return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _FLAGS})
-    except InvalidArgument:
-        # A rule has become stricter since: such a request can no longer be asked, so its run answers nothing.
-        return None
-
-
 def _history(path: Path) -> list[Observation]:
-    with closing(sqlite3.connect(address(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
-        db.row_factory = sqlite3.Row
-        # A byte that is no text must not cost the whole history.
-        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        # An older schema lacks them: it is brought up before it is read.
+    with opened(path) as db:
+        # An older schema lacks these: it is migrated before it is read.
         db.execute("select 1 from curves limit 1")
         db.execute("select emulated_bytes from environments limit 1")
-        return list(_observations_in(db.execute(_SELECT)))
+        try:
+            return _observations_in(db)
+        except sqlite3.OperationalError:
+            # A byte that is no text must not cost the whole history. Decoding here takes longer.
+            db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            return _observations_in(db)
+
+
+def _observations_in(db: sqlite3.Connection) -> list[Observation]:
+    runs = runs_in(db, "e.device_kind = 'cuda'", with_predictions=False, skip_broken=True)
+    return [one for run in runs if (one := observation_of(run))]
 
 
 def _read(path: Path) -> tuple[list[Observation], str | None]:
-    """The history's runs, and what was done to read them: an older or damaged file is brought into order first.
+    """Read the history's runs, with a notice where the file was damaged.
+
+    An older file is migrated first, a damaged one is set aside.
 
     Raises:
-        HistoryError: it cannot be.
+        HistoryError: the file cannot be read after that either.
     """
     try:
         return _history(path), None
@@ -192,28 +146,11 @@ def _read(path: Path) -> tuple[list[Observation], str | None]:
         raise HistoryError(f"the history {path} cannot be read ({error}) - see 'python -m planner doctor'") from error
 
 
-def revision(path: Path | None = None) -> tuple[str, int, str] | None:
-    """Something that differs once a run was kept or deleted, or it is another history; None where it must be mended.
-
-    Raises:
-        HistoryError: ``PLANNER_DB`` cannot name a file.
-    """
-    where = path or default_path()
-    if where.exists():
-        query = "select count(*), coalesce(max(kept_at), '') from measurements"
-        try:
-            with closing(sqlite3.connect(address(where, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
-                return str(where), *db.execute(query).fetchone()
-        except sqlite3.Error:
-            return None
-    return str(where), 0, ""
-
-
 def gather(library: Library | None, *, with_reference: bool = True, path: Path | None = None) -> Gathered:
-    """Everything measured that may speak: the history's runs and, unless switched off, the reference runs.
+    """Gather the history's runs and, unless switched off, the reference runs.
 
-    A history that cannot be used is a notice, not an error: a plan stands without it. Without a library nothing is
-    calibrated, and what was measured still speaks for itself.
+    A history that cannot be used is a notice and not an error, since a plan stands without it. Without a library no
+    dry run is corrected, and a request that was measured is still answered from its own runs.
     """
     observations: list[Observation] = []
     notice, where = None, None
@@ -226,9 +163,10 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
     if with_reference:
         from cache.history.reference import reference_runs
 
-        # One that was also imported counts once.
+        # A reference run that was also imported counts once.
         known = {one.run_id for one in observations}
         shipped = (one for run in reference_runs() if (one := observation_of(run)))
         observations += [one for one in shipped if one.run_id not in known]
-    curves = CurveStore(library, where)
-    return Gathered(Evidence(observations, curves.curves_of, versions_text(planned_for())), notice)
+    today = planned_for()
+    versions = _releases_text(*(today[name] for name in LIBRARIES))
+    return Gathered(Evidence(observations, CurveStore(library, where).curves_of, versions), notice)

@@ -1,8 +1,8 @@
-"""Runs of a damaged history: every one that can be read and is certainly as it was kept.
+"""Recover from a damaged history every run that can be read and is certainly as it was kept.
 
-A run is spread over pages: its row, those of its stages and predictions, and the request and environment that it shares
-with others. Since a hash of all of them is kept with a run, what is missing or changed shows. A run from before there
-were such hashes counts where its stages and predictions are certainly all there.
+A run is spread over pages: its row, the rows of its stages and predictions, and the request and environment that it
+shares with others. A hash of all of them is kept with a run, so that a missing or changed row shows. A run from before
+there were such hashes is recovered where its stages and predictions are certainly all there.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from cache.exchange.lines import line_of, measurement_of
 from cache.history.file import DISCARDED, RECOVERED, HistoryFile, is_part_of
 from cache.history.location import address, default_path
 from cache.history.migrations import migrations
-from cache.history.rows import digest_of, measurement_from, request_from
+from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, digest_of, measurement_from, prediction_from, request_from
 from cache.history.sqlite_pages import MAGIC, PAGE_SIZES, Pages, Row, Value, size_said, wal_pages
 from cache.history.store import Store
-from cache.records import Environment, Measurement
+from cache.records import Environment, Measurement, StageMeasure
 from cache.refusals import why
-from planner.errors import InvalidArgument, PlannerError
+from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 
-# With how many columns each table was first released: no row has fewer.
+# The columns that each table had when it was first released: no row has fewer.
 _FIRST_COLUMNS = {
     "requests": 14,
     "environments": 20,
@@ -50,7 +50,7 @@ class _Column(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A row of a table: its number, and what it holds by the names of its columns, with what it never had as null."""
+    """A row of a table: its number, its values by column (`kept`), and these with later columns as null (`filled`)."""
 
     rowid: int
     kept: dict[str, Any]
@@ -58,14 +58,14 @@ class _Found(NamedTuple):
 
 
 class Salvaged(NamedTuple):
-    """The runs that can be read, oldest first, and how many others left a trace."""
+    """The runs that can be read, oldest first, and the count of others that left a trace."""
 
     runs: tuple[Measurement, ...]
     lost: int
 
 
 class Recovered(NamedTuple):
-    """How many runs were saved, were there before and were lost, and the name that the file has now.
+    """The counts of runs that were saved, were there before and were lost, and the name that the file has now.
 
     `stays` says why a file that was set aside could not be renamed, so that it is still mentioned.
     """
@@ -79,7 +79,7 @@ class Recovered(NamedTuple):
 
 @cache
 def _tables() -> dict[str, list[_Column]]:
-    """The columns of each table, in their order, as migrations make them."""
+    """List the columns of each table, in their order, as migrations make them."""
     found = {}
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         migrations.apply(Database(connection))
@@ -94,7 +94,7 @@ def _tables() -> dict[str, list[_Column]]:
 
 
 def _as_row_of(table: str, row: Row) -> _Found | None:
-    """The row as one of this table, or None where it cannot be."""
+    """Read the row as one of this table; None where it cannot be."""
     columns = _tables()[table]
     if not _FIRST_COLUMNS[table] <= len(row.values) <= len(columns):
         return None
@@ -112,7 +112,7 @@ def _as_row_of(table: str, row: Row) -> _Found | None:
 
 
 class _History:
-    """What is left of a history, by table."""
+    """The rows that are left of a history, by table."""
 
     def __init__(self, pages: Pages, is_whole: Callable[[str], bool]):
         self.tables: dict[str, list[_Found]] = {table: [] for table in _FIRST_COLUMNS}
@@ -131,7 +131,7 @@ class _History:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a history at all, whatever is left of it."""
+        """Tell whether it is a history at all, whatever is left of it."""
         return self.names >= {"measurements", "requests", "environments"} or bool(self.tables["measurements"])
 
     def _by_run(self, table: str) -> dict[str, list[_Found]]:
@@ -144,23 +144,23 @@ class _History:
         return by_run
 
     def _requests(self) -> Iterator[GenerationRequest]:
-        """Requests of the runs; a job's row says its own once more."""
+        """Read the requests of the runs, and those of jobs, which are kept in the jobs' own rows."""
         for row in self.tables["requests"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield request_from(row.filled)
         for row in self.tables["jobs"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield GenerationRequest.from_dict(json.loads(row.kept["request"])).canonical()
 
     def _environments(self) -> Iterator[Environment]:
         for row in self.tables["environments"]:
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 yield Environment.from_row(row.filled)
 
     def _is_complete(self, table: str, run_id: str) -> bool:
-        """Whether all that a run ever had in a table of parts is certainly there.
+        """Tell whether all rows that a run ever had in a table of parts are certainly there.
 
-        They were kept one after another: where others stand right before and right after them, none is missing.
+        They were kept one after another: where rows of others stand right before and after them, none is missing.
         """
         rowids = [found.rowid for found in self._parts[table].get(run_id, [])]
         if self._is_whole(table):
@@ -177,37 +177,32 @@ class _History:
         return all(self._is_complete(table, row.kept["id"]) for table in _PARTS) and not any("\0" in t for t in texts)
 
     def runs(self) -> Iterator[Measurement]:
-        """Every run that is certainly as it was kept, and that an import would take in."""
-        # Their ids are hashes of what they say, so that what was changed is another one, which no run names.
+        """Read every run that is certainly as it was kept, and that an import would take in."""
+        # Their ids are hashes of their content, so that a changed one has another id, which no run names.
         requests = {request.request_id: request for request in self._requests()}
         environments = {environment.environment_id: environment for environment in self._environments()}
         for row in self.tables["measurements"]:
             parts = [self._parts[table].get(row.kept["id"], []) for table in _PARTS]
-            with _none_of_ours():
+            with contextlib.suppress(*BROKEN_ROW):
                 if not self._is_as_kept(row, parts):
                     continue
+                stages, predictions = ([_without_id(part.filled) for part in of_table] for of_table in parts)
                 run = measurement_from(
-                    row.filled,
+                    [row.filled[name] for name in RUN_COLUMNS],
                     requests[row.kept["request_id"]],
                     environments[row.kept["environment_id"]],
-                    *([_without_id(part.filled) for part in of_table] for of_table in parts),
+                    [StageMeasure(**stage) for stage in stages],
+                    map(prediction_from, predictions),
                 )
                 measurement_of(line_of(run), 1)
                 yield run
 
     def traces(self) -> set[str]:
-        """Ids of runs that are named anywhere."""
+        """List the ids of runs that are named anywhere."""
         named = {found.kept["id"] for found in self.tables["measurements"]}
         for table in (*_PARTS, "jobs"):
             named |= {found.kept["measurement_id"] for found in self.tables[table]} - {None}
         return named
-
-
-def _none_of_ours() -> contextlib.AbstractContextManager[None]:
-    """Pass over what the history would not have kept, in whatever way that shows."""
-    return contextlib.suppress(
-        PlannerError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError
-    )
 
 
 def _without_id(columns: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +210,10 @@ def _without_id(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _looks_whole(path: Path) -> Callable[[str], bool]:
-    """Whether SQLite finds nothing wrong with a table; the file is not touched, nor anything beside it."""
+    """Make a check of whether SQLite finds a table sound.
+
+    Neither the file nor those beside it are touched.
+    """
 
     @cache
     def is_whole(table: str) -> bool:
@@ -235,9 +233,9 @@ def _salvaged_from(history: _History) -> Salvaged:
 
 
 def _best_of(path: Path, data: memoryview, newer: dict[int, bytes]) -> Salvaged | None:
-    """What can be read with pages of the size that gives most, or None where no size makes it a history."""
+    """Read with pages of the size that gives most runs; None where no size makes it a history."""
     is_whole = _looks_whole(path) if not newer else lambda _: False
-    # What the beginning says may be damaged too; SQLite takes 4096 where nobody says another.
+    # The size in the header may be damaged too; 4096 is SQLite's default.
     likely = [size for size in (size_said(bytes(newer.get(1) or data[:100])), 4096) if size]
     for sizes in (dict.fromkeys(likely), [size for size in PAGE_SIZES if size not in likely]):
         read = (_History(Pages(data, newer, size), is_whole) for size in sizes)
@@ -252,7 +250,7 @@ def _check_readable(path: Path, shown: str) -> None:
     try:
         is_in_use, is_other = is_part_of(default_path(), path), path.exists() and not path.is_file()
     except (OSError, ValueError) as error:
-        # A name that is too long, or one with a NUL in it.
+        # The name is too long, or has a NUL in it.
         raise InvalidArgument("file", unread, shown, why(error)) from None
     if is_other:
         raise InvalidArgument("file", unread, shown, "it is a folder" if path.is_dir() else "it is no regular file")
@@ -262,7 +260,11 @@ def _check_readable(path: Path, shown: str) -> None:
 
 
 def salvage(path: Path, named: str | None = None) -> Salvaged:
-    """Every run of a damaged history that can be read; the file is only read. `named` is how the user wrote the path.
+    """Read every run of a damaged history that can be read.
+
+    `named` is how the user wrote the path.
+
+    The file itself is not changed.
 
     Raises:
         InvalidArgument: it is the history in use, cannot be read, or is no history.
@@ -288,7 +290,9 @@ def salvage(path: Path, named: str | None = None) -> Salvaged:
 
 
 def recover(store: Store, path: Path, salvaged: Salvaged) -> Recovered:
-    """Save what was salvaged into the history; a file that the history had set aside is mentioned no more.
+    """Save the salvaged runs into the history.
+
+    A file that the history had set aside is mentioned no more.
 
     Raises:
         HistoryRefused: the history cannot keep them. The file stays as it is.
@@ -299,7 +303,9 @@ def recover(store: Store, path: Path, salvaged: Salvaged) -> Recovered:
 
 
 def put_away(history: HistoryFile, path: Path, suffix: str = DISCARDED) -> tuple[Path, str | None]:
-    """Rename a file that the history had set aside, so that it is mentioned no more; another stays where it is.
+    """Rename a file that the history had set aside, so that it is mentioned no more.
+
+    Another stays where it is.
 
     Returns the name it has now, and why it could not be renamed, or None.
     """

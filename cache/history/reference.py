@@ -1,4 +1,4 @@
-"""Published runs that ship with the planner: measured by others, read by the same parser as an import."""
+"""Read the reference runs, which others measured and which ship with the planner, as an import is read."""
 
 from functools import cache
 
@@ -9,7 +9,9 @@ from cache.records import Measurement
 
 @cache
 def reference_runs() -> tuple[Measurement, ...]:
-    """Every run that ships, file by file, as it stands there; peaks of the VAE alone are above what stood before.
+    """Read every run that ships, in the order of the files.
+
+    Peaks of the VAE alone are above what stood before.
 
     Raises:
         NotARun: a file is damaged.
@@ -23,7 +25,7 @@ def reference_runs() -> tuple[Measurement, ...]:
 
 @cache
 def sources() -> dict[str, str]:
-    """Where each run that ships was published, by its id.
+    """Find where each run that ships was published, by its id.
 
     Raises:
         NotARun: a file is damaged.

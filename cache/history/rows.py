@@ -1,55 +1,67 @@
-"""Runs as rows of the history and back, and what tells whether rows are still those that were kept."""
+"""Turn rows of the history into runs, and tell whether rows are still those that were kept."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from cache.records import Environment, Measured, Measurement, Prediction, content_id
+from cache.records import Environment, Measured, Measurement, Prediction, StageMeasure, content_id
+from planner.errors import PlannerError
 from planner.request import GenerationRequest
 
 Columns = Mapping[str, Any]
 
-_BOOLEANS = ("safety_checker", "vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
+# What a row raises that this planner would not have kept, in whatever way that shows.
+BROKEN_ROW = (PlannerError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+_REQUEST = tuple(field.name for field in fields(GenerationRequest))
+# SQLite has no truth values: a flag is kept as 0 or 1.
+_FLAGS = tuple(field.name for field in fields(GenerationRequest) if isinstance(field.default, bool))
+_MEASURED = tuple(field.name for field in fields(Measured) if field.name != "stages")
+# The columns of a run's row that `measurement_from` reads.
+RUN_COLUMNS = ("id", "created_at", "origin", "source", "holders", *_MEASURED)
 
 
 def request_from(row: Columns) -> GenerationRequest:
-    """The request kept in a row.
+    """Make the request that is kept in a row.
 
     Raises:
-        InvalidArgument: a rule has become stricter since, or the row is none of ours.
+        InvalidArgument: a rule has become stricter since, or the row is not one of the history.
     """
-    values = {field.name: row[field.name] for field in fields(GenerationRequest)}
-    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _BOOLEANS})
+    values = {name: row[name] for name in _REQUEST}
+    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _FLAGS})
+
+
+def prediction_from(row: Columns) -> Prediction:
+    """Make the prediction that is kept in a row, which comes without the run's id."""
+    return Prediction(**{**row, "stages": json.loads(row["stages"])})
 
 
 def measurement_from(
-    row: Columns,
+    values: Sequence[Any],
     request: GenerationRequest,
     environment: Environment,
-    stages: Iterable[Columns],
-    predictions: Iterable[Columns],
+    stages: Iterable[StageMeasure],
+    predictions: Iterable[Prediction],
 ) -> Measurement:
-    """The run kept in a row and in those of its stages and predictions, which come without the run's id."""
+    """Make the run that is kept in a row, whose values come in the order of `RUN_COLUMNS`."""
+    run_id, created_at, origin, source, holders, *measured = values
     return Measurement(
-        measurement_id=row["id"],
-        created_at=row["created_at"],
+        measurement_id=run_id,
+        created_at=created_at,
         request=request,
         environment=environment,
-        measured=Measured.from_dict(
-            {field.name: row[field.name] for field in fields(Measured) if field.name != "stages"} | {"stages": stages}
-        ),
-        holders=tuple(json.loads(row["holders"])),
-        predictions=tuple(
-            Prediction(**{**prediction, "stages": json.loads(prediction["stages"])}) for prediction in predictions
-        ),
-        origin=row["origin"],
-        source=row["source"],
+        measured=Measured(**dict(zip(_MEASURED, measured, strict=True)), stages=tuple(stages)),
+        # Most runs had their GPU to themselves, and ten thousand empty lists take a while to parse.
+        holders=tuple(json.loads(holders)) if holders != "[]" else (),
+        predictions=tuple(predictions),
+        origin=origin,
+        source=source,
     )
 
 
 def _plain(row: Columns) -> dict[str, Any]:
-    # SQLite gives a whole number back as 1.0 where the column is for both, and nothing for what a row never had.
+    # SQLite gives a whole number back as 1.0 where the column holds both kinds, and null for a later column.
     return {
         name: float(value) if isinstance(value, (int, float)) else value
         for name, value in row.items()
@@ -58,7 +70,7 @@ def _plain(row: Columns) -> dict[str, Any]:
 
 
 def digest_of(row: Columns, stages: Iterable[Columns], predictions: Iterable[Columns]) -> str:
-    """A hash of a run's row and of those that hang on it: a number that was changed or a stage that is lost shows.
+    """Hash a run's row with its stages and predictions, so that a changed number or a lost stage shows.
 
     The ids of its request and environment are hashes of their own content.
     """

@@ -1,7 +1,7 @@
-"""Rows of an SQLite file whose trees may be broken: each leaf is read by itself, whatever became of other pages.
+"""Read the rows of an SQLite file whose trees may be broken: each leaf by itself, whatever became of other pages.
 
 SQLite reaches a row through the pages above it, so one damaged page costs it all rows below. The format of a page is
-fixed (https://www.sqlite.org/fileformat2.html), and a leaf says all of its rows. What does not add up is left out.
+fixed (https://www.sqlite.org/fileformat2.html), and a leaf holds whole rows. Rows that do not add up are left out.
 """
 
 import struct
@@ -21,18 +21,18 @@ Value = None | int | float | str | bytes
 
 
 class Row(NamedTuple):
-    """A row of whatever table: its number in the table, and its values in the order of the columns."""
+    """A row of any table: its number in the table, and its values in the order of the columns."""
 
     rowid: int
     values: tuple[Value, ...]
 
 
 class _Broken(Exception):
-    """What stands there is no row."""
+    """The bytes at this place are no row."""
 
 
 def _varint(data: Buffer, at: int) -> tuple[int, int]:
-    """A number of one to nine bytes and where it ends."""
+    """Read a number of one to nine bytes; also give where it ends."""
     value = 0
     for index in range(9):
         byte = data[at + index]
@@ -69,7 +69,7 @@ def _length(kind: int) -> int:
 
 
 def _record(payload: bytes) -> tuple[Value, ...]:
-    """The values of a record; its lengths must add up to the byte."""
+    """Read the values of a record, whose lengths must add up to the byte."""
     header, at = _varint(payload, 0)
     kinds = []
     if not at <= header <= len(payload):
@@ -88,7 +88,10 @@ def _record(payload: bytes) -> tuple[Value, ...]:
 
 
 def wal_pages(wal: bytes) -> dict[int, bytes]:
-    """The newest committed pages of a write-ahead log, by their numbers; empty where it is none."""
+    """Read the newest committed pages of a write-ahead log, by their numbers.
+
+    The result is empty where it is no such log.
+    """
     if len(wal) < 32 or int.from_bytes(wal[:4], "big") not in _WAL_MAGICS:
         return {}
     size, salts = int.from_bytes(wal[8:12], "big"), wal[16:24]
@@ -109,7 +112,7 @@ def wal_pages(wal: bytes) -> dict[int, bytes]:
 
 
 def size_said(beginning: bytes) -> int | None:
-    """The size of pages that the beginning of a file says, or None where it says none."""
+    """Read the page size from the beginning of a file; None where it has no valid one."""
     said = int.from_bytes(beginning[16:18], "big")
     said = 65536 if said == 1 else said
     is_whole = len(beginning) >= _FILE_HEADER and beginning.startswith(MAGIC)
@@ -123,7 +126,7 @@ class Pages:
         self.size = size
         self._data = data
         self._newer = {number: page for number, page in newer.items() if len(page) == size}
-        # What is left of a page that was cut through is none.
+        # The rest of a page that was cut through does not count as a page.
         self.count = max([len(data) // size, *self._newer])
         first = bytes(self._newer.get(1) or data[:_FILE_HEADER])
         is_said = size_said(first) == size
@@ -140,7 +143,7 @@ class Pages:
         return page
 
     def _free_pages(self, header: bytes) -> frozenset[int]:
-        """Pages in no use, which still hold rows that were deleted; none where the list of them is damaged."""
+        """List unused pages, which still hold deleted rows; empty where the list of them is damaged."""
         trunk, total = struct.unpack(">II", header[32:40])
         free: set[int] = set()
         try:
@@ -156,7 +159,7 @@ class Pages:
         return frozenset(free) if len(free) == total else frozenset()
 
     def rows(self) -> Iterator[Row]:
-        """Every row that can be read of any table, in the order of the pages."""
+        """Read every row that can be read of any table, in the order of the pages."""
         for number in range(1, self.count + 1):
             if number not in self._free:
                 yield from self._rows_of(number)

@@ -1,4 +1,4 @@
-"""What the history keeps: measured runs, model facts and jobs, as rows of one SQLite file through sqlite-utils."""
+"""Keep measured runs, model facts, memory programs and jobs as rows of one SQLite file, through sqlite-utils."""
 
 import json
 import uuid
@@ -11,7 +11,8 @@ from sqlite_utils import Database
 
 from cache.exchange.lines import line_of
 from cache.history.file import HistoryFile
-from cache.history.rows import digest_of, measurement_from, request_from
+from cache.history.reader import revision_in, runs_in
+from cache.history.rows import digest_of
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
@@ -21,7 +22,7 @@ from planner.units import GIB
 
 
 def now() -> str:
-    """UTC, to the microsecond, as text that sorts by time."""
+    """Give the time in UTC, to the microsecond, as text that sorts by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -33,13 +34,13 @@ def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
     measured = run.measured
     if measured.outcome == "ok" and not measured.num_alloc_retries:
         return False
-    # What was free then is after our own context, which takes less than a GiB on every card.
+    # Free memory was read after our own context was made, which takes less than a GiB on every GPU.
     then = measured.free_before_bytes
     return bool(run.holders) or (free_bytes is not None and then is not None and free_bytes > then + GIB)
 
 
 class Imported(NamedTuple):
-    """How many runs came in, and how many were there before."""
+    """The counts of runs that came in and of runs that were there before."""
 
     added: int
     known: int
@@ -85,7 +86,7 @@ class Store(HistoryFile):
         return run.measurement_id
 
     def _insert(self, db: Database, runs: list[Measurement]) -> None:
-        # Each of them once: the hashes that name them take longer than the rows.
+        # Each is hashed once: the hashes that name them take longer than the rows.
         request_ids = {run.request: run.request.request_id for run in runs}
         environment_ids = {run.environment: run.environment.environment_id for run in runs}
         kept_at = now()
@@ -122,7 +123,9 @@ class Store(HistoryFile):
         )
 
     def import_measurements(self, measurements: Iterable[Measurement]) -> Imported:
-        """Keep runs measured elsewhere, all or none, with their ids and times; one that is here already stays as it is.
+        """Keep runs measured elsewhere, all or none, with their ids and times.
+
+        A run that is here stays as it is.
 
         Raises:
             InvalidArgument: another run has the same id.
@@ -137,7 +140,7 @@ class Store(HistoryFile):
                 known = here.setdefault(run.measurement_id, run)
                 if known is run:
                     added.append(run)
-                # Who measured a run is not what it says, and a line says of a run all that a file can.
+                # Lines are compared and not runs: a line has all that a file can say, and not who measured the run.
                 elif line_of(known) != line_of(run):
                     rule = "must be the id of one run, another with it is in the history or in the file"
                     raise InvalidArgument("id", rule, run.measurement_id)
@@ -146,7 +149,10 @@ class Store(HistoryFile):
         return Imported(len(added), len(runs) - len(added))
 
     def add_recovered(self, measurements: Iterable[Measurement]) -> Imported:
-        """Keep runs of a damaged history of our own, as they were; one that is here already stays as it is."""
+        """Keep runs of a damaged history of our own, as they were.
+
+        A run that is here stays as it is.
+        """
         runs = {run.measurement_id: run for run in measurements}
         with self._writing() as db:
             query = "select id from measurements where id in (select value from json_each(?))"
@@ -157,51 +163,17 @@ class Store(HistoryFile):
         return Imported(len(added), len(known))
 
     def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
-        """The runs that meet a condition over m (measurements), r (requests) and e (environments), newest first."""
+        """List the runs that meet a condition, newest first; see `runs_in`."""
         with self._connect() as db:
-            sql = f"""
-                select m.* from measurements m
-                join requests r on r.id = m.request_id join environments e on e.id = m.environment_id
-                where {where} order by m.created_at desc
-            """
-            rows = list(db.query(sql, dict(arguments or {})))
-            requests = {row["id"]: request_from(row) for row in self._shared(db, "requests", rows)}
-            environments = {row["id"]: Environment.from_row(row) for row in self._shared(db, "environments", rows)}
-            ids = [row["id"] for row in rows]
-            stages = self._children(db, "stages", ids)
-            predictions = self._children(db, "predictions", ids)
-        return [
-            measurement_from(
-                row,
-                requests[row["request_id"]],
-                environments[row["environment_id"]],
-                stages.get(row["id"], []),
-                predictions.get(row["id"], []),
-            )
-            for row in rows
-        ]
+            return list(runs_in(db.conn, where, arguments))
 
     def revision(self) -> tuple[int, str]:
-        """Something that differs once a run was kept or deleted: how many there are, and when the last one came."""
+        """Give a value that differs once a run was kept or deleted; see `revision_in`."""
         with self._connect() as db:
-            return db.execute("select count(*), coalesce(max(kept_at), '') from measurements").fetchone()
-
-    @staticmethod
-    def _shared(db: Database, table: str, rows: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """The requests or environments that these runs share."""
-        ids = {row[f"{table.removesuffix('s')}_id"] for row in rows}
-        return db.table(table).rows_where("id in (select value from json_each(?))", [json.dumps(sorted(ids))])
-
-    @staticmethod
-    def _children(db: Database, table: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-        where = "measurement_id in (select value from json_each(?))"
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in db.table(table).rows_where(where, [json.dumps(ids)], order_by="rowid"):
-            found.setdefault(row.pop("measurement_id"), []).append(row)
-        return found
+            return revision_in(db.conn)
 
     def measurement(self, measurement_id: str) -> Measurement:
-        """The run of this id, or of the only id that begins so.
+        """Find the run of this id, or of the only id that begins with it.
 
         Raises:
             InvalidArgument: no run's id, or more than one, begins so.
@@ -215,7 +187,9 @@ class Store(HistoryFile):
         return found[0]
 
     def delete_measurement(self, measurement_id: str) -> None:
-        """Remove one run and what hangs on it. Requests and environments stay; other runs may share them.
+        """Remove one run with its stages and predictions.
+
+        Requests and environments stay: others may share them.
 
         Raises:
             InvalidArgument: as `measurement`.
@@ -230,11 +204,11 @@ class Store(HistoryFile):
     def already_measured(
         self, request: GenerationRequest, environment: Environment, free_bytes: int | None = None
     ) -> Measurement | None:
-        """The newest run of this very request under the same key that says something of memory.
+        """Find the newest run of this request under the same `SAME_KEY` whose outcome answers it again.
 
-        A run that met the end of the card says so only of a card as full as it was: it is left out when others held
-        memory then, or when more is free now (`free_bytes`). A card is known by its own key, wherever it was measured;
-        a rehearsal has none, so one of another machine is left out.
+        A run that met the end of its GPU's memory is left out when others held memory then, or when more is free now
+        (`free_bytes`). A GPU is known by its own key, wherever it was measured; a rehearsal has none, so a rehearsal
+        on another machine is left out.
         """
         if environment.emulated_bytes is not None and free_bytes is not None:
             # What is free beyond the emulated capacity would help no run.
@@ -261,7 +235,7 @@ class Store(HistoryFile):
             )
 
     def model_facts(self, model: str, versions: Mapping[str, str]) -> ModelFacts | None:
-        """The counts kept for these versions, or None when none were made yet."""
+        """Find the counts kept for these versions; None when none were made yet."""
         where = "model = ? and diffusers = ? and transformers = ?"
         with self._connect() as db:
             rows = list(
@@ -278,14 +252,14 @@ class Store(HistoryFile):
     # Memory programs
 
     def save_program(self, library: Library) -> None:
-        """Keep a library compiled here, in the place of one for the same versions."""
+        """Keep a library compiled here, in place of an older one for the same versions."""
         header, numbers = encode(library)
         row = {"versions": _canonical(library.versions), "header": header, "numbers": numbers, "created_at": now()}
         with self._writing() as db:
             db.table("programs").insert(row, replace=True)
 
     def program(self, versions: Mapping[str, str]) -> Library | None:
-        """The library compiled here for these versions, or None.
+        """Find the library compiled here for these versions, or None.
 
         Raises:
             NoProgram: it was written in another format.
@@ -313,7 +287,7 @@ class Store(HistoryFile):
             )
 
     def start_job(self, job_id: str) -> None:
-        """The job has its card."""
+        """Note that the job has its device and runs."""
         with self._writing() as db:
             db.table("jobs").update(job_id, {"state": "running"})
 
@@ -335,17 +309,20 @@ class Store(HistoryFile):
         return measurement_id
 
     def job(self, job_id: str) -> dict[str, Any] | None:
-        """The job's row, or None."""
+        """Find the job's row, or None."""
         with self._connect() as db:
             return next(iter(db.table("jobs").rows_where("id = ?", [job_id])), None)
 
     def open_jobs(self) -> list[dict[str, Any]]:
-        """Jobs that are queued or running, in the order they came."""
+        """List the jobs that are queued or running, in the order in which they came."""
         with self._connect() as db:
             return list(db.table("jobs").rows_where("state in ('queued', 'running')", order_by="created_at"))
 
     def close_orphan(self, row: Mapping[str, Any], reason: str) -> None:
-        """Close a job whose owner is gone, leaving a failed run in the history; nothing if it was closed meanwhile."""
+        """Close a job whose owner is gone and keep a failed run for it.
+
+        Do nothing if it was closed meanwhile.
+        """
         with self._writing() as db:
             current = next(iter(db.table("jobs").rows_where("id = ?", [row["id"]])), None)
             if current is None or current["state"] not in ("queued", "running"):

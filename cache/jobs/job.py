@@ -75,7 +75,7 @@ class Job:
     environment: Environment
     weights: Weights
     model_dir: str | None
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...] = ()
     record_to: str | None = None
     state: JobState = "queued"
     phase: str | None = None

@@ -84,12 +84,14 @@ class Jobs:
         *,
         weights: Weights = "synthetic",
         model_dir: str | None = None,
-        predictions: Sequence[Prediction] = (),
+        predict: Callable[[], Sequence[Prediction]] | None = None,
         force: bool = False,
         record_to: Path | None = None,
     ) -> str:
         """Queue a run and return its job id; a request already measured under the same key is answered at once.
 
+        `predict` gives what is kept with the run as its predictions. It is not called where the history answers, since
+        predicting takes longer than that.
         With `record_to` it is measured in any case, and the file then has a `cache.allocations.Recording` of it.
 
         Raises:
@@ -106,10 +108,11 @@ class Jobs:
             environment=environment_of(device, weights, model_dir),
             weights="local" if model_dir else weights,
             model_dir=model_dir,
-            predictions=tuple(predictions),
             record_to=str(record_to.resolve()) if record_to else None,
         )
         known = None if force or record_to else self.store.already_measured(request, job.environment, device.free_bytes)
+        if known is None and predict is not None:
+            job.predictions = tuple(predict())
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started

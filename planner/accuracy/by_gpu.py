@@ -37,7 +37,7 @@ RESERVED_ALONE = "the reserved peak alone"
 
 
 class Gpu(NamedTuple):
-    """A GPU to tell of: its name for people, the model under which its runs are found, its compute capability."""
+    """A GPU: its name for people, the model under which its runs are found, and its compute capability."""
 
     name: str
     model: str
@@ -45,7 +45,7 @@ class Gpu(NamedTuple):
 
 
 def gpu_of(card: Card) -> Gpu:
-    """Give what a card's runs are found under; of one worker's share it is the whole card's."""
+    """Give the GPU under which a card's runs are found; for one worker's share it is the whole GPU."""
     whole = card.whole
     return Gpu(whole.name, whole.model, whole.compute_capability)
 
@@ -86,13 +86,16 @@ def work_of(one: Graded) -> str:
     what = request.task if one.is_whole else observation.scope
     size = f"{request.effective_width}×{request.effective_height}"
     batch = f", batch {request.batch}" if request.batch > 1 else ""
-    options = "" if observation.cell.options == "plain" else f", {observation.cell.options}"
+    options = "" if observation.traits.options == "plain" else f", {observation.traits.options}"
     layout = ", channels_last" if request.channels_last else ""
     return f"{what} {size}{batch}{options}{layout}"
 
 
 def versions_words(one: Graded) -> str:
-    """Name the versions that a run says, ``torch 2.0.x``; those that it does not say are left out."""
+    """Name the versions that a run says, ``torch 2.0.x``.
+
+    Those that it does not say are left out.
+    """
     known = [part for part in one.observation.versions.split(", ") if part and not part.endswith(" unknown")]
     return ", ".join(known) or "unknown versions"
 
@@ -314,7 +317,7 @@ STATES: tuple[State, ...] = ("confirmed", "disagrees", "not measured")
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the runs of one condition say of the dry run, allocated and reserved peaks apart."""
+    """The errors of the dry run under one condition, allocated and reserved peaks apart."""
 
     allocated: Tally | None
     reserved: Tally | None
@@ -339,7 +342,10 @@ def within(found: Tally) -> int:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What is confirmed on one compute capability, by condition; `gpus` are those that were measured there."""
+    """The results on one compute capability, by condition.
+
+    `gpus` are those that were measured there.
+    """
 
     capability: Capability
     gpus: tuple[str, ...]

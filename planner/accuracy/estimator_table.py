@@ -1,4 +1,4 @@
-"""Every measured run against every estimator, the published formula and the dry run: how far off each of them is.
+"""Compare every measured run with every estimator, the published formula and the dry run.
 
 Errors are ``predicted / measured - 1``: negative says too little, which is the dangerous side.
 """
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from planner.accuracy.estimators import CAVEATS, ESTIMATORS, Scope
+from planner.accuracy.estimators import CAVEATS, ESTIMATORS
 from planner.answer import SCHEMA
+from planner.components import Scope
 from planner.formula import estimate
 from planner.programs.vae_alone import STAGE_OF
 from planner.replay.dry_run import RUN_TO_RUN
@@ -20,7 +21,7 @@ from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded, Peak
-    from planner.calibration.evidence import Observation
+    from planner.calibration.runs import Observation
 
 # The formulas are for attention that keeps no score matrix, which both of these are.
 FUSED_ATTENTION = ("sdpa", "xformers")
@@ -37,9 +38,10 @@ TITLES: dict[Scope, str] = {
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One measured peak and what each estimator says of it. Bytes; None where it has no formula for such a run.
+    """One measured peak and what each estimator says of it. Bytes.
 
-    `is_capped` says that by the dry run it met the end of its GPU's memory, within which it was then replayed.
+    A prediction is None where the estimator has no formula for such a run. `is_capped` says that by the dry run the run
+    met the end of its GPU's memory, within which it was then replayed.
     """
 
     observation: Observation
@@ -49,7 +51,10 @@ class ComparedRun:
     is_capped: bool = False
 
     def error(self, key: str) -> float | None:
-        """Compute ``predicted / measured - 1``; None where the estimator has no formula for such a run."""
+        """Compute ``predicted / measured - 1``.
+
+        The value is None where the estimator has no formula for such a run.
+        """
         size = self.predicted[key]
         return None if size is None else size / self.measured_bytes - 1
 
@@ -196,7 +201,9 @@ def _section(scope: Scope, runs: Sequence[ComparedRun], columns: Sequence[Column
 
 
 def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Comparison:
-    """Compare every graded run with every estimator; `observations` are all runs, so that those left out are counted.
+    """Compare every graded run with every estimator.
+
+    `observations` are all runs, so that those left out are counted.
 
     Whole pipelines are compared by the peak allocated where it was measured, else by the peak reserved. Halves of the
     VAE alone are compared by both, each in a section of its own.
@@ -222,7 +229,9 @@ def compare(graded: Iterable[Graded], observations: Iterable[Observation]) -> Co
 
 
 def percent(error: float | None) -> str:
-    """Write an error with its sign; as many digits as it takes to see it, a dash where there is none.
+    """Write an error with its sign.
+
+    It has as many digits as it takes to see it, and is a dash where there is none.
 
     >>> percent(0.1695), percent(-0.0063), percent(None)
     ('+17%', '-0.63%', '-')
@@ -276,7 +285,7 @@ LEGEND = (
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Everything that must be known beside the tables, a line each: columns, caveats, and which runs were left out."""
+    """List the notes to the tables, a line each: columns, caveats, and which runs were left out."""
     capped = sum(run.is_capped for section in comparison.sections for run in section.runs)
     met = [f"by the dry run, {capped} of the runs met the end of their GPU's memory; it is replayed within that memory"]
     left = [f"left out: {count} with {reason}" for reason, count in comparison.left_out.items()]
@@ -324,7 +333,10 @@ def _run_object(run: ComparedRun) -> dict[str, Any]:
 
 
 def comparison_object(comparison: Comparison) -> dict[str, Any]:
-    """Build the JSON object of ``estimators --json``: errors are fractions, negative is too low; sizes are bytes."""
+    """Build the JSON object of ``estimators --json``.
+
+    Errors are fractions, and negative ones are predictions that were too low. Sizes are bytes.
+    """
     return {
         "schema": SCHEMA,
         "too_little_below": -RUN_TO_RUN,

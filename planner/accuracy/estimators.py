@@ -1,4 +1,4 @@
-"""What other tools estimate for Stable Diffusion v1.5: their formulas, as published, for any request.
+"""Estimate Stable Diffusion v1.5 for any request as other tools do, by their published formulas.
 
 The first part has each formula by itself, under the symbols that its source uses: ``height`` and ``width`` in pixels,
 ``batch`` images, ``element`` bytes a number (2 in float16). The second part has one `Estimator` for each tool.
@@ -12,20 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
-from planner.components import FLOAT16_BYTES, SD_V15
+from planner.components import FLOAT16_BYTES, SD_V15, Scope
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
-
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
 
 # InvokeAI and gguf-parser count one tile of so many pixels a side where the VAE is tiled.
 TILE_SIDE = 512
 
 
 def weights_bytes(request: GenerationRequest) -> int:
-    """Sum the float16 weights that the request loads; the safety checker's are among them where it has one."""
+    """Sum the float16 weights that the request loads.
+
+    The safety checker's are among them where it has one.
+    """
     loaded = ("unet", "vae", "text_encoder", *(("safety_checker",) if request.safety_checker else ()))
     return sum(SD_V15.weights_bytes(component) for component in loaded)
 
@@ -57,7 +57,9 @@ def invokeai_vae_tiled(constant: int, tile: int = TILE_SIDE, element: int = FLOA
 def comfyui_unet(
     latent_height: int, latent_width: int, unet_batch: int, element: int = FLOAT16_BYTES, *, is_fused: bool = True
 ) -> float:
-    """Estimate ComfyUI's memory of one UNet call, in bytes; `is_fused` says that attention keeps no score matrix.
+    """Estimate ComfyUI's memory of one UNet call, in bytes.
+
+    `is_fused` says that attention keeps no score matrix.
 
     Source: comfy/model_base.py, BaseModel.memory_required, at 003617c4; SD v1.5's memory_usage_factor is 1.0.
     """
@@ -66,7 +68,9 @@ def comfyui_unet(
 
 
 def comfyui_vae_decode(latent_height: int, latent_width: int, element: int = FLOAT16_BYTES) -> int:
-    """Estimate ComfyUI's memory of decoding one image, in bytes; it decodes as many at once as free memory holds.
+    """Estimate ComfyUI's memory of decoding one image, in bytes.
+
+    It decodes as many at once as free memory holds.
 
     Source: comfy/sd.py at 003617c4. On AMD it is 2.73 times as much.
     """
@@ -74,14 +78,20 @@ def comfyui_vae_decode(latent_height: int, latent_width: int, element: int = FLO
 
 
 def comfyui_vae_encode(height: int, width: int, element: int = FLOAT16_BYTES) -> int:
-    """Estimate ComfyUI's memory of encoding one image, in bytes. Source: comfy/sd.py at 003617c4."""
+    """Estimate ComfyUI's memory of encoding one image, in bytes.
+
+    Source: comfy/sd.py at 003617c4.
+    """
     return 1767 * height * width * element
 
 
 def forge_unet(
     latent_height: int, latent_width: int, unet_batch: int, element: int = FLOAT16_BYTES, *, is_fused: bool = True
 ) -> float:
-    """Estimate Forge's memory of one UNet call, in bytes. Source: backend/modules/k_model.py at 08637651."""
+    """Estimate Forge's memory of one UNet call, in bytes.
+
+    Source: backend/modules/k_model.py at 08637651.
+    """
     return (1.28 if is_fused else 1.65) * unet_batch * latent_height * latent_width * element * 16384
 
 
@@ -103,7 +113,9 @@ def gguf_parser_vae_decode(height: int, width: int) -> int:
 
 
 def unsloth_activation(height: int, width: int, batch: int, multiplier: float = 1.0) -> int:
-    """Estimate Unsloth Studio's memory of activations, in bytes; `multiplier` is 1.35 for edits and 0.85 for turbo.
+    """Estimate Unsloth Studio's memory of activations, in bytes.
+
+    `multiplier` is 1.35 for edits and 0.85 for turbo.
 
     Source: studio/backend/core/inference/diffusion_memory.py, July 2026.
     """
@@ -151,7 +163,10 @@ class Estimator:
     vae_decode: Bytes = _nothing
 
     def bytes_of(self, scope: Scope, request: GenerationRequest) -> int | None:
-        """Estimate what this scope of the request takes, in bytes; None where the tool has no formula for it."""
+        """Estimate what this scope of the request takes, in bytes.
+
+        The value is None where the tool has no formula for it.
+        """
         of = {"pipeline": self.pipeline, "vae.encode": self.vae_encode, "vae.decode": self.vae_decode}
         return of[scope](request)
 

@@ -6,8 +6,8 @@ from statistics import median
 from typing import Literal
 
 from planner.calibration.calibrate import Calibrated, held_out
-from planner.calibration.evidence import Evidence, Observation
-from planner.calibration.runs import Run
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation, Run
 from planner.calibration.workspace_curve import PREFERRED
 from planner.cards.lookup import family_of
 from planner.formula import estimate
@@ -91,7 +91,6 @@ def grade(
     """
     families = sorted({family_of(one.capability) for one in evidence.observations})
     found: dict[str, Graded] = {}
-    by_id = {one.run_id: one for one in evidence.observations}
     for index, family in enumerate(families):
 
         def part(done: float, index: int = index) -> None:
@@ -102,14 +101,15 @@ def grade(
         runs = evidence.with_curves(evidence.of_family(family))
         said = held_out(runs, part)
         found |= {
-            run.run_id: _graded(by_id[run.run_id], run, said[run.run_id], library or shipped())
+            run_id: _graded(run, said[run_id], library or shipped())
             for run in runs
-            if run.run_id in said
+            if (run_id := run.observation.run_id) in said
         }
     return [found[one.run_id] for one in evidence.observations if one.run_id in found]
 
 
-def _graded(observation: Observation, run: Run, said: Calibrated, library: Library) -> Graded:
+def _graded(run: Run, said: Calibrated, library: Library) -> Graded:
+    observation = run.observation
     raw = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
     corrected = {stage: round(size) for stage, size in said.stages.items()}
     allocated = {"dry-run": max(raw.values()), "calibrated": round(said.allocated_bytes)}

@@ -7,7 +7,8 @@ from statistics import median
 
 from planner.answer import Answer, Verdict, not_measured, verdict_within, worst
 from planner.calibration.calibrate import NOMINAL, Calibrated
-from planner.calibration.evidence import Evidence, Observation, memory_form
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation, memory_form
 from planner.calibration.similarity import ATTENTION, MIN_WEIGHT
 from planner.calibration.workspace_curve import Curve, curve_of
 from planner.cards.lookup import Card, family_of
@@ -16,9 +17,9 @@ from planner.programs.library import Library
 from planner.replay.dry_run import KernelPolicy
 from planner.request import GenerationRequest
 
-# A run that says so much more or less than the dry run is not of this request.
+# A run with a peak this many times larger or smaller than the dry run's is not of this request.
 _BEYOND = 1.5
-# Of so many runs that came to their end, one may fail.
+# One run may fail among this many that came to their end.
 _FEW_FAILED = 5
 
 
@@ -54,7 +55,7 @@ def calibrated(
     """
     calibration = evidence.calibration(card.compute_capability)
     target = evidence.target(request, card)
-    if calibration is None or not any(target.weight(run.cell) for run in calibration.runs):
+    if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
         reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
     curve = _curve(library, memory_form(request), KernelPolicy.of(card.compute_capability))
@@ -95,9 +96,8 @@ def calibrated(
 def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: Answer | None = None) -> Answer:
     """Answer from runs of this request on this GPU model, or ``unknown`` with the reason.
 
-    Runs that met the end of their card count only where they had the whole of it: nobody else held memory of it, and no
-    smaller capacity was emulated. Where the dry run `raw` is
-    known, runs that cannot be of this request are left out.
+    Runs that met the end of their GPU's memory count only where they had the whole of it: nobody else held memory, and
+    no smaller capacity was emulated. Where the dry run `raw` is known, runs that cannot be of the request are left out.
     """
     fresh, stale = evidence.of_request(request, card)
     cudnn = evidence.target(request, card).cudnn
@@ -129,7 +129,7 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
         beyond: Verdict = "tight" if raw is None else worst((raw.verdict, "tight"))
         reason = f"{card.name}: the runs took more than is there; whether it also runs in less was not measured"
         return replace(answer, verdict=beyond, reason=reason)
-    # One that failed among many that did not is no rule.
+    # A single failure among many runs that came to their end is an exception.
     runs_well = bool(full) and len(failed) <= len(full) / _FEW_FAILED
     return replace(answer, verdict="fits" if runs_well else "tight")
 
@@ -140,7 +140,7 @@ def _is_believable(one: Observation, raw: Answer) -> bool:
     if least is None or not most:
         return True
     if one.kind == "out-of-memory":
-        # It must have needed more than such a card has; the replay says about how much it needs.
+        # It must have needed more than such a GPU has, and the replay says about how much it needs.
         return _BEYOND * (raw.worst_need_bytes or raw.need_bytes or 0) >= raw.card.usable_bytes
     peak, reserved = one.peak_allocated_bytes or 0, one.peak_reserved_bytes
     if not least / _BEYOND <= peak <= _BEYOND * most:

@@ -22,7 +22,7 @@ from planner.calibration.posterior import (
     quantiles,
 )
 from planner.calibration.runs import Run, newest
-from planner.calibration.similarity import MIN_WEIGHT, Cell
+from planner.calibration.similarity import MIN_WEIGHT, Traits
 from planner.calibration.workspace_curve import PREFERRED, Curve
 from planner.replay.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
 from planner.replay.dry_run import RUN_TO_RUN
@@ -47,7 +47,10 @@ class _Belief(NamedTuple):
     noise: float
 
     def estimate(self, curve: np.ndarray) -> float:
-        """Compute the point estimate of a peak with this curve; the raw dry run where runs are too few."""
+        """Compute the point estimate of a peak with this curve.
+
+        It is the raw dry run where runs are too few.
+        """
         if self.weight < MIN_WEIGHT:
             return float(curve[PREFERRED])
         return quantiles(grid_peaks(curve), self.point, (0.5,))[0]
@@ -97,23 +100,29 @@ class Calibrated:
 
     @property
     def has_data(self) -> bool:
-        """Tell whether runs were enough to correct the dry run; otherwise the sizes are those of the raw dry run."""
+        """Tell whether runs were enough to correct the dry run.
+
+        Otherwise the sizes are those of the raw dry run.
+        """
         return self.weight >= MIN_WEIGHT
 
 
 class Calibration:
-    """The runs that correct dry runs. What they say of a peak is computed when it is first asked for."""
+    """The runs that correct dry runs.
+
+    The posterior of a peak is computed when it is first asked for.
+    """
 
     def __init__(self, runs: Iterable[Run]):
         self.runs = tuple(run for run in runs if run.calibrates)
-        self._known: dict[tuple[str, Cell], _Belief] = {}
+        self._known: dict[tuple[str, Traits], _Belief] = {}
 
-    def _belief(self, peak: str, target: Cell) -> _Belief:
+    def _belief(self, peak: str, target: Traits) -> _Belief:
         """Compute the posterior of a stage's allocated peak, or of the ``reserved`` peak, for a target."""
         if (peak, target) not in self._known:
             weight, likelihood = 0.0, np.zeros(SHAPE)
             for run in self.runs:
-                counts = target.weight(run.cell)
+                counts = target.weight(run.observation.traits)
                 if counts and peak in run.likelihoods:
                     weight += counts
                     likelihood += counts * run.likelihoods[peak]
@@ -123,7 +132,7 @@ class Calibration:
             self._known[peak, target] = _Belief(weight, point, spread.sum(axis=2), noise)
         return self._known[peak, target]
 
-    def answer(self, curve: Curve, target: Cell) -> Calibrated:
+    def answer(self, curve: Curve, target: Traits) -> Calibrated:
         """Correct the peaks of this curve's request, on what `target` describes."""
         beliefs = {stage: self._belief(stage, target) for stage in curve.stages}
         stages = {stage: beliefs[stage].estimate(values) for stage, values in curve.stages.items()}
@@ -135,7 +144,7 @@ class Calibration:
         allocated = belief.interval(curve.stages[peak_stage], MAX_UNSPLIT_BYTES)
         reserved = of_reserved.interval(curve.reserved, LARGE_SEGMENT)
         has_data = belief.weight >= MIN_WEIGHT
-        used = [run for run in self.runs if target.weight(run.cell)]
+        used = [run for run in self.runs if target.weight(run.observation.traits)]
         return Calibrated(
             stages=stages,
             reserved_bytes=max(of_reserved.estimate(curve.reserved), stages[peak_stage]),
@@ -143,8 +152,8 @@ class Calibration:
             reserved=(max(reserved[0], allocated[0]), max(reserved[1], allocated[1])),
             constant=quantiles(CONSTANTS, belief.point.sum(axis=0), (0.5,))[0] if has_data else 0.0,
             weight=belief.weight,
-            runs=tuple(run.run_id for run in used),
-            stale=tuple(run.run_id for run in used if target.is_stale(run.cell)),
+            runs=tuple(run.observation.run_id for run in used),
+            stale=tuple(run.observation.run_id for run in used if target.is_stale(run.observation.traits)),
         )
 
 
@@ -154,21 +163,21 @@ def held_out(runs: Sequence[Run], report: Callable[[float], None] | None = None)
     The newest runs are left out one by one or, where there are many, in five parts; older ones calibrate nothing and
     are answered by all of the newest. `report` is told how much is done, 0 to 1.
     """
-    kept = newest(run for run in runs if run.calibrates)
+    ids = {one.run_id for one in newest(run.observation for run in runs if run.calibrates)}
+    kept = [run for run in runs if run.observation.run_id in ids]
     count = len(kept) if len(kept) <= _ONE_BY_ONE else _PARTS
-    ids = {run.run_id for run in kept}
-    parts = [kept[part::count] for part in range(count)] + [[run for run in runs if run.run_id not in ids]]
+    parts = [kept[part::count] for part in range(count)] + [[run for run in runs if run.observation.run_id not in ids]]
     found = {}
     for done, part in enumerate(parts):
         if report:
             report(done / len(parts))
-        left_out = {run.run_id for run in part}
-        rest = Calibration(run for run in kept if run.run_id not in left_out)
+        left_out = {run.observation.run_id for run in part}
+        rest = Calibration(run for run in kept if run.observation.run_id not in left_out)
         # Runs of one request on one kind of GPU have the same answer.
-        answers: dict[tuple[int, Cell], Calibrated] = {}
+        answers: dict[tuple[int, Traits], Calibrated] = {}
         for run in part:
-            key = (id(run.curve), run.cell)
+            key = (id(run.curve), run.observation.traits)
             if key not in answers:
-                answers[key] = rest.answer(run.curve, run.cell)
-            found[run.run_id] = answers[key]
+                answers[key] = rest.answer(run.curve, run.observation.traits)
+            found[run.observation.run_id] = answers[key]
     return found

@@ -1,31 +1,32 @@
-"""Which measured runs are alike, and how much one counts for another."""
+"""Tell which measured runs are alike, and how much one counts for another."""
 
 from typing import Literal, NamedTuple
 
-from planner.calibration.workspace_curve import Scope
 from planner.cards.lookup import family_of
+from planner.components import Scope
 from planner.request import GenerationRequest
 
 # How a run ended: unhindered, with allocator retries, or out of memory.
 Kind = Literal["full", "limited", "out-of-memory"]
 
-# What the pipelines use, unless somebody set another processor.
+# The attention that pipelines use unless another processor is set.
 ATTENTION = "sdpa"
-# Runs worth less than this in sum correct nothing.
+# Runs that count less than this together correct nothing.
 MIN_WEIGHT = 3.0
-# How much a run counts that differs from what is asked in one of these.
+# The factor by which a run counts less that differs from the request in one of these.
 OTHER_CUDNN = 0.5
 OTHER_CAPABILITY = 0.5
 OTHER_OPTIONS = 0.5
 OTHER_VERSIONS = 0.5
-# A half of the VAE alone tells of its kernels, and nothing of the pipeline around it.
+# A run of one half of the VAE alone shows its kernels and not the pipeline around it.
 OTHER_SCOPE = 0.5
 
 
-class Cell(NamedTuple):
-    """What makes two runs alike. Runs of another family, attention or kernels say nothing of each other.
+class Traits(NamedTuple):
+    """Describe a run or a request by what makes runs alike: the similarity key.
 
-    `kernels` and `options` are of the request; None in `cudnn` or `versions` is alike to every other.
+    Runs that differ in family, attention or kernels do not count for each other. `kernels` and `options` are of the
+    request; None in `cudnn` or `versions` matches every other value.
     """
 
     family: str
@@ -37,8 +38,8 @@ class Cell(NamedTuple):
     versions: str | None
     scope: Scope = "pipeline"
 
-    def weight(self, other: "Cell") -> float:
-        """How much a run of `other` counts for this one, from 0 to 1."""
+    def weight(self, other: "Traits") -> float:
+        """Compute how much a run with the traits `other` counts for this one, from 0 to 1."""
         if self[:3] != other[:3]:
             return 0.0
         weight = 1.0
@@ -48,20 +49,20 @@ class Cell(NamedTuple):
         weight *= 1.0 if self.scope == other.scope else OTHER_SCOPE
         return weight * (OTHER_VERSIONS if self.is_stale(other) else 1.0)
 
-    def is_stale(self, other: "Cell") -> bool:
-        """Whether a run of `other` was measured with other versions."""
+    def is_stale(self, other: "Traits") -> bool:
+        """Tell whether a run with the traits `other` was measured with other versions."""
         return self.versions is not None and self.versions != other.versions
 
 
-def cell_of(
+def traits_of(
     request: GenerationRequest,
     capability: tuple[int, int],
     attention: str = ATTENTION,
     cudnn: int | None = None,
     versions: str | None = None,
     scope: Scope = "pipeline",
-) -> Cell:
-    """The cell of a request on a card of this compute capability."""
+) -> Traits:
+    """Give the traits of a request on a GPU of this compute capability."""
     kernels = {
         "several images": request.batch > 1,
         "channels_last": request.channels_last,
@@ -73,4 +74,4 @@ def cell_of(
         "model offload": request.offload == "model",
     }
     named = ("+".join(name for name, on in of.items() if on) or "plain" for of in (kernels, options))
-    return Cell(family_of(capability), attention, next(named), capability, cudnn, next(named), versions, scope)
+    return Traits(family_of(capability), attention, next(named), capability, cudnn, next(named), versions, scope)

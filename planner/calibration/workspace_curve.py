@@ -1,12 +1,11 @@
-"""How a peak depends on how much workspace the convolutions take: what calibration learns from is read off here."""
+"""Compute how a peak depends on the workspace that convolutions take, from which calibration learns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from planner.components import STAGES
+from planner.components import STAGES, Scope
 from planner.programs.assemble import events_of
 from planner.programs.library import Events, Library, Op
 from planner.programs.vae_alone import STAGE_OF, half_alone
@@ -14,22 +13,20 @@ from planner.replay.dry_run import REPLAYED_FRACTIONS, DryRun, KernelPolicy, dry
 from planner.replay.peaks import peaks_of, same_work
 from planner.request import GenerationRequest
 
-# Counted up when a curve of the same request comes out differently, so that none kept from before is used.
+# Counted up when a curve of the same request comes out differently, so that no older one is used.
 VERSION = 4
 
-Scope = Literal["pipeline", "vae.encode", "vae.decode"]
-
-# The fractions of `KernelPolicy.workspace_fraction` at which allocated peaks are known: close together between none
-# and preferred, which is where cuDNN chooses, wider up to the cautious end.
+# The values of `KernelPolicy.workspace_fraction` at which allocated peaks are known: close together from zero to
+# preferred, where cuDNN chooses, wider up to the cautious end.
 FRACTIONS = np.concatenate([np.linspace(0, 1, 41), np.linspace(1, 2, 11)[1:]])
 PREFERRED = 40
-# A reserved peak takes a replay of its own: it is known at these, and between them by a line.
+# A reserved peak takes a replay of its own: it is computed at these fractions and interpolated between them.
 KNOTS = np.array(REPLAYED_FRACTIONS)
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Peaks of one request by kernels of one card, at each workspace fraction. Bytes, float64.
+    """Peaks of one request by kernels of one GPU, at each workspace fraction. Bytes, float64.
 
     `stages` are allocated peaks by stage, (fractions,) each; `reserved` is the reserved peak, (fractions,). Of a half
     of the VAE alone both are above what stood allocated and reserved before.
@@ -40,17 +37,17 @@ class Curve:
 
     @property
     def peak_stage(self) -> str:
-        """The stage that allocates most with preferred kernels; of equal ones the later."""
+        """Find the stage that allocates most with preferred kernels; of equal ones the later."""
         return max(reversed(list(self.stages)), key=lambda stage: self.stages[stage][PREFERRED])
 
     def to_dict(self) -> dict[str, list[int]]:
-        """Whole bytes, by stage and ``reserved``."""
+        """Give whole bytes, by stage and ``reserved``."""
         rows = {**self.stages, "reserved": self.reserved}
         return {name: np.rint(values).astype(np.int64).tolist() for name, values in rows.items()}
 
     @classmethod
     def from_dict(cls, rows: Mapping[str, list[int]]) -> "Curve":
-        """The curve that `to_dict` gave.
+        """Make the curve that `to_dict` gave.
 
         Raises:
             ValueError: a row has another number of fractions, a peak is not above zero, or there are no stages.
@@ -68,7 +65,7 @@ class Curve:
 
 
 def curve_of(library: Library, request: GenerationRequest, policy: KernelPolicy, scope: Scope = "pipeline") -> Curve:
-    """The curve of this request, from dry runs by kernels of this policy.
+    """Compute the curve of this request by dry runs with kernels of this policy.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -97,7 +94,7 @@ def curve_of(library: Library, request: GenerationRequest, policy: KernelPolicy,
     reserved = []
     for knot in KNOTS.tolist():
         kernels = replace(policy, workspace_fraction=knot)
-        # Much is the same at many: kernels that are channels_last take nothing below the cautious end, others no more.
+        # Many knots give equal sizes: channels_last kernels take nothing below the cautious end, others no more.
         taken = kernels.convolution_bytes(events.convolutions).tobytes()
         if taken not in found:
             found[taken] = reserved_by(kernels)
@@ -114,9 +111,9 @@ def _used(run: DryRun) -> np.ndarray:
 def _allocated(
     events: Events, policy: KernelPolicy, used: np.ndarray, begin: int, end: int, stages: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The allocated peak of each stage at each fraction, from one replay with preferred kernels.
+    """Compute the allocated peak of each stage at each fraction, from one replay with preferred kernels.
 
-    Blocks of tensors lie where they lie; only what convolutions take beside them is put in anew.
+    Blocks of tensors stay where they are; only the workspace of convolutions is replaced.
     """
     kinds, allocated = events.kinds, used[:, 0].astype(np.float64)
     is_convolution = kinds == Op.CONVOLUTION

@@ -11,11 +11,11 @@ from cache.history.reference import reference_runs
 from cache.history.store import Store
 from cache.machine.versions import planned_for
 from cache.predictions import compare, peak_error
-from cache.records import VERSIONS, Measurement
+from cache.records import Measurement
 from planner.answer import SCHEMA
 from planner.cli.arguments import json_option
 from planner.cli.output import print_json, say
-from planner.components import STAGE_NAMES
+from planner.components import LIBRARIES, STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report.text import text_table
 from planner.units import gib, short_gib
@@ -87,7 +87,7 @@ def measurement_text(measurement: Measurement) -> str:
     """One run in full, as a person would paste it into a ticket."""
     measured, environment = measurement.measured, measurement.environment
     card = environment.card_name + (f", driver {environment.driver}" if environment.driver else "")
-    versions = [f"{name} {getattr(environment, name)}" for name in VERSIONS]
+    versions = [f"{name} {getattr(environment, name)}" for name in LIBRARIES]
     versions += [environment.dtype, f"{environment.weights} weights"]
     facts = [
         ("run", measurement.measurement_id),

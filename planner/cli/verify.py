@@ -5,7 +5,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -19,11 +18,11 @@ from cache.jobs.job import JobView
 from cache.jobs.queue import Jobs
 from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.machine.attached import usable_card
-from cache.machine.device import Device, Weights, check_runnable, environment_of
+from cache.machine.device import Device, Weights, check_runnable
 from cache.machine.versions import check_installed, installed
 from cache.predictions import exit_code_of, peak_error, predictions_for, verdict_of
 from cache.programs import find
-from cache.records import Environment, Measurement
+from cache.records import Measurement
 from planner.answer import EXIT_CODES, SCHEMA, worst
 from planner.cards.card import emulated_name
 from planner.cli.arguments import json_option, request_options
@@ -100,7 +99,6 @@ class _Bench:
 
     def __init__(self, asked: _Asked):
         self.asked = asked
-        self._environment = environment_of(asked.device, asked.weights, asked.model_dir)
         self.store = open_store()
         self.library = find().library
         # As it stood before the first of these runs: none of them is predicted from another.
@@ -114,29 +112,16 @@ class _Bench:
         # Cancels what runs.
         self.jobs.close()
 
-    def environment(self, device: Device) -> Environment:
-        """Where a run on this device is, which is the bench's at whatever capacity."""
-        return replace(self._environment, emulated_bytes=device.emulated_bytes)
-
     def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
         """Queue the request with what is predicted of it; as `Jobs.submit` with `record_to`."""
-        force, environment = self.asked.is_forced, self.environment(device)
-        # A prediction takes longer than an answer from the history, which needs none.
-        is_known = (
-            not force
-            and record_to is None
-            and self.store.already_measured(request, environment, device.free_bytes) is not None
-        )
         facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
         return self.jobs.submit(
             request,
             device,
             weights=self.asked.weights,
             model_dir=self.asked.model_dir,
-            predictions=()
-            if is_known
-            else predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
-            force=force,
+            predict=lambda: predictions_for(request, device, facts, library=self.library, evidence=self.evidence),
+            force=self.asked.is_forced,
             record_to=record_to,
         )
 

@@ -24,9 +24,6 @@ from planner.errors import NoProgram
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("sd15")
 
-# What decides a program, by package; builds of one release allocate alike.
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
-
 # More steps than this change no size: PNDM keeps four noise predictions, and has them by then.
 MAX_TRACED_STEPS = 6
 

@@ -1,13 +1,13 @@
 """One half of the VAE alone, as benchmarks of it run: loaded, warmed up, the cache emptied, then called once."""
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from planner.components import Half
 from planner.programs.assemble import Flattening
 from planner.programs.library import Events, Library, Op
 from planner.request import GenerationRequest
 
-Half = Literal["vae.encode", "vae.decode"]
 STAGE_OF: dict[Half, str] = {"vae.encode": "vae_encoder", "vae.decode": "vae_decoder"}
 
 # diffusers names the methods that tiling and slicing go through with an underscore.

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from planner.components import LIBRARIES
 from planner.programs.assemble import Layout, pipeline_name, routine_name
 from planner.programs.library import (
     AREAS,
-    LIBRARIES,
     MAX_TRACED_STEPS,
     TIMES_BATCH,
     Library,

@@ -6,6 +6,7 @@ The history behind them holds one real rehearsal and, marked as made up, the out
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from cache.history.reference import reference_runs
@@ -66,7 +67,7 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
         )
         store.save_measurement(run.request, environment, measured_of(run))
     jobs = Jobs(store)
-    view = jobs.wait(jobs.submit(request, Device(), predictions=predictions_for(request, Device())))
+    view = jobs.wait(jobs.submit(request, Device(), predict=partial(predictions_for, request, Device())))
     jobs.close()
     assert view.measurement_id is not None, view.reason
     published = next(run.measurement_id for run in reference_runs() if run.scope == "vae.decode")

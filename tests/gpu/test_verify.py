@@ -1,6 +1,7 @@
 """On a real card. Skipped, with the reason, where there is none."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -36,7 +37,7 @@ def measured(tmp_path_factory):
     jobs, device, runs = Jobs(store), Device(CARD), []
     try:
         for request in REQUESTS:
-            view = jobs.wait(jobs.submit(request, device, predictions=predictions_for(request, device)))
+            view = jobs.wait(jobs.submit(request, device, predict=partial(predictions_for, request, device)))
             runs.append(store.measurement(view.measurement_id))
     finally:
         jobs.close()

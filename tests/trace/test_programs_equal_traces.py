@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from planner.components import STAGES
+from planner.components import LIBRARIES, STAGES
 from planner.programs.assemble import LOAD_ORDER, Layout, events_of
-from planner.programs.library import LIBRARIES, SHIPPED, Library, Op, encode, shipped
+from planner.programs.library import SHIPPED, Library, Op, encode, shipped
 from planner.programs.upsampling import copied_in_vae
 from planner.request import GenerationRequest
 from planner.tracing.call_frames import CompileError, Frame, Size, folded, kernel_of

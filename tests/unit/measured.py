@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.records import Measured, StageMeasure
-from planner.calibration.evidence import Evidence, Observation, memory_form
-from planner.calibration.similarity import cell_of
+from planner.calibration.evidence import Evidence
+from planner.calibration.runs import Observation, memory_form
+from planner.calibration.similarity import traits_of
 from planner.calibration.workspace_curve import FRACTIONS, Curve, curve_of
 from planner.programs.library import shipped
 from planner.replay.dry_run import KernelPolicy
@@ -140,7 +141,7 @@ def evidence_of(observations: list[Observation], versions: str = VERSIONS) -> Ev
 
 def target(request: GenerationRequest, **changes):
     """What is asked for on a T4 today."""
-    return cell_of(request, TURING, **{"versions": VERSIONS} | changes)
+    return traits_of(request, TURING, **{"versions": VERSIONS} | changes)
 
 
 def absurd_run(request: GenerationRequest, number: int, size_gib: float = 40) -> Observation:

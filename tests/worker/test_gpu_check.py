@@ -22,7 +22,8 @@ from cache.gpu_check.wheels import lacking
 from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from planner.cli.main import main as planner_main
-from planner.programs.library import LIBRARIES, Library, shipped
+from planner.components import LIBRARIES
+from planner.programs.library import Library, shipped
 from planner.units import GIB
 from tests.conftest import ROOT
 

@@ -13,9 +13,10 @@ from cache.history.location import HistoryRefused
 from cache.history.store import Store
 from cache.programs import CompileFailed, compile_installed, find
 from planner.cli.main import main
+from planner.components import LIBRARIES
 from planner.errors import NoProgram
 from planner.programs.assemble import events_of
-from planner.programs.library import LIBRARIES, SHIPPED, Library, decode, encode, read, save, shipped
+from planner.programs.library import SHIPPED, Library, decode, encode, read, save, shipped
 from planner.request import GenerationRequest
 
 

@@ -1,6 +1,7 @@
 """The real architecture with synthetic weights, in the real worker, on the CPU."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -35,7 +36,7 @@ def rehearsed(tmp_path_factory):
     runs, views, pids = {}, {}, set()
     try:
         for name, request in requests.items():
-            job_id = jobs.submit(request, Device(), predictions=predictions_for(request, Device()))
+            job_id = jobs.submit(request, Device(), predict=partial(predictions_for, request, Device()))
             views[name] = jobs.wait(job_id)
             pids.add(jobs.worker_pid)
             runs[name] = store.measurement(views[name].measurement_id)

@@ -12,7 +12,7 @@ from pages.shared.frame.escape import plain, sentence
 from planner.accuracy.estimator_table import Line, Section, about, compare, notes, percent
 from planner.accuracy.estimators import ESTIMATORS
 from planner.accuracy.grading import Graded
-from planner.calibration.evidence import Observation
+from planner.calibration.runs import Observation
 from planner.replay.dry_run import RUN_TO_RUN
 
 _TOO_LITTLE, _TOO_MUCH, _WITHIN = "says too little", "says too much", f"within {RUN_TO_RUN:.2%}"

@@ -23,7 +23,7 @@ from planner.accuracy.by_gpu import (
     work_of,
 )
 from planner.accuracy.grading import Graded
-from planner.calibration.evidence import Observation
+from planner.calibration.runs import Observation
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card
 from planner.errors import InvalidArgument, UnknownCard
 from planner.units import gib_value

@@ -39,7 +39,7 @@ GROUPINGS: dict[str, Callable[[Graded], str]] = {
     "GPU": lambda one: one.observation.card_name,
     "Stage": lambda one: STAGE_NAMES[one.peak_stage],
     "Size": lambda one: size_class(one.observation.request),
-    "Options": lambda one: one.observation.cell.options,
+    "Options": lambda one: one.observation.traits.options,
     "What ran": lambda one: one.observation.request.task if one.is_whole else one.observation.scope,
     "Versions": versions_words,
 }

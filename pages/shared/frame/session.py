@@ -12,7 +12,8 @@ import streamlit as st
 from cache import programs
 from cache.exchange.lines import line_of
 from cache.history.location import HistoryError
-from cache.history.observations import Gathered, gather, revision
+from cache.history.observations import Gathered, gather
+from cache.history.reader import revision
 from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from cache.machine.attached import AttachedCard, cards, why_not_usable

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from planner.answer import Answer
-from planner.calibration.evidence import memory_form, model_of
+from planner.calibration.runs import memory_form, model_of
 from planner.cards.lookup import Card, card_named
 from planner.components import STAGES
 from planner.fit import fit

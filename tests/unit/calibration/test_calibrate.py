@@ -18,7 +18,7 @@ from planner.calibration.posterior import (
     quantiles,
 )
 from planner.calibration.runs import NEWEST, NEWEST_OF_REQUEST, newest
-from planner.calibration.similarity import cell_of
+from planner.calibration.similarity import traits_of
 from planner.calibration.workspace_curve import FRACTIONS, KNOTS, PREFERRED, Curve, curve_of
 from planner.cards.lookup import family_of
 from planner.programs.assemble import events_of
@@ -188,7 +188,7 @@ def test_what_is_reserved_is_corrected_once_at_any_weight(count, stale):
         assert found is not None
         for request in TARGETS:
             of = curve(request, capability)
-            said = found.answer(of, cell_of(request, capability, versions=VERSIONS))
+            said = found.answer(of, traits_of(request, capability, versions=VERSIONS))
             # Noise of 1 % in three runs may pass for a constant below zero.
             assert said.reserved_bytes >= 0.98 * of.reserved.min()
             assert said.reserved[0] <= said.reserved_bytes <= said.reserved[1]
@@ -257,7 +257,7 @@ def test_the_order_of_runs_does_not_matter_and_intervals_contain_the_point(order
         run_of(REQUESTS[number], number, fraction=fraction, constant=constant, capability=capability)
         for number in range(6)
     ]
-    of, asked = curve(LARGE, capability), cell_of(LARGE, capability, versions=VERSIONS)
+    of, asked = curve(LARGE, capability), traits_of(LARGE, capability, versions=VERSIONS)
     found = []
     for observations in (runs, [runs[number] for number in order]):
         of_family = evidence_of(observations).calibration(capability)
@@ -312,7 +312,7 @@ def test_stages_are_learned_apart():
 def test_runs_of_other_kernels_or_families_say_nothing():
     runs = [run_of(request, number, fraction=0.5) for number, request in enumerate(REQUESTS)]
     for request in (GenerationRequest(batch=2), GenerationRequest(channels_last=True)):
-        assert not any(target(request).weight(run.cell) for run in calibration(runs).runs)
+        assert not any(target(request).weight(run.observation.traits) for run in calibration(runs).runs)
         found = answer(runs, request)
         raw = {stage: values[PREFERRED] for stage, values in curve(request).stages.items()}
         assert (found.stages, found.runs, found.has_data) == (raw, (), False)
@@ -323,13 +323,13 @@ def test_runs_of_other_kernels_or_families_say_nothing():
 
 @pytest.mark.parametrize("change", [{"cudnn": 8}, {"versions": "torch 2.12.0"}])
 def test_runs_that_differ_a_little_count_half(change):
-    cell = run_of(LARGE, **change).cell
+    traits = run_of(LARGE, **change).traits
     asked = target(LARGE, cudnn=9)
-    assert asked.weight(cell) == 0.5
-    assert asked.is_stale(cell) == ("versions" in change)
-    tiled = run_of(GenerationRequest(width=1536, height=1536, vae_tiling=True), **change).cell
+    assert asked.weight(traits) == 0.5
+    assert asked.is_stale(traits) == ("versions" in change)
+    tiled = run_of(GenerationRequest(width=1536, height=1536, vae_tiling=True), **change).traits
     assert asked.weight(tiled) == 0.25
-    assert target(LARGE).weight(run_of(LARGE).cell) == 1
+    assert target(LARGE).weight(run_of(LARGE).traits) == 1
 
 
 def test_stale_runs_are_named():
@@ -343,12 +343,15 @@ def test_the_newest_runs_of_a_kind_are_kept():
     sizes = [GenerationRequest(width=512 + 8 * number, height=512) for number in range(NEWEST + 5)]
     runs = [run_of(LARGE, number) for number in range(NEWEST_OF_REQUEST + 5)]
     assert [run.run_id for run in newest(runs)] == [run.run_id for run in runs[:NEWEST_OF_REQUEST]]
+    # Neither the prompt nor more steps make it another request: neither moves an allocation.
+    others = [replace(run, request=replace(LARGE, steps=30 + number)) for number, run in enumerate(runs)]
+    assert [run.run_id for run in newest(others)] == [run.run_id for run in runs[:NEWEST_OF_REQUEST]]
     runs = [replace(run_of(LARGE, number), request=size) for number, size in enumerate(sizes)]
     assert [run.run_id for run in newest(runs)] == [run.run_id for run in runs[:NEWEST]]
     # Runs that met the end of their memory do not push out those that calibrate.
     bounds = [replace(run, run_id=f"oom-{run.run_id}", kind="out-of-memory") for run in runs]
     found = calibration([*bounds, *runs])
-    assert [run.run_id for run in found.runs] == [run.run_id for run in runs[:NEWEST]]
+    assert [run.observation.run_id for run in found.runs] == [run.run_id for run in runs[:NEWEST]]
 
 
 def test_a_run_is_not_graded_on_itself():

@@ -14,7 +14,7 @@ from cache.history.observations import gather, observation_of
 from cache.history.reference import reference_runs
 from cache.history.store import Store
 from cache.machine.versions import installed
-from cache.records import METHOD, Measured
+from cache.records import METHOD, Measured, Prediction
 from planner.calibration.workspace_curve import FRACTIONS, PREFERRED
 from planner.cards.lookup import card_named
 from planner.fit import fit
@@ -34,8 +34,7 @@ def gathered(**options):
     return gather(shipped(), with_reference=False, **options)
 
 
-def test_the_light_reading_is_the_stores(store):
-    """Two ways to the same rows: they must not part."""
+def test_the_evidence_has_the_runs_of_the_store(store):
     store.save_measurement(REQUEST, current(), make_measured())
     store.save_measurement(GenerationRequest(batch=4), current(cudnn="8907"), make_measured(num_alloc_retries=3))
     store.save_measurement(REQUEST, current(emulated_bytes=8 * GIB), make_measured())
@@ -217,6 +216,35 @@ def test_bytes_that_are_no_text_do_not_cost_the_history(store):
     assert "transformers unknown" in found[0].versions
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["update requests set width = 3 where width = 512", "update measurements set holders = '[' where id = :id"],
+)
+def test_a_run_that_can_no_longer_be_read_does_not_cost_the_others(store, damage):
+    kept = store.save_measurement(REQUEST, current(), make_measured())
+    broken = store.save_measurement(replace(REQUEST, width=512), current(), make_measured())
+    db = sqlite3.connect(store.path)
+    with db:
+        db.execute(damage, {"id": broken})
+    db.close()
+    assert [one.run_id for one in gathered().evidence.observations] == [kept]
+    with pytest.raises(ValueError):
+        store.measurements()
+
+
+def test_many_runs_have_their_own_stages_and_predictions(store, monkeypatch):
+    """Of many runs the parts are read in another way, which must give the same."""
+    told = [Prediction.of(fit(REQUEST, card_named("T4"), basis)) for basis in ("dry-run", "formula")]
+    for number in (1, 2):
+        stages = make_measured().stages[number:]
+        store.save_measurement(REQUEST, current(), make_measured(stages=stages), predictions=tuple(told[:number]))
+    few = store.measurements()
+    monkeypatch.setattr("cache.history.reader._MANY", 1)
+    assert store.measurements() == few
+    assert [run.predictions for run in few] == [tuple(told), tuple(told[:1])]
+    assert [run.measured.stages for run in few] == [make_measured().stages[number:] for number in (2, 1)]
+
+
 def test_a_run_measured_by_another_method_is_left_out(store):
     store.save_measurement(REQUEST, current(method=METHOD + 1), make_measured())
     assert gathered().evidence.observations == ()
@@ -233,5 +261,7 @@ def test_a_published_run_that_filled_its_gpu_calibrates_nothing():
     """T4, 512x512 batch 16: what preferred kernels reserve is more than a T4 has."""
     evidence = gather(shipped()).evidence
     runs = evidence.with_curves([one for one in evidence.observations if one.model == "T4"])
-    calibrating = {run.request.batch: run.calibrates for run in runs if run.request.task == "txt2img"}
+    calibrating = {
+        run.observation.request.batch: run.calibrates for run in runs if run.observation.request.task == "txt2img"
+    }
     assert calibrating == {1: True, 4: True, 16: False}

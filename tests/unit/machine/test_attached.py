@@ -5,7 +5,7 @@ import pytest
 
 from cache.doctor import checks
 from cache.machine.attached import cards, usable_card, why_not_usable
-from planner.calibration.evidence import model_of
+from planner.calibration.runs import model_of
 from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument, NoGpu
 

@@ -8,8 +8,9 @@ from cache import programs
 from cache.machine import versions
 from cache.machine.attached import cards, why_not_usable
 from cache.machine.versions import NotInstalled, installed, missing, planned_for
+from planner.components import LIBRARIES
 from planner.errors import NoProgram
-from planner.programs.library import LIBRARIES, shipped
+from planner.programs.library import shipped
 
 
 def forget() -> None:
