@@ -18,7 +18,8 @@ from typing import NamedTuple
 from cache.machine.versions import INSTALL, check_installed, installed, missing
 from cache.refusals import why
 from planner.errors import NoProgram, PlannerError
-from planner.programs.library import LIBRARIES, SHIPPED, Library, encode, read, save, shipped
+from planner.programs.files import SHIPPED, encode, read, save, shipped
+from planner.programs.library import LIBRARIES, Library
 
 ROOT = Path(__file__).parents[1]
 _ROOM = "free space there and make it writable, or set PLANNER_DB to a file elsewhere"

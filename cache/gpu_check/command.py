@@ -16,7 +16,7 @@ from cache.machine.device import Device, Weights
 from cache.machine.versions import check_installed
 from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument, PlannerError
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.report.text import text_table
 from planner.request import parse_finite, parse_whole
 

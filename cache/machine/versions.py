@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from planner.errors import NoProgram, PlannerError
-from planner.programs.library import LIBRARIES, shipped
+from planner.programs.files import shipped
+from planner.programs.library import LIBRARIES
 
 # What brings in all of them; planning alone needs requirements-plan.txt.
 INSTALL = "'pip install -r requirements.txt', which 'make run' does in .venv, installs what measures and compiles"

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.cards.lookup import Card
-from planner.components import PIPELINE_CLASSES, SD_V15, STAGES
-from planner.programs.assemble import TILE
+from planner.components import PIPELINE_CLASSES, SD_V15, STAGES, VAE_TILE
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 from planner.units import gib
 
@@ -158,8 +157,8 @@ def why_inert(change: Change, request: GenerationRequest) -> str | None:
     """Why this change moves not a byte of this request, or None where it does."""
     if change.key == "vae_slicing" and request.batch == 1:
         return "Does nothing at batch 1: there are no images to take one by one."
-    if change.key == "vae_tiling" and max(request.latent_width, request.latent_height) <= TILE:
-        side = TILE * VAE_SCALE_FACTOR
+    if change.key == "vae_tiling" and max(request.latent_width, request.latent_height) <= VAE_TILE:
+        side = VAE_TILE * VAE_SCALE_FACTOR
         return f"Does nothing up to {side}×{side}: the image is a single tile."
     return None
 

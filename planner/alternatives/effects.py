@@ -4,7 +4,7 @@ from typing import Literal
 
 from planner.answer import Answer, Verdict
 from planner.components import STAGE_NAMES
-from planner.replay.minimum import LEAST_STEP
+from planner.replay.minimum import MINIMUM_STEP
 from planner.units import gib
 
 # The better verdict, or less memory without one, or nothing.
@@ -35,7 +35,7 @@ def effect_of(base: Answer, answer: Answer) -> Effect:
     need, _, decisive = _changes(base, answer)
     # Where it runs, the need must come down too, not only the upper end of its range.
     most = decisive if base.verdict == "no" else max(need, decisive)
-    return "saves" if _RANK[answer.verdict] == _RANK[base.verdict] and -most >= LEAST_STEP else "nothing"
+    return "saves" if _RANK[answer.verdict] == _RANK[base.verdict] and -most >= MINIMUM_STEP else "nothing"
 
 
 def _stage(answer: Answer) -> str:
@@ -63,11 +63,11 @@ def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: 
         return f"{'Helps' if base.verdict == 'fits' else 'Helps, but not enough'}: {stays}."
     need, least, decisive = _changes(base, answer)
     because = f": {why}" if why else ""
-    if need >= LEAST_STEP:
-        though = f", though it runs from {gib(-least)} less" if least <= -LEAST_STEP else ""
+    if need >= MINIMUM_STEP:
+        though = f", though it runs from {gib(-least)} less" if least <= -MINIMUM_STEP else ""
         return f"Raises the need by {gib(need)}{though}{because}."
-    if need <= -LEAST_STEP and decisive >= LEAST_STEP and base.verdict != "no":
+    if need <= -MINIMUM_STEP and decisive >= MINIMUM_STEP and base.verdict != "no":
         return f"Saves {gib(-need)} if its assumptions hold, and needs {gib(decisive)} more if they do not."
-    if decisive >= LEAST_STEP:
+    if decisive >= MINIMUM_STEP:
         return f"Raises the {'least in which it runs' if base.verdict == 'no' else 'need'} by {gib(decisive)}{because}."
     return f"Saves nothing here: {stays}." if touches else f"Does not touch the {before}, where the memory peaks."

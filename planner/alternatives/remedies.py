@@ -9,12 +9,13 @@ from itertools import combinations, islice
 from planner.alternatives.changes import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
 from planner.alternatives.effects import Effect, effect_of, remark
 from planner.alternatives.search import may_run, next_card
-from planner.alternatives.sizes import anywhere, fits, largest_size, ratio_of, smaller_batch, smaller_size
+from planner.alternatives.sizes import fits, largest_size, ratio_of, smaller_batch, smaller_size
 from planner.answer import Answer, Verdict
 from planner.cards.lookup import Card, shared_card
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
@@ -125,7 +126,7 @@ class _Search:
             # Where not even one image fits, it is one that comes nearest.
             yield to_batch(self.request, smaller_batch(self.request, self.card, self.library) or 1)
         if size := smaller_size(self.request, self.card, self.library):
-            most = largest_size(anywhere(self.request), self.card, ratio_of(self.request), self.library)
+            most = largest_size(self.request, self.card, ratio_of(self.request), self.library)
             yield to_size(self.request, size.width, size.height, None if most == size else str(most))
 
     def _fewer_workers(self) -> Iterator[Remedy]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,24 +13,13 @@ from planner.calibration.similarity import MIN_WEIGHT, Cell, Kind, cell_of
 from planner.calibration.workspace_curve import PREFERRED, Curve, Scope
 from planner.cards.lookup import Card, card_named, emulated_card, emulated_name, family_of
 from planner.errors import UnknownCard
-from planner.programs.library import MAX_TRACED_STEPS
-from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
+from planner.request import GenerationRequest
 
 if TYPE_CHECKING:
     from planner.calibration.calibrate import Calibration
 
 # So many runs of a card tell its context better than the catalogue does.
 _ENOUGH_CONTEXTS = 3
-
-
-def memory_form(request: GenerationRequest) -> GenerationRequest:
-    """The request with all put to one value that moves no allocation: the prompt, further steps, guidance above 1."""
-    return replace(
-        request.canonical(),
-        prompt_tokens=MAX_PROMPT_TOKENS,
-        steps=min(request.steps, MAX_TRACED_STEPS),
-        guidance_scale=7.5 if request.unet_batch > request.batch else 1.0,
-    )
 
 
 # A name that the catalogue has not is compared with all that it has.
@@ -114,7 +103,7 @@ class Observation:
         is_capped = self.is_reference and self.lacks_room_for(float(curve.reserved[PREFERRED]))
         return Run(
             run_id=self.run_id,
-            request=memory_form(self.request),
+            request=self.request.allocation_form(),
             cell=self.cell,
             curve=curve,
             peak_allocated_bytes=self.peak_allocated_bytes,
@@ -184,11 +173,11 @@ class Evidence:
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
         """List the runs of this request on this GPU model, newest first: current ones, and stale ones."""
-        form, model = memory_form(request), card.model
+        form, model = request.allocation_form(), card.model
         found = [
             one
             for one in self.observations
-            if one.scope == "pipeline" and one.model == model and memory_form(one.request) == form
+            if one.scope == "pipeline" and one.model == model and one.request.allocation_form() == form
         ]
         fresh = [one for one in found if one.versions == self.versions]
         return fresh, [one for one in found if one.versions != self.versions]

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from planner.components import STAGES
-from planner.programs.library import EACH_IMAGE, Call, Op
+from planner.programs.library import EACH_IMAGE, Call, CallSize, Op
 from planner.tracing.recorder import (
     Attention,
     Begin,
@@ -29,14 +29,6 @@ class CompileError(Exception):
     """A trace does not have the shape that programs can hold; the text says where."""
 
 
-class Size(NamedTuple):
-    """Batch and latent size of one call."""
-
-    batch: int
-    height: int
-    width: int
-
-
 @dataclass
 class Frame:
     """One call of a routine as it was traced: events with numbers of its own, sizes in bytes.
@@ -45,7 +37,7 @@ class Frame:
     """
 
     name: str
-    size: Size
+    size: CallSize
     ops: list[tuple[Op, Any, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     is_stand_in: bool = False
@@ -108,7 +100,7 @@ def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
     return (*sizes, int(np.prod(event.weight_shape))), int(event.channels_last)
 
 
-def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
+def frames_of(name: str, size: CallSize, events: Iterable[Event]) -> list[Frame]:
     """The call and all calls inside it, innermost first."""
     stack, found = [Frame(name, size)], []
     for event in events:
@@ -126,7 +118,7 @@ def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
                     frame.ops.append((Op.PRODUCT, 0, ""))
                 frame.has_product = True
             case Begin(routine, batch):
-                stack.append(Frame(routine, Size(batch, size.height, size.width)))
+                stack.append(Frame(routine, CallSize(batch, size.height, size.width)))
             case End():
                 _return_from(stack.pop(), stack[-1], found)
             case Stage(stage):

@@ -15,21 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from planner.programs.assemble import Layout, pipeline_name, routine_name
-from planner.programs.library import (
-    AREAS,
-    LIBRARIES,
-    MAX_TRACED_STEPS,
-    TIMES_BATCH,
-    Library,
-    Op,
-    Routine,
-    features,
-    save,
-)
+from planner.components import LOAD_ORDER, MAX_TRACED_STEPS
+from planner.programs.files import save
+from planner.programs.library import AREAS, LIBRARIES, TIMES_BATCH, CallSize, Library, Op, Routine, features
+from planner.programs.names import Layout, pipeline_name, routine_name
 from planner.request import TASKS, GenerationRequest
-from planner.tracing.call_frames import CompileError, Frame, Size, folded, frames_of
-from planner.tracing.pipeline import LOADED_COMPONENTS, assemble
+from planner.tracing.call_frames import CompileError, Frame, folded, frames_of
+from planner.tracing.pipeline import assemble
 from planner.tracing.recorder import Birth, Loaded, Recorder
 from planner.tracing.tracer import meta_modules, trace_call, trace_halves
 
@@ -55,7 +47,7 @@ VAE_COPIES_OF_ONE = (((1, 499, 601), (1, 613, 787), (1, 509, 997)), ((1, 787, 81
 PLAIN = Layout()
 
 
-def fit_size(values: tuple[int, ...], sizes: list[Size], *, one_size: bool) -> tuple[int, int]:
+def fit_size(values: tuple[int, ...], sizes: list[CallSize], *, one_size: bool) -> tuple[int, int]:
     """(feature, coefficient) of a size seen at these batches and latent sizes.
 
     Raises:
@@ -150,13 +142,13 @@ class _Compiler:
         memory = self._memories.setdefault((request.channels_last, request.attention_slicing, of_task), {})
         events = trace_call(self.pipeline(request), request, memory=memory)
         loaded = next(index for index, event in enumerate(events) if isinstance(event, Loaded))
-        size = Size(request.batch, request.latent_height, request.latent_width)
+        size = CallSize(request.batch, request.latent_height, request.latent_width)
         self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
 
     def trace_halves(self, request: GenerationRequest, height: int, width: int, layout: Layout) -> None:
         """Trace the VAE alone on input of this latent size and layout."""
         events = trace_halves(self.pipeline(request), request, height, width, layout)
-        self._keep(request, frames_of("", Size(request.batch, height, width), folded(events))[:-1], layout)
+        self._keep(request, frames_of("", CallSize(request.batch, height, width), folded(events))[:-1], layout)
 
     def _keep(self, request: GenerationRequest, frames: list[Frame], layout: Layout = PLAIN) -> None:
         for frame in frames:
@@ -222,7 +214,7 @@ def _calls(**size: Any) -> Iterator[GenerationRequest]:
 
 def _weights(pipeline: Any, module: Callable[[str], int]) -> dict[str, tuple[tuple[int, int], ...]]:
     weights = {}
-    for component in LOADED_COMPONENTS:
+    for component in LOAD_ORDER:
         recorder = Recorder()
         if getattr(pipeline, component) is None:
             continue

@@ -72,15 +72,13 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 # CLIP's ids for start and end of text; end is above every other id, and the text model looks for the largest.
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
-# The components that hold weights, in the order in which ``pipeline.to(device)`` moves them.
-LOADED_COMPONENTS = ("vae", "text_encoder", "unet", "safety_checker")
 
 # Any: diffusers puts stand-ins for missing libraries into the types of its lazy imports.
 PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img": StableDiffusionPipeline}
 
 
 def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
-    """The real SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOADED_COMPONENTS`."""
+    """Build the SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOAD_ORDER`."""
     with init_empty_weights(include_buffers=False):
         modules: dict[str, Any] = {
             "vae": AutoencoderKL(**VAE_CONFIG),

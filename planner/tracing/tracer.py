@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_map
 
-from planner.programs.assemble import Layout
+from planner.components import LOAD_ORDER
+from planner.programs.names import Layout
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
-from planner.tracing.pipeline import LOADED_COMPONENTS, apply_options, assemble, call_arguments, component_modules
+from planner.tracing.pipeline import apply_options, assemble, call_arguments, component_modules
 from planner.tracing.recorder import (
     KEPT_NUMEL,
     META,
@@ -170,7 +171,7 @@ def _module_names(pipeline: Any) -> dict[torch.nn.Module, str]:
     """The name of each module from its component down, such as ``vae.decoder.up_blocks.3.resnets.0.conv1``."""
     return {
         module: f"{component}.{path}".rstrip(".")
-        for component in LOADED_COMPONENTS
+        for component in LOAD_ORDER
         if getattr(pipeline, component) is not None
         for path, module in getattr(pipeline, component).named_modules()
     }
@@ -188,7 +189,7 @@ def trace_call(
     loads them; with offload they stay on the host until the call brings them over.
     """
     recorder = Recorder()
-    components = [(name, getattr(pipeline, name)) for name in LOADED_COMPONENTS if getattr(pipeline, name) is not None]
+    components = [(name, getattr(pipeline, name)) for name in LOAD_ORDER if getattr(pipeline, name) is not None]
     apply_options(pipeline, request)
     # A scheduler remembers its last call: its tables stay on the device.
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.records import Measured, StageMeasure
-from planner.calibration.evidence import Evidence, Observation, memory_form
+from planner.calibration.evidence import Evidence, Observation
 from planner.calibration.similarity import cell_of
 from planner.calibration.workspace_curve import FRACTIONS, Curve, curve_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy
+from planner.programs.files import shipped
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 
@@ -41,7 +41,7 @@ _curves: dict[tuple, Curve] = {}
 
 def curve(request: GenerationRequest, capability: tuple[int, int] = TURING) -> Curve:
     """The request's curve, made once."""
-    key = (memory_form(request), KernelPolicy.of(capability))
+    key = (request.allocation_form(), KernelPolicy.of(capability))
     if key not in _curves:
         _curves[key] = curve_of(shipped(), *key)
     return _curves[key]

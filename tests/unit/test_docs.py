@@ -10,7 +10,8 @@ import pytest
 from planner.cards.lookup import CATALOGUE, card_named
 from planner.cli import main as cli
 from planner.formula import estimate
-from planner.programs.library import AREAS, shipped
+from planner.programs.files import shipped
+from planner.programs.library import AREAS
 from planner.replay.timeline import timeline_of
 from planner.request import GenerationRequest
 from planner.units import gib

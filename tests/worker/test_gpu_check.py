@@ -22,7 +22,8 @@ from cache.gpu_check.wheels import lacking
 from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from planner.cli.main import main as planner_main
-from planner.programs.library import LIBRARIES, Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import LIBRARIES, Library
 from planner.units import GIB
 from tests.conftest import ROOT
 
@@ -290,7 +291,8 @@ def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
     scripted("good")
     compiles = (
         "import os, pathlib, time; from cache.history.store import Store\n"
-        "from planner.programs.library import Library, shipped\n"
+        "from planner.programs.files import shipped\n"
+        "from planner.programs.library import Library\n"
         f"log = pathlib.Path({str(out)!r}, 'progress.log')\n"
         "while 'ok after' not in log.read_text(): time.sleep(0.05)\n"
         "old = shipped()\n"

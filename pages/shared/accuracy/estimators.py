@@ -11,7 +11,7 @@ from pages.shared.frame.charts import BLUE, GREEN, GREY, RED, altair, draw
 from pages.shared.frame.escape import plain, sentence
 from planner.accuracy.estimator_table import Line, Section, about, compare, notes, percent
 from planner.accuracy.estimators import ESTIMATORS
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded

@@ -19,7 +19,7 @@ from planner.answer import SIGNS
 from planner.cards.lookup import CATALOGUE, card_named
 from planner.cli.main import main
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.timeline import timeline_of
 from planner.report.script import snippet
 from planner.request import GenerationRequest
@@ -148,7 +148,7 @@ def test_the_timeline_is_the_dry_runs():
 def test_the_picture_needs_neither_a_browser_nor_altair():
     code = (
         "import sys; from pages.shared.plan.report import Report; from pages.shared.plan.verdicts import answered; "
-        "from planner.cards.lookup import card_named; from planner.programs.library import shipped; "
+        "from planner.cards.lookup import card_named; from planner.programs.files import shipped; "
         "from planner.request import GenerationRequest; request, library = GenerationRequest(), shipped(); "
         "shown = [answered(request, card_named('T4'), 'dry-run', library)]; assert 'vl_convert' not in sys.modules; "
         "assert Report(request, shown, library).png()[:4] == b'\\x89PNG'; "

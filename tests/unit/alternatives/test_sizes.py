@@ -20,9 +20,10 @@ from planner.cards.lookup import CATALOGUE, card_named, described_card
 from planner.cli.main import main
 from planner.fit import fit
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy, dry_run
-from planner.replay.peaks import fits_within, least_need_bytes, need_bytes
+from planner.programs.files import shipped
+from planner.replay.dry_run import dry_run
+from planner.replay.kernels import KernelPolicy
+from planner.replay.peaks import fits_within, need_bound_bytes, need_bytes
 from planner.request import MAX_BATCH, MAX_SIDE, GenerationRequest
 
 # Cards of every kernel policy, small ones and large ones.
@@ -55,8 +56,8 @@ def test_a_bound_is_below_the_need():
     rng, library = random.Random(1), shipped()
     for _ in range(20):
         request, card = random_request(rng, 500), rng.choice(CARDS)
-        bound = least_need_bytes(request, card, library)
-        assert least_need_bytes(request, card, library, workspace=False) <= bound <= need_bytes(request, card, library)
+        bound = need_bound_bytes(request, card, library)
+        assert need_bound_bytes(request, card, library, workspace=False) <= bound <= need_bytes(request, card, library)
 
 
 def test_a_need_is_that_of_the_answer():
@@ -68,7 +69,7 @@ def test_a_need_is_that_of_the_answer():
         decides = answer.worst_need_bytes or answer.need_bytes
         assert fits_within(request, card, library, decides) and not fits_within(request, card, library, decides - 1)
         assert answer.minimum_bytes is not None
-        assert least_need_bytes(request, card, library, workspace=False) <= answer.minimum_bytes
+        assert need_bound_bytes(request, card, library, workspace=False) <= answer.minimum_bytes
 
 
 def test_an_upright_image_needs_what_a_lying_one_does():

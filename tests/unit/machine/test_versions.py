@@ -9,7 +9,8 @@ from cache.machine import versions
 from cache.machine.attached import cards, why_not_usable
 from cache.machine.versions import NotInstalled, installed, missing, planned_for
 from planner.errors import NoProgram
-from planner.programs.library import LIBRARIES, shipped
+from planner.programs.files import shipped
+from planner.programs.library import LIBRARIES
 
 
 def forget() -> None:
