@@ -1,4 +1,4 @@
-"""Which upsamplers copy their input: the one branch on a size in the modules of SD v1.5 that moves allocations.
+"""Find the upsamplers that copy their input: the one branch on a size in SD v1.5 that moves allocations.
 
 diffusers 0.42.1, ``Upsample2D.forward``, makes its input contiguous where its batch is 64 or more, or where
 ``numel * scale_factor > 2 ** 31``. A channels_last feature map is copied then, and the convolution behind the copy is
@@ -8,7 +8,7 @@ program of its own.
 
 from planner.request import VAE_SCALE_FACTOR
 
-# Upsample2D: nearest-neighbour kernels for channels_last fail beyond these.
+# Beyond these, nearest-neighbour kernels for channels_last fail, so Upsample2D copies.
 COPIED_FROM_BATCH = 64
 COPIED_ABOVE_NUMEL = 2**31
 

@@ -14,7 +14,7 @@ STAGE_OF: dict[Half, str] = {"vae.encode": "vae_encoder", "vae.decode": "vae_dec
 # diffusers names the methods that tiling and slicing go through with an underscore.
 _ROUTINE: dict[Half, str] = {"vae.encode": "vae._encode", "vae.decode": "vae._decode"}
 _WARM_UP = CallSize(1, 64, 64)
-# Smaller than any call here, so that all sizes become plain numbers of bytes.
+# The smallest side there is: calls of any other size have plain numbers of bytes for sizes.
 _SIDE = 64
 
 

@@ -332,7 +332,7 @@ def test_a_compile_that_fails_is_said_and_nothing_is_compared(scripted, t4, out,
         ([], "error: OUT must be given, got None (for example /tmp/gpu-check)\n"),
         ([""], "error: OUT must be given, got '' (for example /tmp/gpu-check)\n"),
         (["/dev/null", "--device", "cpu"], "error: OUT must be a folder that can be written, got '/dev/null'"),
-        (["--estimate", "T5"], "error: unknown card 'T5'"),
+        (["--estimate", "T5"], "error: unknown GPU 'T5'"),
     ],
 )
 def test_a_usage_error_is_one_line(argv, message, out, capsys):

@@ -190,10 +190,10 @@ def test_a_share_of_a_card_is_followed_by_a_share_of_a_larger_one():
 def test_a_shared_card_is_shared_by_fewer():
     request, card = GenerationRequest(width=1024, height=1024, batch=4), card_named("A10")
     found = by_key(remedies(request, shared_card(card, 3)))[("workers",)]
-    assert (found.title, found.effect, found.code) == ("1 worker per card", "fits", ())
+    assert (found.title, found.effect, found.code) == ("1 worker per GPU", "fits", ())
     assert found.request == request and found.answer == fit(request, card, "dry-run")
     assert found.remark == "Makes it fit: each has 22.03 GiB usable in place of 7.34 GiB."
-    assert "one process has the card alone in place of 3" in found.cost
+    assert "one process has the GPU alone in place of 3" in found.cost
 
 
 @settings(max_examples=10, deadline=None)
