@@ -1,4 +1,4 @@
-"""Hold the answer of a basis to a request on a GPU: the verdict, the sizes behind it, and which verdict decides."""
+"""Hold the answer of a basis to a request on a GPU: the verdict and the sizes behind it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,18 +25,17 @@ _WORST_FIRST: tuple[Verdict, ...] = ("no", "unknown", "tight", "fits")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Hold the answer of one basis to one request on one GPU. Sizes in bytes; None where the basis has no answer.
+    """Hold the answer of one basis to one request on one GPU.
 
-    `need_bytes` is the GPU memory at which the request runs comfortably, `minimum_bytes` the minimum at which it still
-    runs, and `worst_need_bytes` the need if every assumption, and everything known only as an interval, turns out
-    worst; None where nothing is uncertain.
+    Sizes are in bytes, and None where the basis has no answer. `need_bytes` is the GPU memory at which the request runs
+    comfortably, `minimum_bytes` the minimum at which it still runs, and `worst_need_bytes` the need if every
+    assumption, and everything known only as an interval, turns out worst; None where nothing is uncertain.
     `interval_bytes` is a range of the allocated peak; a basis without an interval repeats the point. `assumptions` or
     `evidence` say why there is a range. `stages` are allocated peaks by stage, weights included; a stage that the
-    request does not have holds the bytes allocated once the weights are loaded.
-    `capped_allocated_bytes` and `capped_reserved_bytes` are the peaks of a replay within this GPU's memory; None where
-    the request fits or does not run.
-    `stack` lists what the dry run assumes of the user's software, whatever the request and the GPU. `evidence` names
-    the measured runs behind the answer in words, and `runs` has their ids.
+    request does not have holds the bytes allocated once the weights are loaded. `capped_allocated_bytes` and
+    `capped_reserved_bytes` are the peaks of a replay within this GPU's memory; None where the request fits or does not
+    run. `stack` lists what the dry run assumes of the user's software, whatever the request and the GPU. `evidence`
+    names the measured runs behind the answer in words, and `runs` has their ids.
     """
 
     card: Card
@@ -62,7 +61,7 @@ class Answer:
 
     @property
     def less_on_card_bytes(self) -> int | None:
-        """Give the allocated peak within this GPU's memory where it is less than with unlimited memory, else None."""
+        """Give the allocated peak within this GPU's memory where the limit lowers it, else None."""
         capped, unlimited = self.capped_allocated_bytes, self.peak_allocated_bytes
         return capped if capped is not None and unlimited is not None and capped < unlimited else None
 

@@ -1,4 +1,4 @@
-"""Describe Stable Diffusion v1.5: its stages, its components, and the constants of its libraries that move memory."""
+"""Describe Stable Diffusion v1.5: stages, components, and constants that move memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

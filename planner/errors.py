@@ -4,7 +4,10 @@ from typing import Any
 
 
 class PlannerError(Exception):
-    """Report an error that a user can cause: the CLI prints it and exits 2, a page shows it in place."""
+    """Report an error that a user can cause.
+
+    The CLI prints it and exits 2, and a page shows it in place.
+    """
 
 
 class InvalidArgument(PlannerError, ValueError):
@@ -28,7 +31,10 @@ class InvalidArgument(PlannerError, ValueError):
 
 
 class UnknownCard(PlannerError, LookupError):
-    """Report a name that the catalogue does not have; `parts` are the GPUs named where one argument lists several."""
+    """Report a name that the catalogue does not have.
+
+    `parts` are the GPUs named where one argument lists several.
+    """
 
     def __init__(self, name: str, nearest: str | None, parts: tuple[str, ...] = ()):
         self.name, self.nearest, self.parts = name, nearest, parts
@@ -54,7 +60,10 @@ class NoGpu(PlannerError):
 
 
 class CannotWrite(PlannerError):
-    """Report a file that cannot be written: its path, the reason in the system's words, and what to do next."""
+    """Report a file that cannot be written.
+
+    The message has its path, the reason in the system's words, and what to do next.
+    """
 
     def __init__(self, path: object, why: str, advice: str):
         self.path, self.why, self.advice = str(path), why, advice
@@ -65,4 +74,7 @@ class CannotWrite(PlannerError):
 
 
 class NoProgram(PlannerError):
-    """Report that no memory program covers the request; the message says why, and what to do next."""
+    """Report that no memory program covers the request.
+
+    The message says why, and what to do next.
+    """

@@ -1,4 +1,4 @@
-"""Answer whether a request fits a GPU, by the formula, the dry run, calibration or measured runs."""
+"""Answer whether a request fits a GPU, by one basis or the most trusted one."""
 
 from __future__ import annotations
 
@@ -108,9 +108,10 @@ def fit(
     library: Library | None = None,
     evidence: Evidence | None = None,
 ) -> Answer:
-    """Answer the request on one GPU by this basis; ``best`` takes the most trusted basis that has an answer.
+    """Answer the request on one GPU by this basis.
 
-    The dry run plays the programs of `library`, or the shipped ones. `evidence` has the measured runs, None for none.
+    ``best`` takes the most trusted basis that has an answer. The dry run plays the programs of `library`, or the
+    shipped ones. `evidence` has the measured runs, None for none.
 
     Raises:
         InvalidArgument: `basis` is none of `BASES`.
@@ -143,7 +144,10 @@ def fit(
 def _calibrated(
     request: GenerationRequest, card: Card, basis: str, library: Library, evidence: Evidence | None, raw: Answer
 ) -> Answer:
-    """Correct the dry run by measured runs, where that is asked for or enough runs make it better."""
+    """Correct the dry run by measured runs.
+
+    For ``best``, that needs enough runs to be better than the dry run.
+    """
     if evidence is None or not _has_runs(evidence, card):
         reason = f"{_no_run(card)}; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)

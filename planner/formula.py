@@ -27,7 +27,10 @@ ASSUMPTIONS = (
 
 
 def get_base_vram(facts: ModelFacts = SD_V15) -> int:
-    """Add up the weights of the UNet, VAE and text encoder. The published base leaves out the safety checker."""
+    """Add up the weights of the UNet, VAE and text encoder.
+
+    The published base leaves out the safety checker.
+    """
     return sum(facts.parameters[component] for component in BASE_COMPONENTS) * FLOAT16_BYTES
 
 
@@ -40,13 +43,13 @@ def vae_encoder_memory(height: int, width: int) -> int:
 
 
 def unet_memory(height: int, width: int, prompt_length: int) -> int:
-    """Add up the UNet's stage: three feature maps of the latent's size, and the attention to the prompt."""
+    """Add up the UNet's stage: three feature maps of the latent's size, and attention."""
     latent_pixels = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR)
     return latent_pixels * MEAN_UNET_CHANNELS * FLOAT16_BYTES * 3 + latent_pixels * prompt_length * FLOAT16_BYTES
 
 
 def vae_decoder_memory(height: int, width: int) -> int:
-    """Add up the VAE decoder's stage: the latent, the image, and three feature maps of the image's size."""
+    """Add up the VAE decoder's stage: the latent, the image, and three maps of its size."""
     latent = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR) * LATENT_CHANNELS * FLOAT16_BYTES
     image = height * width * RGB_CHANNELS * FLOAT16_BYTES
     features = 3 * (height * width * RGB_CHANNELS * FLOAT16_BYTES)
@@ -87,7 +90,10 @@ class Breakdown:
 
     @property
     def peak_stage(self) -> str:
-        """Find the stage that sets the peak; of equal ones the later, which runs beside what earlier ones left."""
+        """Find the stage that sets the peak.
+
+        Of equal stages it is the later, which runs beside what earlier ones left.
+        """
         return max(reversed(self.stages), key=lambda stage: self.stages[stage])
 
     def terms(self) -> list[tuple[str, str, int]]:

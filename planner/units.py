@@ -1,4 +1,7 @@
-"""Convert between bytes, which the code uses, and GiB, which screens show. No other module makes or reads a GiB."""
+"""Convert between bytes, which the code uses, and GiB, which screens show.
+
+No other module makes or reads a GiB.
+"""
 
 import re
 
@@ -21,7 +24,7 @@ def gib(size_bytes: int, digits: int = 2) -> str:
 
 
 def short_gib(size_bytes: int) -> str:
-    """Write the size in GiB with at most two digits and no trailing zeros: for a size that somebody chose.
+    """Write a size that somebody chose in GiB, with two digits at most.
 
     >>> short_gib(17_179_869_184), short_gib(15_634_661_376)
     ('16 GiB', '14.56 GiB')
@@ -30,7 +33,9 @@ def short_gib(size_bytes: int) -> str:
 
 
 def exact_size(size_bytes: int) -> str:
-    """Write the size without rounding, in the largest unit that allows it, as `parse_bytes` reads it.
+    """Write the size without rounding, in the largest unit that allows it.
+
+    `parse_bytes` reads it back.
 
     >>> exact_size(17_179_869_184), exact_size(1_610_612_736), exact_size(15_634_661_377)
     ('16GiB', '1536MiB', '15634661377B')
@@ -40,7 +45,7 @@ def exact_size(size_bytes: int) -> str:
 
 
 def signed_gib(size_bytes: int, digits: int = 2) -> str:
-    """Write the size in GiB with its sign, also a plus: for a headroom, whose sign is the answer.
+    """Write the size in GiB with its sign, also a plus, as for a headroom.
 
     >>> signed_gib(-536_870_912)
     '−0.50 GiB'
@@ -55,7 +60,7 @@ def gib_value(size_bytes: int) -> float:
 
 
 def gib_to_bytes(size_gib: float) -> int:
-    """Convert a size in GiB, as data sheets and reports state it, to the nearest whole number of bytes."""
+    """Convert a size in GiB, as data sheets state it, to the nearest whole number of bytes."""
     return round(size_gib * GIB)
 
 

@@ -1,4 +1,4 @@
-"""List the changes of a request that may save memory: the stages each touches, its cost, and its code."""
+"""List the changes of a request that may save memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ _BOTH = ("pipe.unet", "pipe.vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Describe a change of a request's fields, or of the GPU or its share where `fields` is empty.
+    """Describe a change of a request's fields or, where `fields` is empty, of the GPU.
 
     `touches` are the stages whose memory it moves. `rank` is the order in which to try: free changes first, those that
     give up most last. `cost` says what it costs in time or in the picture, and `code` has the lines to write. `raises`
@@ -139,7 +139,7 @@ _UNDONE = (
 
 
 def settings_for(request: GenerationRequest) -> Iterator[Change]:
-    """List the changes of settings that this request has left, in the order in which to try them."""
+    """List the changes of settings that this request has left, in the order to try."""
     on = [change for change in _SETTINGS if _is_open(change, request)]
     undone = [change for change in _UNDONE if _is_open(change, request)]
     for change in sorted(undone + on, key=lambda change: change.rank):
@@ -178,7 +178,10 @@ def to_batch(request: GenerationRequest, batch: int) -> Change:
 
 
 def to_size(request: GenerationRequest, width: int, height: int, beyond: str | None = None) -> Change:
-    """Make the picture smaller; `beyond` is a larger size that fits although the request's own does not."""
+    """Make the picture smaller.
+
+    `beyond` is a larger size that fits although the request's own does not.
+    """
     share = width * height / (request.effective_width * request.effective_height)
     is_image = request.task == "img2img"
     return Change(

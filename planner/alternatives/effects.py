@@ -1,4 +1,4 @@
-"""Grade what a change does to an answer: a better verdict, less memory, or nothing; and say it in words."""
+"""Grade what a change does to an answer, and say it in words."""
 
 from typing import Literal
 
@@ -13,13 +13,16 @@ _RANK: dict[Verdict, int] = {"no": 0, "unknown": 0, "tight": 1, "fits": 2}
 
 
 def _decisive_bytes(answer: Answer, verdict: Verdict) -> int:
-    """Give the size that must shrink for a better verdict: the minimum where it is ``no``, else the worst need."""
+    """Give the size that must shrink for a better verdict.
+
+    That is the minimum where the verdict is ``no``, else the worst need.
+    """
     size = answer.minimum_bytes if verdict == "no" else answer.worst_need_bytes or answer.need_bytes
     return size or 0
 
 
 def _changes(base: Answer, answer: Answer) -> tuple[int, int, int]:
-    """Compute the growth in bytes of the need, of the minimum, and of the size that decides over the verdict."""
+    """Compute the growth in bytes of the need, the minimum, and the size that decides."""
     return (
         (answer.need_bytes or 0) - (base.need_bytes or 0),
         (answer.minimum_bytes or 0) - (base.minimum_bytes or 0),
@@ -28,7 +31,10 @@ def _changes(base: Answer, answer: Answer) -> tuple[int, int, int]:
 
 
 def effect_of(base: Answer, answer: Answer) -> Effect:
-    """Grade the change that leads from one answer to the other; less than 16 MiB counts as nothing."""
+    """Grade the change that leads from one answer to the other.
+
+    Less than 16 MiB counts as nothing.
+    """
     if _RANK[answer.verdict] > _RANK[base.verdict]:
         return "fits" if answer.verdict == "fits" else "tight"
     need, _, decisive = _changes(base, answer)

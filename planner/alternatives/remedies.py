@@ -1,4 +1,4 @@
-"""Search the changes that make a request fit a GPU: each with the dry run's verdict and its cost."""
+"""Search the changes that make a request fit a GPU, by the dry run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGEST_COMBINATION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """Hold one change, or several at once, and the dry run's answer to the changed request. Sizes in bytes.
+    """Hold one change, or several at once, and the dry run's answer. Sizes in bytes.
 
     `request` is the changed request and `answer` its answer, on another GPU or another share of it where that is the
     change. `changes` are the fields that differ. `need_change_bytes` is the new need less the old one: negative where
@@ -51,7 +51,7 @@ class Remedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Remedies:
-    """Hold the dry run's answer to the unchanged request, and its remedies in the order in which to try them."""
+    """Hold the answer to the unchanged request, and its remedies in the order to try."""
 
     request: GenerationRequest
     base: Answer
@@ -130,7 +130,10 @@ class _Search:
             yield to_size(self.request, size.width, size.height, None if most == size else str(most))
 
     def _fewer_workers(self) -> Iterator[Remedy]:
-        """On a shared GPU, find the most workers with which it fits or, where it never fits, with which it runs."""
+        """Find the most workers with which the request fits a shared GPU.
+
+        Where it never fits, those with which it runs count.
+        """
         sharing = self.card.workers
         shares = [shared_card(self.card, workers) for workers in range(sharing - 1, 0, -1)]
         answers = [fit(self.request, share, "dry-run", library=self.library) for share in shares]
@@ -145,7 +148,10 @@ class _Search:
             yield self._remedy((to_card(other),), fit(self.request, other, "dry-run", library=self.library), None)
 
     def _combined(self, settings: list[Change], singles: list[Remedy]) -> list[Remedy]:
-        """Find the first few smallest combinations that fit or, where no single setting runs, one that runs."""
+        """Find the first few smallest combinations that fit.
+
+        Where none fits and no single setting runs, one that runs is given.
+        """
         moving = [change for change in settings if not why_inert(change, self.request)]
         gentle = [change for change in moving if change.key != "attention_slicing"]
         # Where the tensors alone are too large with every setting on, no combination needs to be tried.

@@ -31,7 +31,10 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, MAX_BATCH)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Hold one verdict of the map. `headroom_bytes` is signed, and an upper bound of the headroom where `is_bound`."""
+    """Hold one verdict of the map.
+
+    `headroom_bytes` is signed, and an upper bound of the headroom where `is_bound`.
+    """
 
     request: GenerationRequest
     card: Card
@@ -41,7 +44,10 @@ class Cell:
 
 
 def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) -> GenerationRequest | None:
-    """Scale the request to this shorter side, square or of its own ratio; None where a side breaks its limit."""
+    """Scale the request to this shorter side, square or of its own ratio.
+
+    None where a side breaks its limit.
+    """
     width, height = (1, 1) if is_square else (request.latent_width, request.latent_height)
     step = shorter_side // VAE_SCALE_FACTOR
     width, height = (side * step // min(width, height) * VAE_SCALE_FACTOR for side in (width, height))
@@ -53,7 +59,10 @@ def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) ->
 def columns(
     request: GenerationRequest, sides: Sequence[int] = SHORTER_SIDES, *, is_square: bool
 ) -> list[GenerationRequest]:
-    """Scale the request to each allowed size, smallest first; its own size is among them unless its ratio is not."""
+    """Scale the request to each allowed size, the smallest first.
+
+    Its own size is among them if the ratio is its own.
+    """
     own = min(request.effective_width, request.effective_height)
     if not is_square or request.effective_width == request.effective_height:
         sides = sorted({*sides, own})
@@ -86,7 +95,7 @@ def cell(request: GenerationRequest, card: Card, library: Library, *, exact: boo
 
 
 def left_out(rows: Sequence[Sequence[Cell]]) -> tuple[int, int]:
-    """Count the columns to leave out: the first that fit every row, and the last that run on no row.
+    """Count the columns to leave out: the first that fit every row, the last that run on none.
 
     One column of each kind stays, so that the map shows where they end.
     """
@@ -102,7 +111,9 @@ Report = Callable[[float], None]
 def by_card(
     requests: Sequence[GenerationRequest], cards: Sequence[Card], library: Library, report: Report | None = None
 ) -> list[list[Cell]]:
-    """Map each request on each GPU, a row for each GPU, all exact; `report` is called with the progress, 0 to 1.
+    """Map each request on each GPU, a row for each GPU, all cells exact.
+
+    `report` is called with the progress, from 0 to 1.
 
     Raises:
         NoProgram: no program was compiled for what the requests ask for.
@@ -137,7 +148,9 @@ def by_batch(
     library: Library,
     report: Report | None = None,
 ) -> list[list[Cell]]:
-    """Map each request at each batch, a row for each batch; a cell that cannot run has a bound for its headroom.
+    """Map each request at each batch, a row for each batch.
+
+    A cell that cannot run has a bound for its headroom. `report` is called with the progress, from 0 to 1.
 
     Raises:
         NoProgram: no program was compiled for what the requests ask for.

@@ -1,4 +1,4 @@
-"""Search the largest sizes and the largest batch that fit a GPU, and the smallest GPU that fits a request.
+"""Search the largest sizes and batch that fit a GPU, and the smallest GPU that fits.
 
 All answers are the dry run's, on the grid of sizes that the pipeline works on. One step is 8 pixels of the shorter
 side; the longer side is the ratio times it, rounded down to a multiple of 8. Whether a size fits is not monotonic: a
@@ -32,7 +32,7 @@ _FIRST_STEP = MIN_SIDE // VAE_SCALE_FACTOR
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Hold a size in pixels; `is_limit` says that it is the largest allowed, so nothing larger was tried."""
+    """Hold a size in pixels; `is_limit` says that it is the largest allowed."""
 
     width: int
     height: int
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Hold a batch, 0 where not even one image fits; `is_limit` says that it is the largest allowed."""
+    """Hold a batch, 0 where no image fits; `is_limit` says that it is the largest allowed."""
 
     images: int
     is_limit: bool = False
@@ -52,7 +52,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class CardSizes:
-    """Hold what fits one GPU: the largest size of each of `RATIOS`, None where no size fits, and the largest batch."""
+    """Hold what fits one GPU: the largest size of each of `RATIOS`, and the largest batch.
+
+    A size is None where no size of the ratio fits.
+    """
 
     card: Card
     sizes: dict[str, Size | None]
@@ -72,7 +75,9 @@ def size_at(ratio: tuple[int, int], step: int) -> tuple[int, int]:
 
 
 def ratio_of(request: GenerationRequest) -> tuple[int, int]:
-    """Find the ratio of width to height: one of `RATIOS` that has the request's size on its grid, else the size's own.
+    """Find the ratio of width to height.
+
+    It is one of `RATIOS` that has the request's size on its grid, else the size's own.
 
     >>> ratio_of(GenerationRequest(width=1232, height=696)), ratio_of(GenerationRequest(width=1024, height=768))
     ((16, 9), (4, 3))
@@ -105,7 +110,7 @@ def _may_fit(request: GenerationRequest, card: Card, library: Library) -> bool:
 
 
 def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[int], bool]) -> int | None:
-    """Find a step that fits while the next does not fit or does not exist; None where no tried step fits.
+    """Find a step that fits while the next does not, or None.
 
     `may_fit` is cheap, and false only where `does_fit` is false. From the last step that may fit, the search goes down:
     `LOOK` steps one by one, then every hundredth part. Then it tries `LOOK` steps beyond the first that fits.
@@ -128,7 +133,10 @@ def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[i
 
 
 def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """Bisect for a step that holds while the next does not; `low` is taken to hold, and `high` not to."""
+    """Bisect for a step that holds while the next does not.
+
+    `low` is taken to hold, and `high` not to.
+    """
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -138,9 +146,9 @@ def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
 def largest_size(
     request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None = None
 ) -> Size | None:
-    """Find the largest size of this ratio at which the request fits; with `below`, only among fewer steps.
+    """Find the largest size of this ratio at which the request fits, or None.
 
-    The request's own size does not matter.
+    With `below`, only sizes of fewer steps are searched. The request's own size does not matter.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -170,9 +178,9 @@ def _largest_size(
 
 
 def largest_batch(request: GenerationRequest, card: Card, library: Library, below: int = MAX_BATCH + 1) -> Batch:
-    """Find the largest batch at which the request fits at its own size; with `below`, only among fewer images.
+    """Find the largest batch at which the request fits at its own size.
 
-    The request's own batch does not matter.
+    With `below`, only batches of fewer images are searched. The request's own batch does not matter.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -194,7 +202,7 @@ def _largest_batch(request: GenerationRequest, card: Card, library: Library, bel
 
 
 def smaller_size(request: GenerationRequest, card: Card, library: Library) -> Size | None:
-    """Find the largest size of the request's ratio at which it fits, among sizes smaller than its own.
+    """Find the largest size below the request's own, of the same ratio, at which it fits.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -208,7 +216,7 @@ def smaller_size(request: GenerationRequest, card: Card, library: Library) -> Si
 
 
 def smaller_batch(request: GenerationRequest, card: Card, library: Library) -> int:
-    """Find the largest batch at which the request fits, among batches smaller than its own; 0 where none fits.
+    """Find the largest batch below the request's own at which it fits, or 0.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -243,7 +251,9 @@ def sizes(
 
 
 def smallest_card(request: GenerationRequest, cards: Iterable[Card], library: Library | None = None) -> Card | None:
-    """Find the GPU with the least usable memory that fits the request, the first of equal ones; None where none does.
+    """Find the GPU with the least usable memory that fits the request, or None.
+
+    Of GPUs with equal memory, the first is taken.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.

@@ -1,7 +1,7 @@
-"""Assemble the history of a request from compiled routines: weights, the pipeline call, and the calls inside it.
+"""Assemble the history of a request from compiled routines.
 
-Of many equal calls in a row, such as the UNet's of each step, the first and the last are played in full, and those
-between leave only their results.
+It begins with the weights, and goes on with the pipeline call and the calls inside it. Of many equal calls in a row,
+such as the UNet's of each step, the first and the last are played in full, and those between leave only their results.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ class Assembly:
         self._on_gpu[component] = self.history.load(self.library.weights[component])
 
     def bring(self, component: str) -> None:
-        """Do as accelerate's hook does before a component under model offload runs: evict one, then load one."""
+        """Evict one component and load this one, as accelerate's hook does under model offload."""
         place = OFFLOAD_ORDER.index(component)
         before = self._on_gpu.pop(OFFLOAD_ORDER[place - 1], None) if place else None
         if before is not None:
@@ -78,7 +78,7 @@ class Assembly:
         return [self.history.birth(tuple(sizes[index]), int(module)) for _, index, module in births]
 
     def _with_calls(self, routine: Routine, size: CallSize, layout: Layout) -> list[int]:
-        """Play a routine that calls others, event by event; return the numbers of the storages that it leaves."""
+        """Play a routine that calls others, and return the numbers of the storages that it leaves."""
         history, sizes = self.history, self._symbolic(routine.sizes, size)
         # One number in the routine may stand for several storages here: one for each image.
         numbers: list[list[int]] = []
@@ -143,9 +143,10 @@ def _flat(library: Library, request: GenerationRequest, play: Play) -> Flat:
 
 
 def history_form(request: GenerationRequest) -> GenerationRequest:
-    """Give the request whose symbolic history serves this one: the same for all sizes, unless tiles or copies differ.
+    """Give the request whose symbolic history serves this one.
 
-    The number of tiles and the upsamplers that copy depend on the size, so a request with either keeps its own.
+    It is the same for all sizes, unless tiles or copies differ. The number of tiles and the upsamplers that copy depend
+    on the size, so a request with either keeps its own.
     """
     form = request.allocation_form()
     size = form.latent_height, form.latent_width

@@ -20,7 +20,9 @@ SHIPPED = Path(__file__).with_name("sd15")
 
 
 def save(library: Library, path: Path) -> None:
-    """Write the library as ``path.json`` and ``path.bin``, both or neither where the disk is full.
+    """Write the library as ``path.json`` and ``path.bin``.
+
+    Where the disk is full, neither file is changed.
 
     Raises:
         OSError: they cannot be written.

@@ -1,4 +1,4 @@
-"""Hold the history of a whole request, one event after another, without calls: symbolic, and in bytes."""
+"""Hold the history of a whole request without calls: symbolic, and in bytes."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,10 @@ class Events:
     modules: tuple[str, ...]
 
     def live_bytes(self) -> np.ndarray:
-        """Compute the bytes of living storages after each event, as requested: before any allocator rounds them."""
+        """Compute the bytes of living storages after each event.
+
+        These are the bytes requested, before any allocator rounds them.
+        """
         return np.cumsum(self.deltas())
 
     def deltas(self) -> np.ndarray:
@@ -66,13 +69,13 @@ class Events:
         return self.values[self.kinds == Op.BIRTH]
 
     def birth_modules(self) -> np.ndarray:
-        """Give the index in `modules` of the module that made each storage, in the order of their birth."""
+        """Give the index in `modules` of each storage's maker, in the order of birth."""
         return self.module_ids[self.kinds == Op.BIRTH]
 
 
 @dataclass(frozen=True)
 class Flat:
-    """Hold a history without calls whose sizes are still symbolic: pairs of feature and coefficient.
+    """Hold a history without calls, its sizes symbolic: pairs of feature and coefficient.
 
     `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (storages, 2) and
     `is_weight` (storages,). `convolutions` is (convolutions, 6, 2) and `attentions` (attentions, 3, 2).
@@ -152,7 +155,10 @@ class FlatBuilder:
         return numbers.tolist()
 
     def routine(self, routine: Routine, sizes: np.ndarray) -> list[int]:
-        """Append a routine that calls no other, with these symbolic sizes; return the numbers of its results."""
+        """Append a routine without calls, and return the numbers of its results.
+
+        `sizes` are its symbolic sizes in this history.
+        """
         ops = routine.ops.astype(np.int64)
         born = ops[:, 0] == Op.BIRTH
         first, count = self._storages, int(born.sum())
@@ -196,10 +202,10 @@ class FlatBuilder:
 
 
 def played_in_full(calls: Sequence[Hashable], play: Play) -> Iterator[bool]:
-    """Tell of each call in a row whether to play it in full, by kind of call; the others leave only their results.
+    """Tell of each call in a row whether to play it in full.
 
-    The calls between the first and the last of a kind leave nothing but their results, so they reach no peak that the
-    last one does not.
+    Calls are told apart by kind. A call that is not played in full leaves only its results. The calls between the first
+    and the last of a kind leave nothing but their results, so they reach no peak that the last one does not.
     """
     first = {call: index for index, call in reversed(list(enumerate(calls)))}
     last = {call: index for index, call in enumerate(calls)} if play == "ends" else first

@@ -56,9 +56,10 @@ TIMES_BATCH = len(AREAS)
 
 
 def features(batch: int, latent_height: int, latent_width: int) -> np.ndarray:
-    """Compute the quantities that every size is a whole multiple of: each of `AREAS`, then each times the batch.
+    """Compute the quantities of which every size is a whole multiple.
 
-    Halved sides round up, as a convolution of stride 2 and padding 1 does.
+    They are each of `AREAS`, then each times the batch. Halved sides round up, as a convolution of stride 2 and padding
+    1 does.
 
     Shape:
         (24,), int64.
@@ -71,7 +72,10 @@ def features(batch: int, latent_height: int, latent_width: int) -> np.ndarray:
 
 
 def evaluated(sizes: np.ndarray, quantities: np.ndarray) -> np.ndarray:
-    """Evaluate (feature, coefficient) pairs along the last axis: ``coefficient * quantities[feature]``."""
+    """Evaluate (feature, coefficient) pairs along the last axis.
+
+    The result is ``coefficient * quantities[feature]``.
+    """
     return quantities[sizes[..., 0]] * sizes[..., 1]
 
 
@@ -88,9 +92,10 @@ EACH_IMAGE = 0
 
 
 class Call(NamedTuple):
-    """Describe a call of another routine on `batch_factor` times the caller's batch; it leaves `results` storages.
+    """Describe a call of another routine on `batch_factor` times the caller's batch.
 
-    Calls for `EACH_IMAGE` are one op. The storages that they leave share one number, and die together.
+    It leaves `results` storages. Calls for `EACH_IMAGE` are one op. The storages that they leave share one number, and
+    die together.
     """
 
     routine: str

@@ -1,4 +1,4 @@
-"""Name routines, for the compiler and for the replay: calls that allocate in the same order share a name."""
+"""Name routines: calls that allocate in the same order share a name."""
 
 from typing import NamedTuple
 
@@ -26,12 +26,13 @@ def variant_of(routine: str, request: GenerationRequest) -> str:
 
 
 def routine_name(routine: str, request: GenerationRequest, batch: int, height: int, width: int, layout: Layout) -> str:
-    """Name the compiled routine of a call at this batch and latent size: routine, variant, order of allocations.
+    """Name the compiled routine of a call at this batch and latent size.
 
-    The order differs where a tensor is contiguous by chance or by origin. In the VAE's linear layers and in sliced
-    attention, transposed features are contiguous for one image and not for several. A feature map of one pixel has
-    every memory format, a tile cut from an image has none. Latents drawn on the host are not channels_last, encoded
-    ones may be. The order also differs where upsamplers copy a channels_last input, at large batches and sizes.
+    The name has the routine, its variant, and the conditions that change the order of allocations. The order differs
+    where a tensor is contiguous by chance or by origin. In the VAE's linear layers and in sliced attention, transposed
+    features are contiguous for one image and not for several. A feature map of one pixel has every memory format, a
+    tile cut from an image has none. Latents drawn on the host are not channels_last, encoded ones may be. The order
+    also differs where upsamplers copy a channels_last input, at large batches and sizes.
     """
     order = ["pixel" if is_pixel(routine, height, width) else "any"]
     of_vae = routine.startswith("vae.")
@@ -51,7 +52,7 @@ def routine_name(routine: str, request: GenerationRequest, batch: int, height: i
 def copied_upsamplers(
     routine: str, request: GenerationRequest, batch: int, latent_height: int, latent_width: int
 ) -> tuple[int, ...]:
-    """Give the indices of the routine's upsamplers that copy their input, those whose input is channels_last.
+    """Give the indices of the routine's upsamplers that copy a channels_last input.
 
     Without the option, the UNet's feature maps never are channels_last, and the VAE decoder's are for several images.
     """
@@ -63,7 +64,10 @@ def copied_upsamplers(
 
 
 def is_pixel(routine: str, latent_height: int, latent_width: int) -> bool:
-    """Tell whether the routine's smallest feature map is one pixel; the UNet halves the latent three times."""
+    """Tell whether the routine's smallest feature map is one pixel.
+
+    The UNet halves the latent three times.
+    """
     smallest = {"unet": VAE_SCALE_FACTOR}.get(routine, 1 if routine.startswith("vae.") else 0)
     return max(latent_height, latent_width) <= smallest
 

@@ -1,4 +1,7 @@
-"""Assemble one half of the VAE alone, as benchmarks of it run: load, warm up, empty the cache, then call it once."""
+"""Assemble one half of the VAE alone, as benchmarks run it.
+
+The VAE is loaded and warmed up, the cache is emptied, then the half is called once.
+"""
 
 from typing import Literal, NamedTuple
 

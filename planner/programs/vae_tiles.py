@@ -1,4 +1,6 @@
-"""Assemble the VAE's slices and tiles: their number depends on the size, so no trace can hold them.
+"""Assemble the VAE's slices and tiles.
+
+Their number depends on the size, so a trace cannot hold them for all sizes.
 
 Source: diffusers 0.42.1, ``AutoencoderKL.encode``, ``decode``, ``_tiled_encode`` and ``tiled_decode``.
 """
@@ -20,10 +22,10 @@ PlayUntiled = Callable[[str, CallSize, Layout], int]
 
 
 class VaeHalves:
-    """Play a half of the VAE on a batch: image by image where it is sliced, tile by tile where it is tiled.
+    """Play a half of the VAE on a batch, in slices and tiles where these are on.
 
-    `layout` says how the images given to the encoder lie in memory. `slices` are the numbers of the storages that live
-    until ``encode`` or ``decode`` returns.
+    Slicing goes image by image, tiling tile by tile. `layout` says how the images given to the encoder lie in memory.
+    `slices` are the numbers of the storages that live until ``encode`` or ``decode`` returns.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class VaeHalves:
         return whole
 
     def _tile(self, name: str, size: CallSize, full: bool) -> int:
-        """Play a half on one tile, which is contiguous only where it is a part of a single row or whole rows."""
+        """Play a half on one tile, and find out whether the tile is contiguous."""
         if not full:
             return self.history.birth(self._output(name, size), self.history.module("vae"))
         # In channels_last, whole rows of one image lie together, and so does a part of a single row.
@@ -105,7 +107,10 @@ class VaeHalves:
         return self._play_untiled(name, size, self.layout._replace(is_cut=is_cut))
 
     def _blend(self, line_bytes: int, module: int) -> None:
-        """Play one pass of a blend: two scaled lines and their sum. Further passes reuse what this one has freed."""
+        """Play one pass of a blend: two scaled lines and their sum.
+
+        Further passes reuse the memory that this pass frees.
+        """
         numbers = [self.history.birth((0, line_bytes), module) for _ in range(3)]
         for number in numbers:
             self.history.event(Op.DEATH, number, module)

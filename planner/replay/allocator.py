@@ -52,7 +52,7 @@ class Block:
 
 
 class Pool:
-    """Hold the free blocks of one kind, the smallest first, and of equal ones that at the lowest address first."""
+    """Hold the free blocks of one kind, sorted by size and then by address."""
 
     __slots__ = ("free", "min_remainder")
 
@@ -72,7 +72,7 @@ class Pool:
 
 
 class CachingAllocator:
-    """Simulate the allocator of one process on a device with `capacity_bytes`, or with unlimited memory.
+    """Simulate the allocator of one process; without `capacity_bytes` memory is unlimited.
 
     All sizes are bytes. `allocated_bytes` counts blocks in use, `reserved_bytes` segments; their peaks are kept until
     `reset_peaks`. `num_alloc_retries` counts, as torch's statistic of that name does, how often a full device made the

@@ -1,4 +1,4 @@
-"""List what a dry run assumes and no measured run has confirmed, and how far the confirmed part reaches."""
+"""List what a dry run assumes, and up to where measured runs have confirmed it."""
 
 from collections.abc import Mapping
 
@@ -63,11 +63,11 @@ def assumptions(request: GenerationRequest, capability: Capability, *, has_large
 
 
 def stack(versions: Mapping[str, str]) -> tuple[str, ...]:
-    """List what the dry run assumes of the user's software, from the versions that the programs were compiled with.
+    """List what the dry run assumes of the user's software, in words.
 
-    Of 45 reference runs with the eager attention processor of 2022 that were out of memory, the dry run says ``fits``
-    of 34: right with fused attention, and wrong for such a stack. ``cudnn.benchmark`` takes the fastest plan, whatever
-    its workspace.
+    `versions` are those that the programs were compiled with. Of 45 reference runs with the eager attention processor
+    of 2022 that were out of memory, the dry run says ``fits`` of 34: right with fused attention, and wrong for such a
+    stack. ``cudnn.benchmark`` takes the fastest plan, whatever its workspace.
     """
     releases = ", ".join(f"{name} {versions[name].partition('+')[0]}" for name in ("torch", "diffusers"))
     return (

@@ -65,9 +65,10 @@ def dry_run(
     with_timeline: bool = False,
     allocator: CachingAllocator | None = None,
 ) -> DryRun:
-    """Replay these events with kernels of this policy; without `capacity_bytes` memory is unlimited.
+    """Replay these events with kernels of this policy.
 
-    An `allocator` that is passed in brings its own capacity, and `capacity_bytes` is not used.
+    Without `capacity_bytes` memory is unlimited. An `allocator` that is passed in brings its own capacity, and
+    `capacity_bytes` is not used.
     """
     return _Replay(events, policy, allocator or CachingAllocator(capacity_bytes)).run(with_timeline)
 
@@ -133,7 +134,9 @@ class _Replay:
         )
 
     def _convolve(self, row: int) -> int:
-        """Run a convolution by its preferred plan, or by one without workspace; return the bytes of its workspace.
+        """Run a convolution, and return the bytes of its workspace.
+
+        It falls back to a plan without workspace where the preferred plan finds no room.
 
         Source: aten/src/ATen/native/cudnn/Conv_v8.cpp, try_plans: out of memory moves on to the next plan, and the
         one that worked is remembered for the shape.
@@ -165,7 +168,9 @@ class _Replay:
 
 
 def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:
-    """Compute the peak bytes of living storages by stage, without rounding, workspace or allocator.
+    """Compute the peak bytes of living storages by stage.
+
+    Rounding, workspaces and the allocator are left out.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -178,7 +183,7 @@ def live_peaks(library: Library, request: GenerationRequest) -> dict[str, int]:
 def allocated_peaks(
     library: Library, request: GenerationRequest, sizes: Sequence[tuple[int, int]], policy: KernelPolicy
 ) -> np.ndarray:
-    """Compute a lower bound of the allocated peak at each (latent height, latent width), in bytes.
+    """Compute a lower bound of the allocated peak, in bytes, at each latent (height, width).
 
     The bound counts storages and workspaces rounded to 512 bytes. It leaves out what a block holds beyond its request,
     at most 1 MiB for each of the large ones, and is within 2 % of the allocator's own peak.

@@ -1,9 +1,9 @@
-"""Replay as `planner.replay.dry_run` does, written for speed: the two peaks, or None where memory ran out.
+"""Replay as `planner.replay.dry_run` does, written for speed.
 
-A map asks for hundreds of replays. Here numpy prepares the events beforehand, blocks are numbers in lists, and the
-weights, whose blocks are the same at every size, are loaded once. A workspace that finds room is not allocated: taken
-and given back, it would leave everything as it was. `planner.replay.allocator` explains the rules; tests hold both to
-the same answers.
+The result is the two peaks, or None where memory ran out. A map asks for hundreds of replays. Here numpy prepares the
+events beforehand, blocks are numbers in lists, and the weights, whose blocks are the same at every size, are loaded
+once. A workspace that finds room is not allocated: taken and given back, it would leave everything as it was.
+`planner.replay.allocator` explains the rules; tests hold both to the same answers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def loaded(events: Events) -> Loaded:
 
 
 class Script(NamedTuple):
-    """Hold a history from `Loaded` on: kinds of events, their sizes or storage numbers, and shapes of convolutions."""
+    """Hold a history from `Loaded` on, prepared for `peaks`.
+
+    `values` has bytes or the number of a storage, `shapes` the number of a convolution's shape.
+    """
 
     start: Loaded
     kinds: list[int]
@@ -61,7 +64,7 @@ class Script(NamedTuple):
 
 
 def script(events: Events, policy: KernelPolicy, start: Loaded, *, has_end: bool = False) -> Script:
-    """Prepare this history with kernels of this policy; `has_end` prepares it for a capacity as well."""
+    """Prepare this history with kernels of this policy; `has_end` also for a capacity."""
     kinds, values = events.kinds[start.events :], events.values[start.events :].copy()
     shapes = np.full(len(kinds), _NONE)
     plain = np.full(len(kinds), _NONE)
@@ -99,7 +102,7 @@ class Peaks(NamedTuple):
 
 
 def peaks(played: Script, capacity_bytes: int | None = None, *, flushes_first: bool = False) -> Peaks | None:
-    """Replay the script and give its peaks, or None where it is out of memory within `capacity_bytes`.
+    """Replay the script within `capacity_bytes` and give its peaks, None if out of memory.
 
     `flushes_first` flushes the cache before it asks for any segment, and so reserves about as little as a run can.
     """

@@ -1,6 +1,7 @@
-"""Decide what memory the kernels of a GPU take beside their tensors: cuDNN's workspace, attention, cuBLAS.
+"""Decide what memory a GPU's kernels take beside their tensors.
 
-Nothing is fitted to measurements; every rule follows the libraries' sources.
+That is cuDNN's workspace, what attention keeps, and cuBLAS's workspace. Nothing is fitted to measurements; every rule
+follows the libraries' sources.
 """
 
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ class KernelPolicy:
         return replace(self, workspace_fraction=0.0)
 
     def attention_bytes(self, attentions: np.ndarray) -> np.ndarray:
-        """Compute the bytes that each fused attention call takes beside its output, from `Events.attentions`.
+        """Compute the bytes that each of `Events.attentions` takes beside its output.
 
         Shape:
             (calls,), int64.
@@ -99,7 +100,9 @@ class KernelPolicy:
 
 
 def is_large_convolution(convolutions: np.ndarray) -> np.ndarray:
-    """Tell which rows of `Events.convolutions` read or write `LARGE_CONVOLUTION_NUMEL` elements or more.
+    """Tell which rows of `Events.convolutions` are large convolutions.
+
+    They read or write `LARGE_CONVOLUTION_NUMEL` elements or more.
 
     Shape:
         (convolutions,), bool.

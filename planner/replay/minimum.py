@@ -2,8 +2,8 @@
 
 Feasibility is not monotonic in the capacity: less memory makes the allocator flush its cache earlier, which can avoid a
 bad split. So a request may run at one capacity and be out of memory at a larger one. The search returns the lowest
-capacity above which every larger one succeeds, as far as it looks: from 256 MiB above the need of a replay that flushes
-before each segment. A success below a failure does not count.
+capacity above which every larger one succeeds. It looks down from 256 MiB above what a replay reserves that flushes its
+cache before each segment. A success below a failure does not count.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from planner.request import GenerationRequest
 
 
 def minimum_capacity_bytes(request: GenerationRequest, policy: KernelPolicy, library: Library) -> int:
-    """Search the capacity from which on the request always runs, without the CUDA context, in steps of 16 MiB.
+    """Search the capacity from which on the request always runs, in steps of 16 MiB.
 
-    The lower of a cold process and a warm one counts: a process that has run the shape before remembers the plans
-    without workspace, and never cuts a block for another. The result is at most what such kernels reserve, which is
-    enough and no multiple of the step.
+    The CUDA context is not included. The lower of a cold process and a warm one counts: a process that has run the
+    shape before remembers the plans without workspace, and never cuts a block for another. The result is at most what
+    such kernels reserve, which is enough and no multiple of the step.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -36,9 +36,10 @@ def minimum_capacity_bytes(request: GenerationRequest, policy: KernelPolicy, lib
 
 
 def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
-    """Compute the minimum memory of such a GPU at which the request still runs, its CUDA context included.
+    """Compute the minimum memory of such a GPU at which the request still runs.
 
-    A replay within the GPU's own memory may succeed although some larger capacity fails: then that memory is enough.
+    The CUDA context is included. A replay within the GPU's own memory may succeed although some larger capacity fails:
+    then that memory is enough.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -50,9 +51,9 @@ def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> i
 
 
 def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
-    """Tell whether `minimum_bytes` allows ``tight`` on this GPU, as `planner.answer.verdict_within` decides it.
+    """Tell whether `minimum_bytes` allows the verdict ``tight`` on this GPU.
 
-    The search is shorter than that for the minimum itself.
+    `planner.answer.verdict_within` has the rule. The search is shorter than that for the minimum itself.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -66,7 +67,9 @@ def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
 
 
 def peaks_within(request: GenerationRequest, card: Card, library: Library) -> Peaks | None:
-    """Replay the request within the GPU's memory: in a cold process, else in a warm one; None where neither succeeds.
+    """Replay the request within the GPU's memory, and give its peaks.
+
+    A cold process is tried first, then a warm one; None where neither succeeds.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -78,7 +81,7 @@ def peaks_within(request: GenerationRequest, card: Card, library: Library) -> Pe
 
 
 def _own(card: Card) -> tuple[int, ...]:
-    """Give the memory that such a GPU usually has for a process, and the most that it was seen to have."""
+    """Give the GPU's usual memory for a process, and the most that was seen."""
     return tuple(dict.fromkeys((card.usable_bytes, card.best_bytes)))
 
 
@@ -112,7 +115,7 @@ def _is_known_enough(library: Library, request: GenerationRequest, policy: Kerne
 
 @lru_cache(maxsize=4096)
 def _known(library: Library, request: GenerationRequest, policy: KernelPolicy) -> list[float]:
-    """Keep the largest capacity that is known to be too little, and the smallest that is known to be enough."""
+    """Keep the largest capacity known to be too little, and the smallest known to be enough."""
     return [-1, math.inf]
 
 

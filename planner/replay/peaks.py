@@ -22,7 +22,7 @@ from planner.request import GenerationRequest
 
 
 def fits_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> bool:
-    """Tell whether the worst need is at most this much memory: the need that decides over the verdict ``fits``.
+    """Tell whether the worst need, which decides over ``fits``, is at most this much memory.
 
     Where something is assumed, all that kernels could take is replayed, until one replay needs too much.
 
@@ -49,7 +49,9 @@ def assumed(request: GenerationRequest, card: Card, library: Library) -> tuple[s
 
 
 def need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
-    """Compute the GPU memory at which the request runs with preferred kernels, its CUDA context included.
+    """Compute the GPU memory at which the request runs with preferred kernels.
+
+    The CUDA context is included.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -88,7 +90,10 @@ def worst_peaks(library: Library, request: GenerationRequest, policy: KernelPoli
 
 @lru_cache(maxsize=16384)
 def _possible(library: Library, request: GenerationRequest, policy: KernelPolicy) -> tuple[KernelPolicy, ...]:
-    """Give the kernels at each of `REPLAYED_FRACTIONS`, the largest first, and once where several take the same."""
+    """Give the kernels at each of `REPLAYED_FRACTIONS`, the largest first.
+
+    Of kernels that take the same workspace, only one is given.
+    """
     convolutions = events_of(library, request).convolutions
     distinct: dict[bytes, KernelPolicy] = {}
     for fraction, are_alike in itertools.product(reversed(REPLAYED_FRACTIONS), (True, False)):
@@ -105,7 +110,7 @@ def _loaded(library: Library, request: GenerationRequest) -> Loaded:
 def script_of(
     library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play = "ends", *, has_end: bool = False
 ) -> Script:
-    """Prepare the request's events for `fast_replay.peaks`; `has_end` for a replay within a capacity as well."""
+    """Prepare the request's events for `fast_replay.peaks`; `has_end` also for a capacity."""
     # The weights that are loaded depend on these two fields alone.
     start = _loaded(library, GenerationRequest(safety_checker=request.safety_checker, offload=request.offload))
     return script(events_of(library, request, play), policy, start, has_end=has_end)
@@ -115,7 +120,10 @@ def script_of(
 def peaks_of(
     library: Library, request: GenerationRequest, policy: KernelPolicy, *, flushes_first: bool = False
 ) -> Peaks:
-    """Replay the request in unlimited memory; `flushes_first` flushes the cache before it asks for any segment."""
+    """Replay the request in unlimited memory, and give its peaks.
+
+    `flushes_first` flushes the cache before it asks for any segment.
+    """
     found = peaks(script_of(library, request, policy), flushes_first=flushes_first)
     assert found is not None, "unlimited memory ran out"
     return found

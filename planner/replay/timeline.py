@@ -1,4 +1,4 @@
-"""Prepare a dry run for drawing: memory from event to event, the stages as bands, and the parts of the peak."""
+"""Prepare a dry run for drawing: memory by event, bands of stages, parts of the peak."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Band(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Describe the event that was out of memory: its stage, operation and module, and the bytes that it asked for."""
+    """Describe the event that was out of memory, and the bytes that it asked for."""
 
     stage: str
     operation: str
@@ -49,7 +49,10 @@ class Failed(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Hold one part of the GPU memory in use at the peak; `kind` is weights, tensors, workspace, slack or context."""
+    """Hold one part of the GPU memory in use at the peak.
+
+    `kind` is weights, tensors, workspace, slack or context.
+    """
 
     kind: str
     name: str
@@ -106,7 +109,7 @@ def block_of(module: str) -> str:
 
 @lru_cache(maxsize=16)
 def timeline_of(request: GenerationRequest, card: Card, library: Library) -> Timeline:
-    """Replay the request within the GPU's usable memory less the context, and describe the replay.
+    """Replay the request within the GPU's usable memory less the context, for drawing.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -151,7 +154,7 @@ def _failed(events: Events, run: DryRun, policy: KernelPolicy) -> Failed | None:
 
 
 def _points(used: np.ndarray, stages: list[str]) -> tuple[Point, ...]:
-    """Sample stretches of events; each point is the peak of its stretch, and no stretch crosses a stage."""
+    """Sample the peak of each stretch of events; no stretch crosses a stage."""
     starts = [band.begin for band in _bands(stages)]
     stretch = max(1, len(used) // POINTS)
     edges = sorted({*starts, *range(0, len(used), stretch)})
@@ -193,7 +196,7 @@ def _parts(events: Events, run: DryRun, policy: KernelPolicy, peak: int, context
 
 
 def _scratch_bytes(events: Events, policy: KernelPolicy, peak: int, run: DryRun) -> int:
-    """Compute the bytes of the workspace at the peak, 0 if the kernel fell back to a plan without one."""
+    """Compute the bytes of the workspace at the peak, 0 if the kernel fell back."""
     assert run.timeline is not None
     kind, row = int(events.kinds[peak]), int(events.values[peak])
     if not peak or run.timeline[peak, 0] == run.timeline[peak - 1, 0] or kind not in (Op.CONVOLUTION, Op.ATTENTION):

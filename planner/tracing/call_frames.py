@@ -105,7 +105,7 @@ def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
 
 
 def frames_of(name: str, size: CallSize, events: Iterable[Event]) -> list[Frame]:
-    """Take a call apart into its own frame and those of all calls inside it, the innermost first.
+    """Take a call apart into frames: those of all calls inside it, then its own.
 
     Raises:
         CompileError: programs cannot hold an event.
@@ -202,7 +202,10 @@ def _renamed(event: Event, renamed: dict[int, int]) -> Event:
 
 
 def _loops(events: list[Event], starts: list[int]) -> Iterable[list[int]]:
-    """Group the starts of passes by loop: between passes of one loop, no other module makes a storage."""
+    """Group the starts of passes by loop.
+
+    Between the passes of one loop, no other module makes a storage.
+    """
     loop: list[int] = []
     for start in starts:
         made = {e.module for e in events[loop[-1] : start] if isinstance(e, (Birth, Convolution))} if loop else set()

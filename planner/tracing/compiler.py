@@ -48,7 +48,9 @@ PLAIN = Layout()
 
 
 def fit_size(values: tuple[int, ...], sizes: list[CallSize], *, one_size: bool) -> tuple[int, int]:
-    """Find the (feature, coefficient) that explains one size, given its bytes at several batches and latent sizes.
+    """Find the (feature, coefficient) that explains one size.
+
+    `values` are its bytes at each of `sizes`.
 
     Raises:
         CompileError: no feature divides all values alike, or several do although the sizes should tell them apart.
@@ -150,7 +152,7 @@ class _Compiler:
         self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
 
     def trace_halves(self, request: GenerationRequest, height: int, width: int, layout: Layout) -> None:
-        """Trace the VAE's halves alone on input of this latent size and layout, and keep their frames."""
+        """Trace the VAE's halves alone on this input, and keep their frames."""
         events = trace_halves(self.pipeline(request), request, height, width, layout)
         self._keep(request, frames_of("", CallSize(request.batch, height, width), folded(events))[:-1], layout)
 
@@ -163,7 +165,10 @@ class _Compiler:
 
 
 def _requests() -> Iterator[GenerationRequest]:
-    """List the requests to trace: every combination that changes the order of allocations, each at three sizes."""
+    """List the requests to trace.
+
+    They are all combinations that change the order of allocations, each at three sizes.
+    """
     for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES)):
         size: dict[str, Any] = {"batch": batch, "height": 8 * height, "width": 8 * width}
         if batch > 1:
@@ -188,7 +193,7 @@ def _requests() -> Iterator[GenerationRequest]:
 
 
 def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
-    """List the VAE halves to trace alone: tiles of every kind, and planar images, each with its request."""
+    """List the VAE halves to trace alone: tiles of every kind, and planar images."""
     one = [(1, *size[1:]) for size in SIZES]
     for batch, height, width in (*SIZES, *one, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
         for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
@@ -260,9 +265,10 @@ def compile_library(
 
 
 def main() -> None:
-    """``python -m planner.tracing.compiler PATH``: compile the installed versions to ``PATH.json`` and ``PATH.bin``.
+    """Compile the installed versions to ``PATH.json`` and ``PATH.bin``.
 
-    Progress goes to stdout as JSON lines. Where the files cannot be written the exit code is ``os.EX_IOERR``.
+    The command is ``python -m planner.tracing.compiler PATH``. Progress goes to stdout as JSON lines. Where the files
+    cannot be written the exit code is ``os.EX_IOERR``.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -78,7 +78,10 @@ PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img
 
 
 def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
-    """Build the SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOAD_ORDER`."""
+    """Build the SD v1.5 modules without weights, in `LOAD_ORDER`.
+
+    Parameters are on the meta device, buffers are real.
+    """
     with init_empty_weights(include_buffers=False):
         modules: dict[str, Any] = {
             "vae": AutoencoderKL(**VAE_CONFIG),
@@ -91,7 +94,10 @@ def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
 
 
 def byte_tokenizer() -> CLIPTokenizer:
-    """Build a CLIP tokenizer over bytes, with CLIP's special ids and padding and no downloaded vocabulary."""
+    """Build a CLIP tokenizer over bytes, which needs no downloaded vocabulary.
+
+    It has CLIP's special ids and padding.
+    """
     letters = sorted(ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate(letters)}
     vocabulary |= {f"{letter}</w>": len(letters) + index for index, letter in enumerate(letters)}

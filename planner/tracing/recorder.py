@@ -1,4 +1,4 @@
-"""Record what runs on the meta device: the birth and death of every storage, and the call of every kernel.
+"""Record what runs on the meta device: births and deaths of storages, and kernels.
 
 Tensors on the meta device have shapes and no memory, so a whole pipeline call takes a second on any machine. The
 recorder sees operations below autograd, where composite ones have been split into those that allocate, and gives
@@ -59,7 +59,10 @@ class Death(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """Record a convolution whose output is already made; `weight_shape` is (out, in / groups, rows, columns)."""
+    """Record a convolution whose output is already made.
+
+    `weight_shape` is (out, in / groups, rows, columns).
+    """
 
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
@@ -79,7 +82,10 @@ class Attention(NamedTuple):
 
 
 class Product(NamedTuple):
-    """Record a matrix product: the first one makes cuBLAS's handle, and with it a workspace that stays."""
+    """Record a matrix product.
+
+    The first one makes cuBLAS's handle, and with it a workspace that stays.
+    """
 
 
 class Begin(NamedTuple):
@@ -156,7 +162,7 @@ class Recorder:
         self._modules.pop()
 
     def load(self, component: str, module: torch.nn.Module) -> None:
-        """Record the module's weights in the order in which ``module.to(device)`` makes them, that of ``_apply``."""
+        """Record the module's weights in the order of ``module.to(device)``, that of ``_apply``."""
         self.enter(component)
         for child in module.children():
             self.load(component, child)
@@ -243,7 +249,10 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 
 class _Storages(TorchDispatchMode):
-    """Record every operation below autograd, where composite ones have been split into those that allocate."""
+    """Record every operation below autograd.
+
+    There, composite operations have been split into those that allocate.
+    """
 
     def __init__(self, recorder: Recorder):
         super().__init__()
@@ -269,7 +278,9 @@ class _Storages(TorchDispatchMode):
         return out
 
     def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """Run a convolution as CUDA does: channels_last if input or weight is, the other copied into that layout.
+        """Run a convolution as CUDA does: channels_last if input or weight is.
+
+        The other of the two is copied into that layout.
 
         Source: ATen/native/ConvUtils.h, cudnn_conv_suggest_memory_format; Convolution.cpp, where the input is made
         contiguous before, and cudnn/ConvShared.cpp, where the weight is after the output was made.
@@ -290,7 +301,9 @@ class _Storages(TorchDispatchMode):
 
     @staticmethod
     def _to_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        """Copy values off the device: those that were kept, else zeros, on which nothing in a pipeline depends.
+        """Copy values off the device: those that were kept, else zeros.
+
+        Nothing in a pipeline depends on values that were not kept.
 
         Returns:
             Whether the operation leaves the device, and its result.
@@ -333,7 +346,10 @@ class _Storages(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Run attention as the fused kernels do: one output, laid out as (batch, tokens, heads, head_dim)."""
+    """Run attention as the fused kernels do.
+
+    It makes one output, laid out as (batch, tokens, heads, head_dim).
+    """
 
     def __init__(self, recorder: Recorder):
         super().__init__()

@@ -59,7 +59,10 @@ REMEMBERED = ("text_encoder", "vae.encoder", "vae.decoder", "unet", "safety_chec
 
 
 def meta_modules(*, safety_checker: bool = True, channels_last: bool = False) -> dict[str, Any]:
-    """Build the SD v1.5 modules in float16 on the meta device; small buffers keep their values beside them."""
+    """Build the SD v1.5 modules in float16 on the meta device.
+
+    Small buffers keep their values beside them.
+    """
     modules = component_modules(safety_checker=safety_checker)
     for name, module in modules.items():
         module.to(torch.float16)
@@ -70,7 +73,10 @@ def meta_modules(*, safety_checker: bool = True, channels_last: bool = False) ->
 
 
 def move_buffers(module: torch.nn.Module) -> None:
-    """Move the module's real buffers to the meta device; small ones keep their values beside them."""
+    """Move the module's real buffers to the meta device.
+
+    Small buffers keep their values beside them.
+    """
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and not on_device(buffer):
@@ -81,10 +87,11 @@ def move_buffers(module: torch.nn.Module) -> None:
 
 
 class Routines:
-    """Mark the calls of `ROUTINES` in a recording and, with a memory, run each of them only once a shape.
+    """Mark the calls of `ROUTINES` in a recording, and remember their results.
 
-    The memory maps (routine, shapes) to a description of the result. The allocations of such a call were recorded when
-    it ran; later calls only make its results, so that a pipeline with stand-ins takes a tenth of the time.
+    With a memory, each of them runs only once a shape. The memory maps (routine, shapes) to a description of the
+    result. The allocations of such a call were recorded when it ran; later calls only make its results, so that a
+    pipeline with stand-ins takes a tenth of the time.
     """
 
     def __init__(self, recorder: Recorder, memory: dict[Any, Any] | None = None):
@@ -132,7 +139,10 @@ class Routines:
 
     @staticmethod
     def _described(out: Any, inputs: list[torch.Tensor]) -> Any:
-        """Replace each new tensor of the result by its shape, strides and dtype, in the order of their birth."""
+        """Replace each new tensor of the result by its shape, strides and dtype.
+
+        Their order is that of their birth.
+        """
         known = {tensor.untyped_storage()._cdata: index for index, tensor in enumerate(inputs)}
 
         def describe(leaf: Any) -> Any:
@@ -171,7 +181,7 @@ class _Like:
 
 
 def _module_names(pipeline: Any) -> dict[torch.nn.Module, str]:
-    """Name each module from its component down, such as ``vae.decoder.up_blocks.3.resnets.0.conv1``."""
+    """Name each module from its component down, such as ``vae.decoder.conv_in``."""
     return {
         module: f"{component}.{path}".rstrip(".")
         for component in LOAD_ORDER
@@ -216,7 +226,10 @@ def trace_call(
 
 @contextmanager
 def _no_collector() -> Generator[None]:
-    """Run without Python's cycle collector, which would free storages at moments that depend on earlier code."""
+    """Run without Python's cycle collector.
+
+    It would free storages at moments that depend on earlier code.
+    """
     gc.disable()
     try:
         yield
@@ -225,10 +238,11 @@ def _no_collector() -> Generator[None]:
 
 
 def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationRequest) -> None:
-    """Replace the host's work on pixels, which moves no allocation on the device and takes gigabytes.
+    """Replace the host's work on pixels, which takes gigabytes of host memory.
 
-    A preprocessed image is on the host and, coming from PIL by way of numpy, channels_last. Here it is on the meta
-    device, in a dtype that no pipeline uses, so that moving it to the device still makes a copy.
+    It moves no allocation on the device. A preprocessed image is on the host and, coming from PIL by way of numpy,
+    channels_last. Here it is on the meta device, in a dtype that no pipeline uses, so that moving it to the device
+    still makes a copy.
     """
     shape = (request.batch, 3, request.effective_height, request.effective_width)
     given = torch.empty(shape, dtype=torch.float64, device=META, memory_format=torch.channels_last)
@@ -240,7 +254,10 @@ def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationR
 
 
 def _mark_stages(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
-    """Mark stages where the worker's begin: at a component's call, before offload brings its weights."""
+    """Mark stages where the worker's begin.
+
+    That is at a component's call, before offload brings its weights.
+    """
     for component in ("text_encoder", "unet", "safety_checker"):
         module = getattr(pipeline, component)
         if module is not None:
@@ -291,7 +308,10 @@ def _offload(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
 
 
 def _keep_thresholds(pipeline: Any) -> None:
-    """Set thresholds that no cosine exceeds, as the worker's synthetic weights do: no picture is blacked out."""
+    """Set thresholds that no cosine exceeds, so that no picture is blacked out.
+
+    The worker's synthetic weights do the same.
+    """
     for name in ("concept_embeds_weights", "special_care_embeds_weights"):
         parameter = getattr(pipeline.safety_checker, name, None)
         if parameter is not None:
@@ -301,7 +321,10 @@ def _keep_thresholds(pipeline: Any) -> None:
 def trace_halves(
     pipeline: Any, request: GenerationRequest, latent_height: int, latent_width: int, layout: Layout
 ) -> list[Event]:
-    """Record the events of encoding and decoding alone, on input with a layout that no whole pipeline has."""
+    """Record the events of encoding and decoding alone, on input of another layout.
+
+    No whole pipeline gives the VAE such input.
+    """
     recorder = Recorder()
     encoded = request.channels_last and request.task == "img2img"
     formats = not layout.is_planar, encoded
