@@ -1,4 +1,1 @@
-"""Make memory programs from the real diffusers modules.
-
-No other part of the planner imports torch.
-"""
+"""Make memory programs from the real diffusers modules; no other part of the planner imports torch."""

@@ -38,6 +38,7 @@ def test_the_form_under_which_curves_are_stored_stays():
     assert replace(request, steps=2).allocation_form().steps == 2
 
 
+@settings(deadline=None)
 @given(requests())
 def test_a_form_is_its_own_form(request_):
     form, replayed = request_.allocation_form(), request_.replay_form()
