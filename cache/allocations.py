@@ -17,13 +17,15 @@ import numpy as np
 
 from cache.records import Measurement
 from planner.programs.assemble import events_of
-from planner.programs.library import Events, Library, Op
+from planner.programs.history import Events
+from planner.programs.library import Library, Op
 from planner.replay.allocator import SMALL_SIZE
-from planner.replay.dry_run import KernelPolicy, dry_run, live_peaks
+from planner.replay.dry_run import dry_run, live_peaks
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
 # Channels are padded to this many where a kernel of tensor cores transposes them
-# (`planner.replay.dry_run.KernelPolicy`).
+# (`planner.replay.kernels.KernelPolicy`).
 CHANNELS_TOGETHER = 8
 
 # What a recording lists: the allocations of CUDA's caching allocator, or storages of living tensors on the CPU.

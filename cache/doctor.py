@@ -13,7 +13,7 @@ from cache.machine.versions import INSTALL, installed, missing, planned_for, tor
 from cache.programs import find
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.units import gib
 
 

@@ -11,7 +11,8 @@ from planner.cards.lookup import Card
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.replay.dry_run import live_peaks
 from planner.request import GenerationRequest
 

@@ -19,7 +19,8 @@ from cache.machine.versions import INSTALL, check_installed, installed, missing
 from cache.refusals import why
 from planner.components import LIBRARIES
 from planner.errors import NoProgram, PlannerError
-from planner.programs.library import SHIPPED, Library, encode, read, save, shipped
+from planner.programs.files import SHIPPED, encode, read, save, shipped
+from planner.programs.library import Library
 
 ROOT = Path(__file__).parents[1]
 _ROOM = "free space there and make it writable, or set PLANNER_DB to a file elsewhere"

@@ -1,4 +1,4 @@
-"""What Stable Diffusion v1.5 is made of: its components and how many parameters each has."""
+"""Describe Stable Diffusion v1.5: stages, components, and constants that move memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Literal
 MODEL_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 
-# The order in which a pipeline runs them; img2img alone has a vae_encoder stage.
+# The order in which a pipeline runs them; only img2img has a vae_encoder stage.
 STAGES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
-# What each stage is called on screens.
+# The names of the stages on screens.
 STAGE_NAMES = {
     "text_encoder": "Text encoder",
     "vae_encoder": "VAE encoder",
@@ -26,9 +26,33 @@ Scope = Literal["pipeline", Half]
 # The libraries that decide which memory a pipeline takes, by package; builds of one release allocate alike.
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
+# The components that hold weights, in the order in which the worker loads them.
+LOAD_ORDER = ("vae", "text_encoder", "unet", "safety_checker")
+# Under model offload, the order in which components take turns on the GPU: each one evicts the one before it. The
+# safety checker is excluded and stays.
+# Source: diffusers 0.42.1, StableDiffusionPipeline.model_cpu_offload_seq.
+OFFLOAD_ORDER = ("text_encoder", "unet", "vae")
+# The component that each stage runs.
+COMPONENT_OF_STAGE = {
+    "text_encoder": "text_encoder",
+    "vae_encoder": "vae",
+    "unet": "unet",
+    "vae_decoder": "vae",
+    "safety_checker": "safety_checker",
+}
+
 FLOAT16_BYTES = 2
 # vae.config.latent_channels
 LATENT_CHANNELS = 4
+
+# The side of a VAE tile and the distance from one tile to the next, in latents: neighbours share a quarter.
+# Source: diffusers 0.42.1, AutoencoderKL with sample_size 512 and tile_overlap_factor 0.25.
+VAE_TILE = 64
+VAE_TILE_STRIDE = 48
+
+# From this many steps on, a further step changes no allocation: PNDM keeps four noise predictions, and has them by
+# then. Memory programs are traced up to here.
+MAX_TRACED_STEPS = 6
 
 # diffusers' class of each task.
 PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "StableDiffusionPipeline"}
@@ -36,13 +60,13 @@ PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "Sta
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Parameter counts of each component, and where they were counted."""
+    """Hold the parameter count of each component, and the source of the counts."""
 
     parameters: Mapping[str, int]
     source: str
 
     def weights_bytes(self, component: str) -> int:
-        """The component's parameters in float16."""
+        """Compute the bytes of the component's parameters in float16."""
         return self.parameters[component] * FLOAT16_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Request, basis and card in; verdict and signed headroom out."""
+"""Answer whether a request fits a GPU, by one basis or the most trusted one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from planner.request import GenerationRequest
 if TYPE_CHECKING:
     from planner.calibration.evidence import Evidence
     from planner.programs.library import Library
-    from planner.replay.dry_run import DryRun, KernelPolicy
+    from planner.replay.dry_run import DryRun
+    from planner.replay.kernels import KernelPolicy
 
 
 def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> Answer:
@@ -26,7 +27,7 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
     return Answer(
         card=card,
         basis="formula",
-        # One threshold: the formula knows no smaller workspace to fall back to, so it never says tight.
+        # The formula has one threshold: it knows no smaller workspace to fall back to, so it never says tight.
         verdict="fits" if total <= card.usable_bytes else "no",
         need_bytes=total,
         minimum_bytes=total,
@@ -44,6 +45,7 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
 
 @lru_cache(maxsize=256)
 def _preferred(library: Library, request: GenerationRequest, policy: KernelPolicy) -> DryRun:
+    """Replay the request, given in its replay form, with preferred kernels in unlimited memory."""
     from planner.programs.assemble import events_of
     from planner.replay.dry_run import dry_run
 
@@ -51,31 +53,29 @@ def _preferred(library: Library, request: GenerationRequest, policy: KernelPolic
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
-    from planner.replay.dry_run import RUN_TO_RUN, KernelPolicy, stack
+    from planner.replay.assumptions import RUN_TO_RUN, stack
+    from planner.replay.kernels import KernelPolicy
     from planner.replay.minimum import minimum_bytes, peaks_within
-    from planner.replay.peaks import assumed, peaks_of, same_work, worst_peaks
+    from planner.replay.peaks import assumed, peaks_of, worst_peaks
 
-    # What an answer depends on: the canonical size, and nothing that moves no allocation.
-    request = replace(request.canonical(), prompt_tokens=1)
-    policy = KernelPolicy.of(card.compute_capability)
-    preferred = _preferred(library, request, policy)
-    notes = assumed(request, card, library)
+    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability)
+    preferred = _preferred(library, form, policy)
+    notes = assumed(form, card, library)
     peak, worst_peak, worst_need = (preferred.peak_allocated_bytes,) * 2 + (preferred.peak_reserved_bytes,)
-    work = same_work(request)
     if notes:
-        # Where something is assumed, the worst that it could turn out to be must fit too.
-        worst = worst_peaks(library, work, policy)
+        # Where something is assumed, the request fits only if the worst that it could turn out to be fits too.
+        worst = worst_peaks(library, form, policy)
         worst_peak, worst_need = max(peak, worst.allocated_bytes), max(worst_need, worst.reserved_bytes)
     worst_need += card.context_bytes
-    minimum = minimum_bytes(request, card, library)
-    # Without workspace other blocks are cut, and a few may hold more beyond their requests.
-    thrifty = peaks_of(library, work, policy.without_workspace(), is_thrifty=True)
-    least_peak = min(thrifty.allocated_bytes, peak)
-    low, high = (least_peak, worst_peak) if notes else (peak, peak)
-    # Even where nothing is assumed, a run differs from its repetition.
+    minimum = minimum_bytes(form, card, library)
+    # Without workspace the allocator cuts other blocks, and a few may hold more beyond their requests.
+    smallest = peaks_of(library, form, policy.without_workspace(), flushes_first=True)
+    minimum_peak = min(smallest.allocated_bytes, peak)
+    low, high = (minimum_peak, worst_peak) if notes else (peak, peak)
+    # Even where nothing is assumed, repeated runs differ.
     interval = min(low, round(peak * (1 - RUN_TO_RUN))), max(high, round(peak * (1 + RUN_TO_RUN)))
     verdict = verdict_within(worst_need_bytes=worst_need, minimum_bytes=minimum, card=card)
-    capped = peaks_within(request, card, library) if verdict == "tight" else None
+    capped = peaks_within(form, card, library) if verdict == "tight" else None
     return Answer(
         card=card,
         basis="dry-run",
@@ -83,7 +83,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         need_bytes=preferred.peak_reserved_bytes + card.context_bytes,
         minimum_bytes=minimum,
         peak_allocated_bytes=peak,
-        minimum_allocated_bytes=least_peak,
+        minimum_allocated_bytes=minimum_peak,
         peak_reserved_bytes=preferred.peak_reserved_bytes,
         context_bytes=card.context_bytes,
         interval_bytes=interval,
@@ -108,9 +108,10 @@ def fit(
     library: Library | None = None,
     evidence: Evidence | None = None,
 ) -> Answer:
-    """The answer of this basis for one card; ``best`` takes the most trusted one that has something to say.
+    """Answer the request on one GPU by this basis.
 
-    The dry run plays the programs of `library`, or the shipped ones. Without `evidence` nothing was measured.
+    ``best`` takes the most trusted basis that has an answer. The dry run plays the programs of `library`, or the
+    shipped ones. `evidence` has the measured runs, None for none.
 
     Raises:
         InvalidArgument: `basis` is none of `BASES`.
@@ -119,7 +120,7 @@ def fit(
         raise InvalidArgument("basis", f"must be one of {', '.join(BASES)}", basis)
     if basis == "formula":
         return _from_formula(request, card, facts)
-    from planner.programs.library import shipped
+    from planner.programs.files import shipped
 
     try:
         raw = _from_dry_run(request, card, library or shipped())
@@ -128,9 +129,9 @@ def fit(
     else:
         lacking = ""
     if basis in ("best", "measured"):
-        told = _from_runs(request, card, evidence, raw)
-        if basis == "measured" or told.verdict != "unknown":
-            return told
+        measured = _from_runs(request, card, evidence, raw)
+        if basis == "measured" or measured.verdict != "unknown":
+            return measured
     if raw is None:
         if basis == "best":
             return replace(_from_formula(request, card, facts), reason=f"{lacking}; the formula answers instead")
@@ -143,12 +144,15 @@ def fit(
 def _calibrated(
     request: GenerationRequest, card: Card, basis: str, library: Library, evidence: Evidence | None, raw: Answer
 ) -> Answer:
-    """What calibration makes of the dry run, where that is asked for or has enough runs to be better."""
+    """Correct the dry run by measured runs.
+
+    For ``best``, that needs enough runs to be better than the dry run.
+    """
     if evidence is None or not _has_runs(evidence, card):
         reason = f"{_no_run(card)}; --basis dry-run answers without"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
         return raw if basis == "best" else nothing
-    # Making the curves of runs takes longer than all else, and too few runs are never better than the raw dry run.
+    # Making the curves of runs takes longer than anything else, and too few runs never improve on the raw dry run.
     if basis == "best" and not evidence.has_enough_for(request, card):
         return raw
     from planner.calibration.answers import calibrated

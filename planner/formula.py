@@ -1,9 +1,9 @@
-"""The published formula, exactly as published, under its published names.
+"""Compute the published formula, exactly as published and under its published names.
 
-It estimates float16 inference without CPU offload as ``(base + the largest stage) * 1.2``. It is kept here unimproved:
-people come for it, and the history shows how far measured runs are from it.
+It estimates float16 inference without CPU offload as ``(base + the largest stage) * 1.2``. It is not improved here:
+people look for it as it is, and the history shows how far measured runs are from it.
 
-Symbols: ``height`` and ``width`` in pixels, ``//`` is integer division, every result is whole bytes.
+``height`` and ``width`` are in pixels, ``//`` is integer division, and every result is in whole bytes.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,15 @@ ASSUMPTIONS = (
 
 
 def get_base_vram(facts: ModelFacts = SD_V15) -> int:
-    """Bytes of the UNet's, VAE's and text encoder's weights. The safety checker is not in the published base."""
+    """Add up the weights of the UNet, VAE and text encoder.
+
+    The published base leaves out the safety checker.
+    """
     return sum(facts.parameters[component] for component in BASE_COMPONENTS) * FLOAT16_BYTES
 
 
 def vae_encoder_memory(height: int, width: int) -> int:
-    """Bytes of the VAE encoder's stage: the image, three feature maps of its size, and the latent."""
+    """Add up the VAE encoder's stage: the image, three feature maps of its size, and the latent."""
     image = height * width * RGB_CHANNELS * FLOAT16_BYTES
     features = 3 * (height * width * RGB_CHANNELS * FLOAT16_BYTES)
     latent = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR) * LATENT_CHANNELS * FLOAT16_BYTES
@@ -40,13 +43,13 @@ def vae_encoder_memory(height: int, width: int) -> int:
 
 
 def unet_memory(height: int, width: int, prompt_length: int) -> int:
-    """Bytes of the UNet's stage: three feature maps of the latent's size, and the attention to the prompt."""
+    """Add up the UNet's stage: three feature maps of the latent's size, and attention."""
     latent_pixels = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR)
     return latent_pixels * MEAN_UNET_CHANNELS * FLOAT16_BYTES * 3 + latent_pixels * prompt_length * FLOAT16_BYTES
 
 
 def vae_decoder_memory(height: int, width: int) -> int:
-    """Bytes of the VAE decoder's stage: the latent, the image, and three feature maps of the image's size."""
+    """Add up the VAE decoder's stage: the latent, the image, and three maps of its size."""
     latent = (height // VAE_SCALE_FACTOR) * (width // VAE_SCALE_FACTOR) * LATENT_CHANNELS * FLOAT16_BYTES
     image = height * width * RGB_CHANNELS * FLOAT16_BYTES
     features = 3 * (height * width * RGB_CHANNELS * FLOAT16_BYTES)
@@ -54,14 +57,14 @@ def vae_decoder_memory(height: int, width: int) -> int:
 
 
 def total_vram(base: int, vae_encoder: int, unet: int, vae_decoder: int) -> int:
-    """``(base + max(encoder, unet, decoder)) * 1.2`` in whole bytes, rounded down."""
-    # 12 / 10 in integers: a float 1.2 would lose exactness on large sums.
+    """Compute ``(base + max(encoder, unet, decoder)) * 1.2``, rounded down to whole bytes."""
+    # The factor is 12 / 10 in integers, for a float 1.2 would not be exact on large sums.
     return (base + max(vae_encoder, unet, vae_decoder)) * 12 // 10
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Every term of the published formula for one request."""
+    """Hold every term of the published formula for one request, in bytes."""
 
     request: GenerationRequest
     facts: ModelFacts
@@ -73,7 +76,7 @@ class Breakdown:
 
     @property
     def stages(self) -> dict[str, int]:
-        """Activation bytes of the three stages the formula has a term for."""
+        """Give the activation bytes of the three stages that the formula has a term for."""
         return {
             "vae_encoder": self.vae_encoder_bytes,
             "unet": self.unet_bytes,
@@ -82,16 +85,19 @@ class Breakdown:
 
     @property
     def activation_bytes(self) -> int:
-        """The largest stage."""
+        """Give the bytes of the largest stage."""
         return max(self.stages.values())
 
     @property
     def peak_stage(self) -> str:
-        """The stage that sets the peak; of equal ones the later, as a later stage meets what earlier ones left."""
+        """Find the stage that sets the peak.
+
+        Of equal stages it is the later, which runs beside what earlier ones left.
+        """
         return max(reversed(self.stages), key=lambda stage: self.stages[stage])
 
     def terms(self) -> list[tuple[str, str, int]]:
-        """Each line of the formula as (name, expression with this request's numbers, bytes)."""
+        """List each line of the formula as (name, expression with this request's numbers, bytes)."""
         height, width = self.request.effective_height, self.request.effective_width
         rows, columns, tokens = self.request.latent_height, self.request.latent_width, self.request.prompt_tokens
         counts = " + ".join(f"{self.facts.parameters[component]:,}" for component in BASE_COMPONENTS)
@@ -112,7 +118,7 @@ class Breakdown:
 
 
 def estimate(request: GenerationRequest, facts: ModelFacts = SD_V15) -> Breakdown:
-    """The published formula's terms at the request's effective size."""
+    """Compute the published formula's terms at the request's effective size."""
     height, width = request.effective_height, request.effective_width
     base = get_base_vram(facts)
     encoder = vae_encoder_memory(height, width)
@@ -122,7 +128,7 @@ def estimate(request: GenerationRequest, facts: ModelFacts = SD_V15) -> Breakdow
 
 
 def not_in_the_formula(request: GenerationRequest) -> list[str]:
-    """What this request asks for and the published formula has no term for."""
+    """List, in words, what this request asks for and the published formula has no term for."""
     notes = ["feature maps: it counts three channels for each of the image's size, the VAE's have 128 and more"]
     if request.batch > 1:
         notes.append(f"batch {request.batch}: the formula has no batch, its numbers are those of one image")

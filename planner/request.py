@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
+from planner.components import MAX_TRACED_STEPS, VAE_TILE
 from planner.errors import InvalidArgument
 from planner.fields import Choice, Field, Number, Switch, Whole, did_you_mean, named_fields, row
 
@@ -269,6 +270,34 @@ class GenerationRequest:
                 *self.options,
             ]
         )
+
+    @property
+    def is_tiled(self) -> bool:
+        """Tell whether the VAE cuts the image into tiles: the option is on, and one tile does not hold the image."""
+        return self.vae_tiling and max(self.latent_width, self.latent_height) > VAE_TILE
+
+    def allocation_form(self) -> Self:
+        """Give the canonical request of all that allocate alike at this size.
+
+        The prompt's length, the guidance scale on either side of 1 and steps beyond `MAX_TRACED_STEPS` move no
+        allocation. Stored curves have a hash of this form for their key.
+        """
+        return replace(
+            self.canonical(),
+            prompt_tokens=MAX_PROMPT_TOKENS,
+            guidance_scale=7.5 if self.unet_batch > self.batch else 1.0,
+            steps=min(self.steps, MAX_TRACED_STEPS),
+        )
+
+    def replay_form(self) -> Self:
+        """Give the allocation form in landscape: a replay of a portrait image gives the same peaks, unless it is tiled.
+
+        Measured runs are matched by `allocation_form`, for kernels of a real GPU may tell the orientations apart.
+        """
+        form = self.allocation_form()
+        if form.is_tiled:
+            return form
+        return replace(form, width=max(form.width, form.height), height=min(form.width, form.height))
 
 
 # Every field of a request, in the order of its attributes.

@@ -1,4 +1,7 @@
-"""Bytes inside, GiB on screens. This is the only module that makes or reads a GiB."""
+"""Convert between bytes, which the code uses, and GiB, which screens show.
+
+No other module makes or reads a GiB.
+"""
 
 import re
 
@@ -12,7 +15,7 @@ _SIZES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
 
 def gib(size_bytes: int, digits: int = 2) -> str:
-    """The size as text in GiB.
+    """Write the size in GiB.
 
     >>> gib(1_610_612_736)
     '1.50 GiB'
@@ -21,7 +24,7 @@ def gib(size_bytes: int, digits: int = 2) -> str:
 
 
 def short_gib(size_bytes: int) -> str:
-    """The size in GiB with no more digits than it takes, two at most: for a size that somebody chose.
+    """Write a size that somebody chose in GiB, with two digits at most.
 
     >>> short_gib(17_179_869_184), short_gib(15_634_661_376)
     ('16 GiB', '14.56 GiB')
@@ -30,7 +33,9 @@ def short_gib(size_bytes: int) -> str:
 
 
 def exact_size(size_bytes: int) -> str:
-    """The size without rounding, as `parse_bytes` reads it, in the largest unit that allows it.
+    """Write the size without rounding, in the largest unit that allows it.
+
+    `parse_bytes` reads it back.
 
     >>> exact_size(17_179_869_184), exact_size(1_610_612_736), exact_size(15_634_661_377)
     ('16GiB', '1536MiB', '15634661377B')
@@ -40,7 +45,7 @@ def exact_size(size_bytes: int) -> str:
 
 
 def signed_gib(size_bytes: int, digits: int = 2) -> str:
-    """The size with its sign always shown: a headroom of which the sign is the answer.
+    """Write the size in GiB with its sign, also a plus, as for a headroom.
 
     >>> signed_gib(-536_870_912)
     '−0.50 GiB'
@@ -50,21 +55,21 @@ def signed_gib(size_bytes: int, digits: int = 2) -> str:
 
 
 def gib_value(size_bytes: int) -> float:
-    """The size as a number of GiB, for the axis of a chart or the column of a table."""
+    """Convert bytes to a number of GiB, for the axis of a chart or the column of a table."""
     return size_bytes / GIB
 
 
 def gib_to_bytes(size_gib: float) -> int:
-    """The whole number of bytes nearest to a size in GiB, as data sheets and reports state it."""
+    """Convert a size in GiB, as data sheets state it, to the nearest whole number of bytes."""
     return round(size_gib * GIB)
 
 
 def parse_bytes(argument: str, text: str) -> int:
-    """The bytes that ``16GiB``, ``512 MiB`` or ``1073741824B`` stand for.
+    """Read a size in bytes from text such as ``16GiB``, ``512 MiB`` or ``1073741824B``.
 
     Raises:
         InvalidArgument: the text is not a positive number with a binary unit. ``GB`` is refused: it means
-            10^9 to some readers and 2^30 to others, and a planner must not choose.
+            10^9 to some readers and 2^30 to others, and the planner must not guess.
     """
     match = re.fullmatch(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?|[0-9]{1,15})\s*([A-Za-z]+)\s*", text)
     if match is None or match[2] not in _SIZES:

@@ -18,7 +18,7 @@ from planner.accuracy.grading import GRADED_BASES, Graded, Group, grade, group_o
 from planner.calibration.calibrate import NOMINAL
 from planner.calibration.evidence import Evidence
 from planner.components import STAGE_NAMES
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.report.accuracy import accuracy_markdown, gpu_table, markdown_table
 from tests.conftest import ROOT
 

@@ -29,7 +29,8 @@ from cache.programs import ROOT, find, wanted_versions
 from cache.records import Measurement, Prediction
 from planner.answer import Verdict
 from planner.errors import InvalidArgument, PlannerError
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 
 # Named in environment.json where they are installed.
 _PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "pillow", "nvidia-ml-py", "pytest")

@@ -17,7 +17,7 @@ from cache.machine.versions import check_installed
 from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument, PlannerError
 from planner.fields import parse_finite, parse_whole
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.report.text import text_table
 
 USAGE_ERROR = 2

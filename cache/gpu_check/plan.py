@@ -16,7 +16,8 @@ from planner.cards.card import Card, emulated_name
 from planner.errors import NoProgram
 from planner.programs.assemble import events_of
 from planner.programs.library import Library
-from planner.replay.dry_run import KernelPolicy, dry_run
+from planner.replay.dry_run import dry_run
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest, Task
 from planner.units import GIB
 

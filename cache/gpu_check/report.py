@@ -18,10 +18,12 @@ from planner.cards.lookup import emulated_card
 from planner.components import STAGE_NAMES
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.units import MIB, gib
 
-# Repeated runs of one benchmark differ by 0.25 % (`planner.replay.dry_run.RUN_TO_RUN`); twice that is a disagreement.
+# Repeated runs of one benchmark differ by 0.25 % (`planner.replay.assumptions.RUN_TO_RUN`); twice that is a
+# disagreement.
 AGREES_WITHIN = 0.005
 # What a convolution's workspace may differ by: cuDNN aligns what it asks for.
 WORKSPACE_WITHIN_BYTES = MIB

@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 from cache.history.location import BUSY_TIMEOUT_S, address
-from planner.calibration.runs import Observation, memory_form
+from planner.calibration.runs import Observation
 from planner.calibration.workspace_curve import VERSION, Curve, curve_of
 from planner.errors import NoProgram
 from planner.programs.library import Library
-from planner.replay.dry_run import KernelPolicy
+from planner.replay.kernels import KernelPolicy
 
 # Takes how many curves are made, and of how many.
 Report = Callable[[int, int], None]
@@ -21,7 +21,7 @@ Report = Callable[[int, int], None]
 def _key(library: Library, observation: Observation) -> str:
     """Compute a key that is the same for all runs with the same curve."""
     policy = KernelPolicy.of(observation.capability)
-    request = memory_form(observation.request).to_dict()
+    request = observation.request.allocation_form().to_dict()
     content = [VERSION, library.digest, repr(policy), observation.scope, request]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -52,7 +52,7 @@ class CurveStore:
                 report(done, len(todo))
             try:
                 policy = KernelPolicy.of(one.capability)
-                made[key] = curve_of(library, memory_form(one.request), policy, one.scope)
+                made[key] = curve_of(library, one.request.allocation_form(), policy, one.scope)
             except NoProgram:
                 continue
         self._known |= made

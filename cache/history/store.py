@@ -16,7 +16,8 @@ from cache.history.rows import digest_of
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
-from planner.programs.library import Library, decode, encode
+from planner.programs.files import decode, encode
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import GIB
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from planner.components import LIBRARIES
 from planner.errors import NoProgram, PlannerError
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 
 # What brings in all of them; planning alone needs requirements-plan.txt.
 INSTALL = "'pip install -r requirements.txt', which 'make run' does in .venv, installs what measures and compiles"

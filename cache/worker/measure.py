@@ -16,8 +16,9 @@ from cache.worker.backend import DeviceFull, Report
 from cache.worker.pipelines import Source
 from cache.worker.probes import CpuProbe, CudaProbe, Probe
 from cache.worker.recording import Recorder
+from planner.components import LOAD_ORDER
 from planner.request import GenerationRequest
-from planner.tracing.pipeline import LOADED_COMPONENTS, apply_options, call_arguments
+from planner.tracing.pipeline import apply_options, call_arguments
 
 # Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
 DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
@@ -174,7 +175,7 @@ class PipelineBackend:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The components that hold weights, by name."""
-        loaded = {name: getattr(self.pipeline, name) for name in LOADED_COMPONENTS}
+        loaded = {name: getattr(self.pipeline, name) for name in LOAD_ORDER}
         return {name: module for name, module in loaded.items() if module is not None}
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from cache.worker.backend import Report
-from planner.components import MODEL_ID, MODEL_REVISION
+from planner.components import LOAD_ORDER, MODEL_ID, MODEL_REVISION
 from planner.request import GenerationRequest
-from planner.tracing.pipeline import LOADED_COMPONENTS, PIPELINES, assemble, component_modules
+from planner.tracing.pipeline import PIPELINES, assemble, component_modules
 
 # Float16 values that repeat through all weights: enough to be unlike zeros, small enough to cost nothing.
 PATTERN_NUMEL = 1 << 20
@@ -118,7 +118,7 @@ def pretrained(
     request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report
 ) -> Any:
     """A pipeline with real weights, from safetensors only: no pickle and no remote code is ever run."""
-    report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")
+    report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")
     options: dict[str, Any] = (
         {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     )
@@ -127,7 +127,7 @@ def pretrained(
     # What the library says of a repository it cannot reach is about its own options, of which there are none here.
     with (
         _readable_errors(source),
-        _still_there(lambda: report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")),
+        _still_there(lambda: report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")),
     ):
         pipeline = PIPELINES[request.task].from_pretrained(
             source.model_dir or MODEL_ID,
@@ -138,11 +138,11 @@ def pretrained(
             local_files_only=source.model_dir is not None,
             **options,
         )
-    for index, name in enumerate(LOADED_COMPONENTS):
+    for index, name in enumerate(LOAD_ORDER):
         module = getattr(pipeline, name)
         if module is None:
             continue
-        report("loading", step=index + 1, of=len(LOADED_COMPONENTS) + 1, detail=name)
+        report("loading", step=index + 1, of=len(LOAD_ORDER) + 1, detail=name)
         if request.channels_last and name in ("unet", "vae"):
             module.to(memory_format=torch.channels_last)
         if request.offload == "none":

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from planner.accuracy.grading import Graded, Peak
 from planner.cards.card import family_of
 from planner.cards.lookup import CATALOGUE, Card
-from planner.replay.dry_run import assumptions
+from planner.replay.assumptions import assumptions
 from planner.request import GenerationRequest
 from planner.units import gib
 

@@ -16,7 +16,7 @@ from planner.answer import SCHEMA
 from planner.components import Scope
 from planner.formula import estimate
 from planner.programs.vae_alone import STAGE_OF
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 from planner.request import GenerationRequest
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from planner.calibration.runs import Observation, Run
 from planner.calibration.workspace_curve import PREFERRED
 from planner.cards.lookup import family_of
 from planner.formula import estimate
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.programs.vae_alone import STAGE_OF
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 from planner.replay.fast_replay import Peaks
 from planner.replay.minimum import peaks_within
 from planner.request import GenerationRequest

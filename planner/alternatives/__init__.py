@@ -1,1 +1,1 @@
-"""What would fit instead: other sizes, batches, options and GPUs."""
+"""Find what would fit instead: other sizes, batches, options and GPUs."""

@@ -1,12 +1,11 @@
-"""What can be changed of a request to save memory: each change, what it touches, costs, and reads as in code."""
+"""List the changes of a request that may save memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.cards.lookup import Card
-from planner.components import PIPELINE_CLASSES, SD_V15, STAGES
-from planner.programs.assemble import TILE
+from planner.components import PIPELINE_CLASSES, SD_V15, STAGES, VAE_TILE
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 from planner.units import gib
 
@@ -17,11 +16,11 @@ _BOTH = ("pipe.unet", "pipe.vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change of a request's fields, or of the card or its share where `fields` is empty.
+    """Describe a change of a request's fields or, where `fields` is empty, of the GPU.
 
-    `touches` are the stages whose memory it moves, `rank` says in which order a sensible engineer tries: what costs
-    nothing first, what gives up most last. `cost` is what it costs in time or in the picture, `code` what to write.
-    `raises` says why it may take more memory, where that is known.
+    `touches` are the stages whose memory it moves. `rank` is the order in which to try: free changes first, those that
+    give up most last. `cost` says what it costs in time or in the picture, and `code` has the lines to write. `raises`
+    says why it may take more memory, where that is known.
     """
 
     key: str
@@ -34,7 +33,7 @@ class Change:
     raises: str = ""
 
     def of(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with this change."""
+        """Apply this change to the request."""
         return GenerationRequest.from_dict(request.to_dict() | dict(self.fields))
 
 
@@ -74,7 +73,7 @@ _SETTINGS = (
         title="Model offload",
         fields=(("offload", "model"),),
         rank=5,
-        cost=f"The same pictures. Every call copies {gib(_MOVED_BYTES)} of weights over PCIe to the card, and host "
+        cost=f"The same pictures. Every call copies {gib(_MOVED_BYTES)} of weights over PCIe to the GPU, and host "
         "memory must hold them in between. It stands in place of pipe.to.",
         code=("pipe.enable_model_cpu_offload()",),
     ),
@@ -107,7 +106,7 @@ _SETTINGS = (
         code=("pipe(..., guidance_scale=1.0)",),
     ),
 )
-# What is on and may be what takes the memory.
+# Settings that are on already, and may take more memory than they save.
 _UNDONE = (
     Change(
         key="attention_slicing",
@@ -134,13 +133,13 @@ _UNDONE = (
         rank=0.5,
         cost="None: the same pictures, and no weights are copied at each call. It stands in place of offloading.",
         code=('pipe.to("cuda")',),
-        raises="all weights are on the card at once",
+        raises="all weights are on the GPU at once",
     ),
 )
 
 
 def settings_for(request: GenerationRequest) -> Iterator[Change]:
-    """The settings that are not yet as they save memory, in the order in which one would try them."""
+    """List the changes of settings that this request has left, in the order to try."""
     on = [change for change in _SETTINGS if _is_open(change, request)]
     undone = [change for change in _UNDONE if _is_open(change, request)]
     for change in sorted(undone + on, key=lambda change: change.rank):
@@ -149,23 +148,23 @@ def settings_for(request: GenerationRequest) -> Iterator[Change]:
 
 def _is_open(change: Change, request: GenerationRequest) -> bool:
     if change.key == "guidance_scale":
-        # Without guidance already, another scale below 1 moves nothing.
+        # A request without guidance has no use for another scale below 1.
         return request.guidance_scale > 1
     return any(getattr(request, name) != value for name, value in change.fields)
 
 
 def why_inert(change: Change, request: GenerationRequest) -> str | None:
-    """Why this change moves not a byte of this request, or None where it does."""
+    """Say why this change moves no memory of this request, or None where it moves some."""
     if change.key == "vae_slicing" and request.batch == 1:
         return "Does nothing at batch 1: there are no images to take one by one."
-    if change.key == "vae_tiling" and max(request.latent_width, request.latent_height) <= TILE:
-        side = TILE * VAE_SCALE_FACTOR
+    if change.key == "vae_tiling" and max(request.latent_width, request.latent_height) <= VAE_TILE:
+        side = VAE_TILE * VAE_SCALE_FACTOR
         return f"Does nothing up to {side}×{side}: the image is a single tile."
     return None
 
 
 def to_batch(request: GenerationRequest, batch: int) -> Change:
-    """The same work in several calls."""
+    """Split the same work into several calls."""
     calls = -(-request.batch // batch)
     images = f", images[:{batch}]" if request.task == "img2img" else ""
     return Change(
@@ -173,13 +172,16 @@ def to_batch(request: GenerationRequest, batch: int) -> Change:
         title=f"Batch {batch}",
         fields=(("batch", batch),),
         rank=4,
-        cost=f"The same pictures from {calls} calls in place of one; small batches keep the card less busy.",
+        cost=f"The same pictures from {calls} calls in place of one; small batches keep the GPU less busy.",
         code=(f"pipe(prompts[:{batch}]{images}, ...)",),
     )
 
 
 def to_size(request: GenerationRequest, width: int, height: int, beyond: str | None = None) -> Change:
-    """A smaller picture of the same shape; `beyond` is a larger one that fits though the request's own does not."""
+    """Make the picture smaller.
+
+    `beyond` is a larger size that fits although the request's own does not.
+    """
     share = width * height / (request.effective_width * request.effective_height)
     is_image = request.task == "img2img"
     return Change(
@@ -196,27 +198,27 @@ def to_size(request: GenerationRequest, width: int, height: int, beyond: str | N
 
 
 def to_workers(workers: int, sharing: int) -> Change:
-    """A larger share of the same card, for fewer processes than share it."""
-    alone = "one process has the card alone" if workers == 1 else f"{workers} processes share it"
+    """Let fewer processes share the same GPU, so that each has a larger share."""
+    alone = "one process has the GPU alone" if workers == 1 else f"{workers} processes share it"
     return Change(
         key="workers",
-        title="1 worker per card" if workers == 1 else f"{workers} workers per card",
+        title="1 worker per GPU" if workers == 1 else f"{workers} workers per GPU",
         fields=(),
         rank=4.5,
-        cost=f"The same pictures and code: {alone} in place of {sharing}, so that as much at a time takes more cards. "
-        "It goes for every card of a plan.",
+        cost=f"The same pictures and code: {alone} in place of {sharing}, so that as much at a time takes more GPUs. "
+        "The setting holds for every GPU of a plan.",
         code=(),
     )
 
 
 def to_card(card: Card) -> Change:
-    """Another card for the same request."""
+    """Run the same request on another GPU."""
     where = f", rented as {' or '.join(card.cloud)}" if card.cloud else ""
     return Change(
         key="card",
         title=card.name,
         fields=(),
         rank=7,
-        cost=f"Another card: {gib(card.usable_bytes)} usable{where}. Nothing changes in the code or the picture.",
+        cost=f"Another GPU: {gib(card.usable_bytes)} usable{where}. Nothing changes in the code or the picture.",
         code=(),
     )

@@ -1,10 +1,9 @@
-"""What a change makes of an answer: a better verdict, less memory, or nothing, and that in words."""
+"""Grade what a change does to an answer, and say it in words."""
 
 from typing import Literal
 
-from planner.answer import Answer, Verdict
+from planner.answer import MINIMUM_STEP, Answer, Verdict
 from planner.components import STAGE_NAMES
-from planner.replay.minimum import LEAST_STEP
 from planner.units import gib
 
 # The better verdict, or less memory without one, or nothing.
@@ -14,13 +13,16 @@ _RANK: dict[Verdict, int] = {"no": 0, "unknown": 0, "tight": 1, "fits": 2}
 
 
 def _decisive_bytes(answer: Answer, verdict: Verdict) -> int:
-    """What must come down for a better verdict than this: the least where it does not run, else the need at worst."""
+    """Give the size that must shrink for a better verdict.
+
+    That is the minimum where the verdict is ``no``, else the worst need.
+    """
     size = answer.minimum_bytes if verdict == "no" else answer.worst_need_bytes or answer.need_bytes
     return size or 0
 
 
 def _changes(base: Answer, answer: Answer) -> tuple[int, int, int]:
-    """By how many bytes the need, the minimum and what decides are more than they were."""
+    """Compute the growth in bytes of the need, the minimum, and the size that decides."""
     return (
         (answer.need_bytes or 0) - (base.need_bytes or 0),
         (answer.minimum_bytes or 0) - (base.minimum_bytes or 0),
@@ -29,13 +31,16 @@ def _changes(base: Answer, answer: Answer) -> tuple[int, int, int]:
 
 
 def effect_of(base: Answer, answer: Answer) -> Effect:
-    """What a change that leads from one answer to the other makes of the verdict; below 16 MiB it saves nothing."""
+    """Grade the change that leads from one answer to the other.
+
+    Less than 16 MiB counts as nothing.
+    """
     if _RANK[answer.verdict] > _RANK[base.verdict]:
         return "fits" if answer.verdict == "fits" else "tight"
     need, _, decisive = _changes(base, answer)
     # Where it runs, the need must come down too, not only the upper end of its range.
     most = decisive if base.verdict == "no" else max(need, decisive)
-    return "saves" if _RANK[answer.verdict] == _RANK[base.verdict] and -most >= LEAST_STEP else "nothing"
+    return "saves" if _RANK[answer.verdict] == _RANK[base.verdict] and -most >= MINIMUM_STEP else "nothing"
 
 
 def _stage(answer: Answer) -> str:
@@ -47,7 +52,10 @@ def _inside(stage: str) -> str:
 
 
 def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: str = "") -> str:
-    """In a sentence what the change does; `touches` says whether it moves the stage that peaked, `why` it may raise."""
+    """Say in a sentence what the change does.
+
+    `touches` says whether it moves the stage that peaked, and `why` may say why it raises the need.
+    """
     before, after = _inside(_stage(base)), _inside(_stage(answer))
     if answer.card.whole != base.card.whole:
         return f"The same request has {gib(answer.headroom_bytes or 0)} to spare there."
@@ -61,13 +69,13 @@ def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: 
         return f"Makes it run, more slowly: {stays}."
     if effect == "saves":
         return f"{'Helps' if base.verdict == 'fits' else 'Helps, but not enough'}: {stays}."
-    need, least, decisive = _changes(base, answer)
+    need, minimum, decisive = _changes(base, answer)
     because = f": {why}" if why else ""
-    if need >= LEAST_STEP:
-        though = f", though it runs from {gib(-least)} less" if least <= -LEAST_STEP else ""
+    if need >= MINIMUM_STEP:
+        though = f", though it runs from {gib(-minimum)} less" if minimum <= -MINIMUM_STEP else ""
         return f"Raises the need by {gib(need)}{though}{because}."
-    if need <= -LEAST_STEP and decisive >= LEAST_STEP and base.verdict != "no":
+    if need <= -MINIMUM_STEP and decisive >= MINIMUM_STEP and base.verdict != "no":
         return f"Saves {gib(-need)} if its assumptions hold, and needs {gib(decisive)} more if they do not."
-    if decisive >= LEAST_STEP:
-        return f"Raises the {'least in which it runs' if base.verdict == 'no' else 'need'} by {gib(decisive)}{because}."
+    if decisive >= MINIMUM_STEP:
+        return f"Raises the {'minimum' if base.verdict == 'no' else 'need'} by {gib(decisive)}{because}."
     return f"Saves nothing here: {stays}." if touches else f"Does not touch the {before}, where the memory peaks."

@@ -1,4 +1,4 @@
-"""What would make a request fit a card: each change with its verdict by the dry run, what it touches and costs."""
+"""Search the changes that make a request fit a GPU, by the dry run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from itertools import combinations, islice
 from planner.alternatives.changes import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
 from planner.alternatives.effects import Effect, effect_of, remark
 from planner.alternatives.search import may_run, next_card
-from planner.alternatives.sizes import anywhere, fits, largest_size, ratio_of, smaller_batch, smaller_size
+from planner.alternatives.sizes import fits, largest_size, ratio_of, smaller_batch, smaller_size
 from planner.answer import Answer, Verdict
 from planner.cards.lookup import Card, shared_card
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
-# More would repeat one another.
+# Further combinations would repeat one another.
 _MOST_COMBINATIONS = 2
 _LARGEST_COMBINATION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """One change, or several at once, and what the dry run says of the request with them. Sizes in bytes.
+    """Hold one change, or several at once, and the dry run's answer. Sizes in bytes.
 
-    `request` is the changed one and `answer` its answer, on another card, or another share of the card, where that is
-    the change; `changes` are the fields that differ. `need_change_bytes` is the new need less the old, so that negative
-    is saved; likewise for the minimum. `touches_peak` says whether the stage that peaked is among those it moves;
-    `remark` says what it does.
+    `request` is the changed request and `answer` its answer, on another GPU or another share of it where that is the
+    change. `changes` are the fields that differ. `need_change_bytes` is the new need less the old one: negative where
+    memory is saved; `minimum_change_bytes` likewise. `touches_peak` says whether it moves the stage that peaked, and
+    `remark` says in words what it does.
     """
 
     keys: tuple[str, ...]
@@ -50,7 +51,7 @@ class Remedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Remedies:
-    """The dry run's answer as the request stands, and its remedies: those to try first come first."""
+    """Hold the answer to the unchanged request, and its remedies in the order to try."""
 
     request: GenerationRequest
     base: Answer
@@ -58,21 +59,21 @@ class Remedies:
 
     @property
     def useful(self) -> tuple[Remedy, ...]:
-        """Those that make it fit or run, or save memory."""
+        """List the remedies that make it fit or run, or that save memory."""
         return tuple(remedy for remedy in self.found if remedy.effect != "nothing")
 
     @property
     def useless(self) -> tuple[Remedy, ...]:
-        """Those that save nothing here, which is worth knowing too."""
+        """List the remedies that save nothing here, which is worth knowing too."""
         return tuple(remedy for remedy in self.found if remedy.effect == "nothing")
 
 
 def remedies(request: GenerationRequest, card: Card, library: Library | None = None) -> Remedies:
-    """Everything that could be changed for this request to fit this card, tried out by the dry run.
+    """Try every change of this request that may make it fit this GPU, by the dry run.
 
-    Settings are tried one by one and, where none is enough, two and then three together. Where the request does not
-    fit, so are a smaller batch, a smaller size, fewer workers on a shared card and a larger card. Nothing is suggested
-    that is on already.
+    Settings are tried one by one and, where no single one is enough, two and then three together. Where the request
+    does not fit, a smaller batch, a smaller size, fewer workers on a shared GPU and a larger GPU are tried as well. A
+    setting that is on already is not suggested.
 
     Raises:
         NoProgram: there is no dry run of the request.
@@ -81,14 +82,14 @@ def remedies(request: GenerationRequest, card: Card, library: Library | None = N
 
 
 def _joined(titles: list[str]) -> str:
-    """Titles as one: their first letters small but in names, such as VAE's."""
+    """Join titles into one, with small first letters except in names such as VAE."""
     first, *others = titles
     others = [title if title[:2].isupper() else title[:1].lower() + title[1:] for title in others]
     return " and ".join([", ".join([first, *others[:-1]]), *others[-1:]])
 
 
 class _Search:
-    """The remedies of one request on one card."""
+    """Search the remedies of one request on one GPU."""
 
     def __init__(self, request: GenerationRequest, card: Card, library: Library):
         self.request, self.card, self.library = request, card, library
@@ -97,7 +98,7 @@ class _Search:
             raise NoProgram(self.base.reason or "there is no dry run of this request")
 
     def all(self) -> Remedies:
-        """Everything there is, in order."""
+        """Search all remedies, and sort them."""
         settings = list(settings_for(self.request))
         found = list(self._each(settings))
         if self.base.verdict != "fits":
@@ -112,7 +113,7 @@ class _Search:
     def _each(self, changes: Iterable[Change]) -> Iterator[Remedy]:
         for change in changes:
             inert = why_inert(change, self.request)
-            # What moves not a byte needs no dry run of its own.
+            # A change that moves no memory needs no dry run of its own.
             answer = self.base if inert else self._fit(change.of(self.request))
             if answer.need_bytes is not None:
                 yield self._remedy((change,), answer, inert)
@@ -122,14 +123,17 @@ class _Search:
 
     def _smaller(self) -> Iterator[Change]:
         if self.request.batch > 1:
-            # Where not even one image fits, it is one that comes nearest.
+            # Where not even one image fits, a batch of one comes nearest.
             yield to_batch(self.request, smaller_batch(self.request, self.card, self.library) or 1)
         if size := smaller_size(self.request, self.card, self.library):
-            most = largest_size(anywhere(self.request), self.card, ratio_of(self.request), self.library)
+            most = largest_size(self.request, self.card, ratio_of(self.request), self.library)
             yield to_size(self.request, size.width, size.height, None if most == size else str(most))
 
     def _fewer_workers(self) -> Iterator[Remedy]:
-        """Of a shared card, as many workers as it fits or, where even one is too many, as it runs."""
+        """Find the most workers with which the request fits a shared GPU.
+
+        Where it never fits, those with which it runs count.
+        """
         sharing = self.card.workers
         shares = [shared_card(self.card, workers) for workers in range(sharing - 1, 0, -1)]
         answers = [fit(self.request, share, "dry-run", library=self.library) for share in shares]
@@ -144,10 +148,13 @@ class _Search:
             yield self._remedy((to_card(other),), fit(self.request, other, "dry-run", library=self.library), None)
 
     def _combined(self, settings: list[Change], singles: list[Remedy]) -> list[Remedy]:
-        """The first few smallest combinations that fit or, where the card runs none of the settings, that it runs."""
+        """Find the first few smallest combinations that fit.
+
+        Where none fits and no single setting runs, one that runs is given.
+        """
         moving = [change for change in settings if not why_inert(change, self.request)]
         gentle = [change for change in moving if change.key != "attention_slicing"]
-        # Where the tensors alone are too many with everything on, no part of it needs to be tried.
+        # Where the tensors alone are too large with every setting on, no combination needs to be tried.
         if not any(may_run(self._with(changes), self.card, self.library) for changes in (moving, gentle)):
             return []
         runs_none = self.base.verdict == "no" and all(single.answer.verdict == "no" for single in singles)
@@ -173,7 +180,7 @@ class _Search:
 
     @staticmethod
     def _rank(changes: tuple[Change, ...]) -> float:
-        # As dear as its dearest part, and a little more for every other.
+        # A combination ranks with its costliest part, and a little after it for every other part.
         dearest = max(change.rank for change in changes)
         return dearest + sum(change.rank for change in changes if change.rank != dearest) / 100
 

@@ -1,4 +1,4 @@
-"""What remedies ask of cards: whether one has any hope, and which is the next larger one."""
+"""Search GPUs for remedies."""
 
 from planner.alternatives.sizes import fits
 from planner.cards.lookup import CATALOGUE, Card, shared_card
@@ -9,7 +9,9 @@ from planner.units import GIB
 
 
 def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
-    """Whether the tensors alone leave the card any hope; where they do not, the verdict is ``no``.
+    """Tell whether the tensors alone leave room on the GPU.
+
+    Where they do not, the verdict is ``no``.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -19,10 +21,11 @@ def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
 
 
 def next_card(request: GenerationRequest, card: Card, library: Library) -> Card | None:
-    """The smallest larger card of the catalogue on which the request fits, shared by as many as this one, or None.
+    """Find the smallest larger GPU of the catalogue that fits the request, or None.
 
-    It is one that can be had and runs the pinned torch: for a rented card one that is rented, else any but a laptop's.
-    Of cards of the same size, to a GiB, it is the slowest: there is no price list, and the faster one is dearer.
+    It is shared by as many workers as this GPU. Only GPUs that run the pinned torch count: rented ones for a rented
+    GPU, else all but a laptop's. Of GPUs of the same memory, to a GiB, the slowest counts: there is no price list, and
+    faster ones are dearer.
     """
     others = [other for other in CATALOGUE if other.runs_pinned_torch and not other.is_laptop]
     if card.cloud:

@@ -1,7 +1,7 @@
-"""A map of verdicts: sizes against cards, or sizes against batches on one card, by the dry run alone.
+"""Map verdicts by the dry run: sizes against GPUs, or sizes against batches on one GPU.
 
-Every verdict is `planner.fit`'s, and so is every headroom but those that are marked as bounds. What two cells share is
-played once: the runs of cards whose kernels are alike, and of images that differ in being upright or lying.
+Every verdict is `planner.fit`'s, and so is every headroom except those marked as bounds. Cells share replays: those of
+GPUs whose kernels are alike, and those of portrait and landscape images.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.answer import LEAST_STEP, Verdict
+from planner.answer import MINIMUM_STEP, Verdict
 from planner.cards.lookup import Card
 from planner.programs.library import Library
 from planner.replay.minimum import may_run
-from planner.replay.peaks import fits_within, least_need_bytes, need_bytes
+from planner.replay.peaks import fits_within, need_bound_bytes, need_bytes
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
-# The shorter side of each column, in pixels: finer where sizes are usual.
+# The shorter side of each column, in pixels, in finer steps where sizes are usual.
 SHORTER_SIDES = (
     *range(256, 1024, 64),
     *range(1024, 1536, 128),
@@ -24,14 +24,17 @@ SHORTER_SIDES = (
     *range(2048, 4096, 1024),
     *range(4096, MAX_SIDE + 1, 4096),
 )
-# Fewer where every cell is a run of its own.
+# Fewer columns, for a map in which every cell takes a replay of its own.
 FEW_SIDES = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, MAX_BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One verdict of the map. `headroom_bytes` is signed; where `is_bound`, the true one is as low or lower."""
+    """Hold one verdict of the map.
+
+    `headroom_bytes` is signed, and an upper bound of the headroom where `is_bound`.
+    """
 
     request: GenerationRequest
     card: Card
@@ -41,7 +44,10 @@ class Cell:
 
 
 def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) -> GenerationRequest | None:
-    """The request at this shorter side, square or of its own ratio; None where the longer one is beyond the limit."""
+    """Scale the request to this shorter side, square or of its own ratio.
+
+    None where a side breaks its limit.
+    """
     width, height = (1, 1) if is_square else (request.latent_width, request.latent_height)
     step = shorter_side // VAE_SCALE_FACTOR
     width, height = (side * step // min(width, height) * VAE_SCALE_FACTOR for side in (width, height))
@@ -53,7 +59,10 @@ def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) ->
 def columns(
     request: GenerationRequest, sides: Sequence[int] = SHORTER_SIDES, *, is_square: bool
 ) -> list[GenerationRequest]:
-    """The request at each of the sizes that are allowed, smallest first, its own size among them if the ratio is."""
+    """Scale the request to each allowed size, the smallest first.
+
+    Its own size is among them if the ratio is its own.
+    """
     own = min(request.effective_width, request.effective_height)
     if not is_square or request.effective_width == request.effective_height:
         sides = sorted({*sides, own})
@@ -62,18 +71,18 @@ def columns(
 
 
 def cell(request: GenerationRequest, card: Card, library: Library, *, exact: bool = True) -> Cell:
-    """The verdict and the headroom of a request on a card.
+    """Compute the verdict and the headroom of a request on a GPU.
 
-    Unless `exact`, a cell in which even a bound without any workspace is too much is not played: its verdict is certain
+    Unless `exact`, a cell whose lower bound without any workspace is too much is not replayed: its verdict is certain,
     and its headroom a bound.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
     usable = card.usable_bytes
-    is_hopeless = least_need_bytes(request, card, library, workspace=False) > card.best_bytes + LEAST_STEP
+    is_hopeless = need_bound_bytes(request, card, library, workspace=False) > card.best_bytes + MINIMUM_STEP
     if is_hopeless and not exact:
-        bound = least_need_bytes(request, card, library)
+        bound = need_bound_bytes(request, card, library)
         return Cell(request=request, card=card, verdict="no", headroom_bytes=usable - bound, is_bound=True)
     need = need_bytes(request, card, library)
     if fits_within(request, card, library, usable):
@@ -86,9 +95,9 @@ def cell(request: GenerationRequest, card: Card, library: Library, *, exact: boo
 
 
 def left_out(rows: Sequence[Sequence[Cell]]) -> tuple[int, int]:
-    """How many of the first columns fit every row, and how many of the last run on none: a map can do without them.
+    """Count the columns to leave out: the first that fit every row, the last that run on none.
 
-    One of each stays, so that it is seen where they end.
+    One column of each kind stays, so that the map shows where they end.
     """
     columns = [{cell.verdict for cell in column} for column in zip(*rows, strict=True)]
     fitting = next((place for place, verdicts in enumerate(columns) if verdicts != {"fits"}), len(columns))
@@ -102,7 +111,9 @@ Report = Callable[[float], None]
 def by_card(
     requests: Sequence[GenerationRequest], cards: Sequence[Card], library: Library, report: Report | None = None
 ) -> list[list[Cell]]:
-    """A row for each card, a cell for each request, all exact; `report` is told how much is done, 0 to 1.
+    """Map each request on each GPU, a row for each GPU, all cells exact.
+
+    `report` is called with the progress, from 0 to 1.
 
     Raises:
         NoProgram: no program was compiled for what the requests ask for.
@@ -110,7 +121,7 @@ def by_card(
     columns = []
     order = _halving(sorted(range(len(cards)), key=lambda place: cards[place].best_bytes))
     for done, request in enumerate(requests):
-        # Of cards whose kernels are alike, what the middle one says often decides for those above or below it.
+        # Where kernels are alike, the verdict of the middle GPU often decides for those above or below it.
         cells = {place: cell(request, cards[place], library) for place in order}
         columns.append([cells[place] for place in range(len(cards))])
         if report:
@@ -119,7 +130,7 @@ def by_card(
 
 
 def _halving(places: list[int]) -> list[int]:
-    """The middle first, then the middles of what lies to both sides of it, and so on."""
+    """Order the places: the middle first, then the middles of both halves, and so on."""
     found, parts = [], [places]
     while parts:
         part = parts.pop(0)
@@ -137,7 +148,9 @@ def by_batch(
     library: Library,
     report: Report | None = None,
 ) -> list[list[Cell]]:
-    """A row for each batch, a cell for each request; what cannot run at all is not played, and its headroom is a bound.
+    """Map each request at each batch, a row for each batch.
+
+    A cell that cannot run has a bound for its headroom. `report` is called with the progress, from 0 to 1.
 
     Raises:
         NoProgram: no program was compiled for what the requests ask for.

@@ -1,8 +1,9 @@
-"""The other way round: the largest sizes and the largest batch that fit a card, and the smallest card that fits.
+"""Search the largest sizes and batch that fit a GPU, and the smallest GPU that fits.
 
-By the dry run alone, on the grid of sizes that the pipeline works on. One step is 8 pixels of the shorter side; the
-longer one is the ratio times it, rounded down to a multiple of 8. A larger size does not always reserve more: sizes
-are tried from above, where a bound leaves off, so that one which fits by luck between two that do not is found.
+All answers are the dry run's, on the grid of sizes that the pipeline works on. One step is 8 pixels of the shorter
+side; the longer side is the ratio times it, rounded down to a multiple of 8. Whether a size fits is not monotonic: a
+larger size may reserve less. So sizes are tried from above, from where a lower bound of the need first fits, and a size
+that fits between two that do not is found.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from math import gcd
 
 from planner.answer import Basis
 from planner.cards.lookup import Card
-from planner.programs.library import Library, shipped
-from planner.replay.peaks import fits_within, least_need_bytes, same_work
+from planner.programs.files import shipped
+from planner.programs.library import Library
+from planner.replay.peaks import fits_within, need_bound_bytes
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
-# Width to height.
+# The ratios of width to height.
 RATIOS: dict[str, tuple[int, int]] = {"square": (1, 1), "3:2": (3, 2), "16:9": (16, 9), "9:16": (9, 16)}
-# What a request reserves may differ by gigabytes from one size to the next and back, as blocks happen to be cut. So a
-# boundary is sought from above: this many steps one by one, then every hundredth part, and this many beyond the find.
+# The reserved peak may differ by gigabytes from one size to the next and back, as blocks happen to be cut. So a
+# boundary is sought from above: `LOOK` steps one by one, then every hundredth part, and `LOOK` steps beyond the first
+# that fits.
 LOOK, PARTS = 8, 100
 
 _FIRST_STEP = MIN_SIDE // VAE_SCALE_FACTOR
@@ -29,7 +32,7 @@ _FIRST_STEP = MIN_SIDE // VAE_SCALE_FACTOR
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A size in pixels; `is_limit` says that it is the largest there is, so nothing larger was tried."""
+    """Hold a size in pixels; `is_limit` says that it is the largest allowed."""
 
     width: int
     height: int
@@ -41,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A batch, 0 where not even one image fits; `is_limit` says that it is the largest there is."""
+    """Hold a batch, 0 where no image fits; `is_limit` says that it is the largest allowed."""
 
     images: int
     is_limit: bool = False
@@ -49,7 +52,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class CardSizes:
-    """What fits one card: the largest size of each of `RATIOS`, None where none fits, and the largest batch."""
+    """Hold what fits one GPU: the largest size of each of `RATIOS`, and the largest batch.
+
+    A size is None where no size of the ratio fits.
+    """
 
     card: Card
     sizes: dict[str, Size | None]
@@ -58,7 +64,7 @@ class CardSizes:
 
 
 def size_at(ratio: tuple[int, int], step: int) -> tuple[int, int]:
-    """Width and height in pixels of so many steps of 8 pixels along the shorter side.
+    """Compute width and height in pixels at this many steps of 8 pixels along the shorter side.
 
     >>> size_at((16, 9), 90), size_at((9, 16), 90)
     ((1280, 720), (720, 1280))
@@ -69,7 +75,9 @@ def size_at(ratio: tuple[int, int], step: int) -> tuple[int, int]:
 
 
 def ratio_of(request: GenerationRequest) -> tuple[int, int]:
-    """Width to height: one of `RATIOS` where it has the request's size on the grid, else the size's own.
+    """Find the ratio of width to height.
+
+    It is one of `RATIOS` that has the request's size on its grid, else the size's own.
 
     >>> ratio_of(GenerationRequest(width=1232, height=696)), ratio_of(GenerationRequest(width=1024, height=768))
     ((16, 9), (4, 3))
@@ -81,7 +89,7 @@ def ratio_of(request: GenerationRequest) -> tuple[int, int]:
 
 
 def steps_of(ratio: tuple[int, int]) -> range:
-    """The steps at which both sides are allowed."""
+    """List the steps at which both sides are allowed."""
     last = MAX_SIDE // VAE_SCALE_FACTOR
     while max(size_at(ratio, last)) > MAX_SIDE:
         last -= 1
@@ -89,7 +97,7 @@ def steps_of(ratio: tuple[int, int]) -> range:
 
 
 def fits(request: GenerationRequest, card: Card, library: Library) -> bool:
-    """Whether `planner.fit` says ``fits`` by the dry run.
+    """Tell whether `planner.fit` says ``fits`` by the dry run.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -98,20 +106,20 @@ def fits(request: GenerationRequest, card: Card, library: Library) -> bool:
 
 
 def _may_fit(request: GenerationRequest, card: Card, library: Library) -> bool:
-    return least_need_bytes(request, card, library) <= card.usable_bytes
+    return need_bound_bytes(request, card, library) <= card.usable_bytes
 
 
 def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[int], bool]) -> int | None:
-    """A step that fits while the one after it does not, or is none; None where no step was found to fit.
+    """Find a step that fits while the next does not, or None.
 
-    `may_fit` is cheap, and false only where `does_fit` is. From the last step that may fit on, some are tried in a row
-    on the way down, then every hundredth part; and a few beyond the first that fits.
+    `may_fit` is cheap, and false only where `does_fit` is false. From the last step that may fit, the search goes down:
+    `LOOK` steps one by one, then every hundredth part. Then it tries `LOOK` steps beyond the first that fits.
     """
     if not steps:
         return None
     first, last = steps[0], steps[-1]
     top = last if may_fit(last) else _bisected(first - 1, last, may_fit)
-    # The bound is not everywhere larger at a larger size.
+    # The bound is not monotonic in the size either.
     top = max((step for step in range(top + 1, min(top + LOOK, last) + 1) if may_fit(step)), default=top)
     step, tried, stride = top, 0, max(1, top // PARTS)
     while step >= first and not does_fit(step):
@@ -125,33 +133,33 @@ def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[i
 
 
 def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """A step that holds while the next does not, where `low` is taken to hold and `high` not to."""
+    """Bisect for a step that holds while the next does not.
+
+    `low` is taken to hold, and `high` not to.
+    """
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
-def anywhere(request: GenerationRequest) -> GenerationRequest:
-    """One for all requests that allocate the same at every size, so that answers about sizes are kept once."""
-    return same_work(replace(request, width=512, height=512))
-
-
-def any_batch(request: GenerationRequest) -> GenerationRequest:
-    """One for all requests that allocate the same at every batch, so that answers about batches are kept once."""
-    return replace(same_work(request), batch=1)
-
-
-@lru_cache(maxsize=1024)
 def largest_size(
     request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None = None
 ) -> Size | None:
-    """The largest size of this ratio at which the request fits; with `below`, of those of fewer steps.
+    """Find the largest size of this ratio at which the request fits, or None.
+
+    With `below`, only sizes of fewer steps are searched. The request's own size does not matter.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
+    return _largest_size(replace(request, width=512, height=512).replay_form(), card, ratio, library, below)
 
+
+@lru_cache(maxsize=1024)
+def _largest_size(
+    request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None
+) -> Size | None:
     def at(step: int) -> GenerationRequest:
         width, height = size_at(ratio, step)
         return replace(request, width=width, height=height)
@@ -169,14 +177,19 @@ def largest_size(
     return Size(width=width, height=height, is_limit=step == every[-1])
 
 
-@lru_cache(maxsize=1024)
 def largest_batch(request: GenerationRequest, card: Card, library: Library, below: int = MAX_BATCH + 1) -> Batch:
-    """The largest batch at which the request fits at its own size; with `below`, of those of fewer images.
+    """Find the largest batch at which the request fits at its own size.
+
+    With `below`, only batches of fewer images are searched. The request's own batch does not matter.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
+    return _largest_batch(replace(request, batch=1).replay_form(), card, library, below)
 
+
+@lru_cache(maxsize=1024)
+def _largest_batch(request: GenerationRequest, card: Card, library: Library, below: int) -> Batch:
     def at(batch: int) -> GenerationRequest:
         return replace(request, batch=batch)
 
@@ -189,27 +202,27 @@ def largest_batch(request: GenerationRequest, card: Card, library: Library, belo
 
 
 def smaller_size(request: GenerationRequest, card: Card, library: Library) -> Size | None:
-    """The largest size of the request's own shape at which it fits, as `sizes` has it where that is a smaller one.
+    """Find the largest size below the request's own, of the same ratio, at which it fits.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
     ratio, own = ratio_of(request), min(request.latent_width, request.latent_height)
-    found = largest_size(anywhere(request), card, ratio, library)
+    found = largest_size(request, card, ratio, library)
     if found and min(found.width, found.height) // VAE_SCALE_FACTOR >= own:
-        # One beyond the request's own fits by luck.
-        found = largest_size(anywhere(request), card, ratio, library, own)
+        # A larger size than the request's fits although its own does not.
+        found = largest_size(request, card, ratio, library, own)
     return found
 
 
 def smaller_batch(request: GenerationRequest, card: Card, library: Library) -> int:
-    """The largest batch at which the request fits, as `sizes` has it where that is a smaller one; 0 for none.
+    """Find the largest batch below the request's own at which it fits, or 0.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    found = largest_batch(any_batch(request), card, library).images
-    return found if found < request.batch else largest_batch(any_batch(request), card, library, request.batch).images
+    found = largest_batch(request, card, library).images
+    return found if found < request.batch else largest_batch(request, card, library, request.batch).images
 
 
 def sizes(
@@ -218,9 +231,9 @@ def sizes(
     library: Library | None = None,
     report: Callable[[float], None] | None = None,
 ) -> CardSizes:
-    """The largest of everything that fits this card; the size of the request matters for the batch alone.
+    """Find the largest size of each ratio and the largest batch that fit this GPU.
 
-    `report` is told how much is done, 0 to 1, while it is found.
+    The request's size matters only for the batch. `report` is called with the progress, from 0 to 1.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -228,17 +241,19 @@ def sizes(
     library = library or shipped()
     found: dict[str, Size | None] = {}
     for done, (name, ratio) in enumerate(RATIOS.items()):
-        found[name] = largest_size(anywhere(request), card, ratio, library)
+        found[name] = largest_size(request, card, ratio, library)
         if report:
             report((done + 1) / (len(RATIOS) + 1))
-    batch = largest_batch(any_batch(request), card, library)
+    batch = largest_batch(request, card, library)
     if report:
         report(1.0)
     return CardSizes(card=card, sizes=found, batch=batch)
 
 
 def smallest_card(request: GenerationRequest, cards: Iterable[Card], library: Library | None = None) -> Card | None:
-    """The card of least usable memory that the request fits, of equal ones the first; None where it fits none.
+    """Find the GPU with the least usable memory that fits the request, or None.
+
+    Of GPUs with equal memory, the first is taken.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.

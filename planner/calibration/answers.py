@@ -8,13 +8,13 @@ from statistics import median
 from planner.answer import Answer, Verdict, not_measured, verdict_within, worst
 from planner.calibration.calibrate import NOMINAL, Calibrated
 from planner.calibration.evidence import Evidence
-from planner.calibration.runs import Observation, memory_form
+from planner.calibration.runs import Observation
 from planner.calibration.similarity import ATTENTION, MIN_WEIGHT
 from planner.calibration.workspace_curve import Curve, curve_of
 from planner.cards.lookup import Card, family_of
 from planner.components import STAGE_NAMES, STAGES
 from planner.programs.library import Library
-from planner.replay.dry_run import KernelPolicy
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
 # A run with a peak this many times larger or smaller than the dry run's is not of this request.
@@ -58,7 +58,7 @@ def calibrated(
     if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
         reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
-    curve = _curve(library, memory_form(request), KernelPolicy.of(card.compute_capability))
+    curve = _curve(library, request.allocation_form(), KernelPolicy.of(card.compute_capability))
     found = calibration.answer(curve, target)
     contexts = evidence.contexts(card)
     allocated, reserved = round(found.allocated_bytes), round(found.reserved_bytes)

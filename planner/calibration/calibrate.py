@@ -25,7 +25,7 @@ from planner.calibration.runs import Run, newest
 from planner.calibration.similarity import MIN_WEIGHT, Traits
 from planner.calibration.workspace_curve import PREFERRED, Curve
 from planner.replay.allocator import LARGE_SEGMENT, MAX_UNSPLIT_BYTES
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 
 # The share of runs that an interval should contain, and the standard deviations of noise that contain as many.
 NOMINAL = 0.9

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from planner.calibration.runs import Observation, Run, memory_form, newest
+from planner.calibration.runs import Observation, Run, newest
 from planner.calibration.similarity import MIN_WEIGHT, Traits, traits_of
 from planner.calibration.workspace_curve import Curve
 from planner.cards.lookup import Card, family_of
@@ -84,7 +84,7 @@ class Evidence:
 
     def of_request(self, request: GenerationRequest, card: Card) -> tuple[list[Observation], list[Observation]]:
         """List the runs of this request on this GPU model, newest first: current ones, and stale ones."""
-        form, model = memory_form(request), card.model
+        form, model = request.allocation_form(), card.model
         found = [
             one for one in self.observations if one.scope == "pipeline" and one.model == model and one.form == form
         ]

@@ -1,7 +1,7 @@
 """Measured runs as the planner uses them: what was measured, and the curve that it is compared with."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -12,23 +12,12 @@ from planner.calibration.workspace_curve import PREFERRED, Curve
 from planner.cards.lookup import Card, card_named, emulated_card, emulated_name
 from planner.components import Scope
 from planner.errors import UnknownCard
-from planner.programs.library import MAX_TRACED_STEPS
-from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
+from planner.request import GenerationRequest
 
 # The newest runs of equal traits, and of one request among them, that calibrate: more would add little and cost time.
 NEWEST, NEWEST_OF_REQUEST = 50, 10
 # Stages are reset at other moments than the whole's peak, which explains no more than this.
 _REACHED = 0.99
-
-
-def memory_form(request: GenerationRequest) -> GenerationRequest:
-    """Give the request with what moves no allocation set to one value: prompt, further steps, guidance above 1."""
-    return replace(
-        request.canonical(),
-        prompt_tokens=MAX_PROMPT_TOKENS,
-        steps=min(request.steps, MAX_TRACED_STEPS),
-        guidance_scale=7.5 if request.unet_batch > request.batch else 1.0,
-    )
 
 
 # A name that the catalogue lacks is compared with all of its names, which takes time.
@@ -92,8 +81,8 @@ class Observation:
 
     @cached_property
     def form(self) -> GenerationRequest:
-        """Give the `memory_form` of its request."""
-        return memory_form(self.request)
+        """Give the allocation form of its request."""
+        return self.request.allocation_form()
 
     @cached_property
     def gpu(self) -> Card | None:

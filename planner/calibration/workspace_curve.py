@@ -7,10 +7,12 @@ import numpy as np
 
 from planner.components import STAGES, Scope
 from planner.programs.assemble import events_of
-from planner.programs.library import Events, Library, Op
+from planner.programs.history import Events
+from planner.programs.library import Library, Op
 from planner.programs.vae_alone import STAGE_OF, half_alone
-from planner.replay.dry_run import REPLAYED_FRACTIONS, DryRun, KernelPolicy, dry_run
-from planner.replay.peaks import peaks_of, same_work
+from planner.replay.dry_run import DryRun, dry_run
+from planner.replay.kernels import REPLAYED_FRACTIONS, KernelPolicy
+from planner.replay.peaks import peaks_of
 from planner.request import GenerationRequest
 
 # Counted up when a curve of the same request comes out differently, so that no older one is used.
@@ -75,7 +77,7 @@ def curve_of(library: Library, request: GenerationRequest, policy: KernelPolicy,
         events = events_of(library, request)
         used = _used(dry_run(events, preferred, with_timeline=True))
         base, begin, end, stages = 0, 0, len(events.kinds), events.stages()
-        work = same_work(request)
+        work = request.replay_form()
 
         def reserved_by(kernels: KernelPolicy) -> int:
             return peaks_of(library, work, kernels).reserved_bytes

@@ -31,7 +31,8 @@ from planner.cli.history import measurement_text, open_store, percent_text, size
 from planner.cli.output import print_json, say
 from planner.components import MODEL_ID, SD_V15, STAGE_NAMES
 from planner.errors import CannotWrite, InvalidArgument
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.report.text import text_table
 from planner.request import GenerationRequest
 from planner.units import parse_bytes

@@ -1,14 +1,14 @@
-"""Which upsamplers copy their input: the one branch on a size in the modules of SD v1.5 that moves allocations.
+"""Find the upsamplers that copy their input.
 
-diffusers 0.42.1, ``Upsample2D.forward``, makes its input contiguous where its batch is 64 or more, or where
-``numel * scale_factor > 2 ** 31``. A channels_last feature map is copied then, and the convolution behind the copy is
-in PyTorch's default layout. ``tests/data/size_conditions.txt`` lists every other branch on a size, and why it needs no
-program of its own.
+This is the one branch on a size in the modules of SD v1.5 that moves allocations. diffusers 0.42.1,
+``Upsample2D.forward``, makes its input contiguous where its batch is 64 or more, or where ``numel * scale_factor > 2 **
+31``. A channels_last feature map is copied then, and the convolution behind the copy is in PyTorch's default layout.
+``tests/data/size_conditions.txt`` lists every other branch on a size, and why it needs no program of its own.
 """
 
 from planner.request import VAE_SCALE_FACTOR
 
-# Upsample2D: nearest-neighbour kernels for channels_last fail beyond these.
+# Beyond these, nearest-neighbour kernels for channels_last fail, so Upsample2D copies.
 COPIED_FROM_BATCH = 64
 COPIED_ABOVE_NUMEL = 2**31
 
@@ -25,9 +25,10 @@ def copied_in_vae(batch: int, latent_height: int, latent_width: int) -> tuple[in
 
 
 def copied_in_unet(batch: int, latent_height: int, latent_width: int) -> tuple[int, ...]:
-    """Give the indices of the UNet's upsamplers that copy a channels_last input; `batch` is the UNet's own.
+    """Give the indices of the UNet's upsamplers that copy a channels_last input.
 
-    A latent that cannot be halved three times is upsampled to the size of the skip connection, by less than two.
+    `batch` is the UNet's own. A latent that cannot be halved three times is upsampled to the size of the skip
+    connection, by less than two.
     """
     weighed = []
     for channels, halved in UNET_UPSAMPLERS:

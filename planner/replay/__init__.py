@@ -1,1 +1,1 @@
-"""Play a memory program on a GPU that is not there: kernels, allocator, peaks, the least memory."""
+"""Play a memory program on a simulated GPU: kernels, allocator, peaks, the minimum memory."""

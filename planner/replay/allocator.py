@@ -1,13 +1,13 @@
-"""The CUDA caching allocator of PyTorch, simulated: the same rules on blocks that are not there.
+"""Simulate the CUDA caching allocator of PyTorch: the same rules, without any memory.
 
 ``cudaMalloc`` is slow and synchronises the device, so PyTorch asks for memory in *segments*, cuts *blocks* from them,
 and keeps what is freed. What a run *reserves* follows from the order of its allocations by these rules alone:
 
 - A request is rounded up to a multiple of 512 bytes. Up to 1 MiB it is served from the small pool, else from the large.
 - The smallest free block that is large enough is taken, of equal ones that at the lowest address.
-- Where none is, a new segment is asked for: 2 MiB in the small pool; in the large one 20 MiB for requests under 10 MiB,
-  else the request rounded up to 2 MiB.
-- What is left of a block becomes a free block of its own if it is at least 512 bytes in the small pool, or more than
+- Without such a block a new segment is reserved: 2 MiB in the small pool; in the large one 20 MiB for requests under
+  10 MiB, else the request rounded up to 2 MiB.
+- The rest of a block becomes a free block of its own if it is at least 512 bytes in the small pool, or more than
   1 MiB in the large one. Else the block stays whole, and all of it counts as allocated.
 - A freed block merges with free neighbours of its segment.
 - When the device is full, every segment that is free as a whole is given back, and the device is asked once more. If
@@ -36,11 +36,11 @@ MAX_UNSPLIT_BYTES = SMALL_SIZE
 
 
 class OutOfDeviceMemory(Exception):
-    """The device is full, and nothing more can be given back."""
+    """Report that the device is full, and nothing more can be given back."""
 
 
 class Block:
-    """A piece of a segment, linked to its neighbours by address."""
+    """Hold a piece of a segment, linked to its neighbours by address."""
 
     __slots__ = ("address", "is_free", "next", "pool", "previous", "size")
 
@@ -52,7 +52,7 @@ class Block:
 
 
 class Pool:
-    """Free blocks of one kind, smallest first, and of equal ones that at the lowest address first."""
+    """Hold the free blocks of one kind, sorted by size and then by address."""
 
     __slots__ = ("free", "min_remainder")
 
@@ -61,18 +61,18 @@ class Pool:
         self.free: list[tuple[int, int, Block]] = []
 
     def add(self, block: Block) -> None:
-        """Take a block in."""
+        """Add a block that has become free."""
         block.is_free = True
         insort(self.free, (block.size, block.address, block))
 
     def remove(self, block: Block) -> None:
-        """Take a block out."""
+        """Remove a block, which is free no longer."""
         block.is_free = False
         del self.free[bisect_left(self.free, (block.size, block.address))]
 
 
 class CachingAllocator:
-    """The allocator of one process on a device with `capacity_bytes` for it, or without end when that is None.
+    """Simulate the allocator of one process; without `capacity_bytes` memory is unlimited.
 
     All sizes are bytes. `allocated_bytes` counts blocks in use, `reserved_bytes` segments; their peaks are kept until
     `reset_peaks`. `num_alloc_retries` counts, as torch's statistic of that name does, how often a full device made the
@@ -97,7 +97,7 @@ class CachingAllocator:
         self._next_address = 0
 
     def malloc(self, size_bytes: int) -> Block:
-        """A block of at least this size.
+        """Allocate a block of at least this size.
 
         Raises:
             OutOfDeviceMemory: the device is full even after the cache was flushed.
@@ -118,7 +118,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Take a block back; its segment stays reserved."""
+        """Free a block; its segment stays reserved."""
         self.allocated_bytes -= block.size
         before, after = block.previous, block.next
         if before is not None and before.is_free:
@@ -144,10 +144,11 @@ class CachingAllocator:
                     self.reserved_bytes -= size
 
     def reset_peaks(self) -> None:
-        """Begin to look for peaks anew."""
+        """Set both peaks to the present values."""
         self.peak_allocated_bytes, self.peak_reserved_bytes = self.allocated_bytes, self.reserved_bytes
 
     def _split(self, block: Block, size: int) -> None:
+        """Cut the block to this size, and make a free block of the rest."""
         rest = Block(block.pool, block.address + size, block.size - size)
         rest.previous, rest.next = block, block.next
         if rest.next is not None:
@@ -156,16 +157,16 @@ class CachingAllocator:
         block.pool.add(rest)
 
     def _grow(self, pool: Pool, size: int) -> Block:
-        """A new segment for a request of this size, as one block."""
+        """Reserve a new segment for a request of this size, and give it as one block."""
         segment = self.segment_size(size)
         self._reserve(segment)
         block = Block(pool, self._next_address, segment)
-        # A gap, so that blocks of two segments are never neighbours.
+        # The gap makes sure that blocks of two segments are not taken for neighbours.
         self._next_address += segment + MIN_BLOCK
         return block
 
     def _reserve(self, size: int) -> None:
-        """Ask the device for memory, if need be after a flush of the cache."""
+        """Reserve memory of the device, after a flush of the cache if the device is full."""
         if not self._has_room_for(size):
             self.num_alloc_retries += 1
             self.empty_cache()
@@ -180,7 +181,7 @@ class CachingAllocator:
 
     @staticmethod
     def segment_size(size: int) -> int:
-        """Bytes that the device is asked for when a request of this size finds no free block."""
+        """Compute the bytes to reserve when a request of this size finds no free block."""
         if size <= SMALL_SIZE:
             return SMALL_SEGMENT
         if size < MIN_LARGE_ALLOC:

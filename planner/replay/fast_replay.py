@@ -1,9 +1,9 @@
-"""Replay as `planner.replay.dry_run` does, written for speed: the reserved peak, or that memory ran out.
+"""Replay as `planner.replay.dry_run` does, written for speed.
 
-A map asks for hundreds of replays. Here events are sorted out by numpy beforehand, blocks are numbers in lists, and the
-weights, which lie the same at every size, are loaded once. A workspace that finds room is passed over: taken and given
-back, it leaves everything as it was. The rules are those of `planner.replay.allocator`, where they are explained; tests
-hold both to the same answers.
+The result is the two peaks, or None where memory ran out. A map asks for hundreds of replays. Here numpy prepares the
+events beforehand, blocks are numbers in lists, and the weights, whose blocks are the same at every size, are loaded
+once. A workspace that finds room is not allocated: taken and given back, it would leave everything as it was.
+`planner.replay.allocator` explains the rules; tests hold both to the same answers.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.programs.library import Events, Op
+from planner.programs.history import Events
+from planner.programs.library import Op
 from planner.replay.allocator import MIN_BLOCK, SMALL_SIZE, CachingAllocator
-from planner.replay.dry_run import ATTENTION, BIRTH, CONVOLUTION, DEATH, KernelPolicy
+from planner.replay.dry_run import ATTENTION, BIRTH, CONVOLUTION, DEATH
+from planner.replay.kernels import KernelPolicy
 
-# Kinds of events, as far as they move memory.
+# The kinds of events that move memory.
 _BIRTH, _DEATH, _WORKSPACE, _HANDLE, _FLUSH = range(5)
 
 _NONE = -1
 
 
 class Loaded(NamedTuple):
-    """The allocator once the weights are in place: events and births so far, what it holds, and what is free of it."""
+    """Hold the state of the allocator once the weights are loaded.
+
+    `events` and `births` count those so far. `free` has the (size, address) of each free block, of the small pool and
+    of the large one.
+    """
 
     events: int
     births: int
@@ -34,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 def loaded(events: Events) -> Loaded:
-    """The state after this history's weights, which is that of every history with the same weights."""
+    """Load this history's weights; the state is that of every history with the same weights."""
     until = int(np.argmax(events.kinds == Op.LOADED)) + 1
     sizes = events.values[:until][events.kinds[:until] == Op.BIRTH].tolist()
     allocator = CachingAllocator()
@@ -46,7 +52,10 @@ def loaded(events: Events) -> Loaded:
 
 
 class Script(NamedTuple):
-    """A history from `Loaded` on: kinds of events, their sizes or storage numbers, and shapes of convolutions."""
+    """Hold a history from `Loaded` on, prepared for `peaks`.
+
+    `values` has bytes or the number of a storage, `shapes` the number of a convolution's shape.
+    """
 
     start: Loaded
     kinds: list[int]
@@ -55,7 +64,7 @@ class Script(NamedTuple):
 
 
 def script(events: Events, policy: KernelPolicy, start: Loaded, *, has_end: bool = False) -> Script:
-    """What kernels of this policy do to memory in this history; `has_end` prepares it for a capacity as well."""
+    """Prepare this history with kernels of this policy; `has_end` also for a capacity."""
     kinds, values = events.kinds[start.events :], events.values[start.events :].copy()
     shapes = np.full(len(kinds), _NONE)
     plain = np.full(len(kinds), _NONE)
@@ -80,22 +89,22 @@ def script(events: Events, policy: KernelPolicy, start: Loaded, *, has_end: bool
 
 
 def _numbered(rows: np.ndarray) -> np.ndarray:
-    """A number for each row, equal where the rows are."""
+    """Number the rows, equal rows alike."""
     numbers: dict[tuple[int, ...], int] = {}
     return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows.tolist()], dtype=np.int64)
 
 
 class Peaks(NamedTuple):
-    """The most that a replay has reserved and allocated, in bytes."""
+    """Hold the peaks of a replay, in bytes."""
 
     reserved_bytes: int
     allocated_bytes: int
 
 
-def peaks(played: Script, capacity_bytes: int | None = None, *, is_thrifty: bool = False) -> Peaks | None:
-    """What the replay reserves and allocates at most, None where it is out of memory within `capacity_bytes`.
+def peaks(played: Script, capacity_bytes: int | None = None, *, flushes_first: bool = False) -> Peaks | None:
+    """Replay the script within `capacity_bytes` and give its peaks, None if out of memory.
 
-    `is_thrifty` flushes before it asks for anything, and so reserves about as little as a run can.
+    `flushes_first` flushes the cache before it asks for any segment, and so reserves about as little as a run can.
     """
     start = played.start
     room = 1 << 62 if capacity_bytes is None else capacity_bytes
@@ -104,7 +113,7 @@ def peaks(played: Script, capacity_bytes: int | None = None, *, is_thrifty: bool
     if reserved > room:
         return None
     next_address = start.next_address
-    # Block 0 stands for all that stays: it is never free.
+    # Block 0 stands for everything that is never freed.
     size, address, before, after, pool_of, is_free = [0], [0], [_NONE], [_NONE], [0], [False]
     pools: tuple[list[tuple[int, int, int]], ...] = ([], [])
     for pool, pieces in enumerate(start.free):
@@ -123,7 +132,7 @@ def peaks(played: Script, capacity_bytes: int | None = None, *, is_thrifty: bool
     fallen_back: set[int] = set()
 
     def flush() -> int:
-        """Give back every segment that is free as a whole; how many bytes."""
+        """Give back every segment that is free as a whole, and return the bytes given back."""
         given = 0
         for free in pools:
             whole = [entry for entry in free if before[entry[2]] == _NONE and after[entry[2]] == _NONE]
@@ -178,7 +187,7 @@ def peaks(played: Script, capacity_bytes: int | None = None, *, is_thrifty: bool
             is_free[block] = False
         else:
             have = CachingAllocator.segment_size(value)
-            if is_thrifty:
+            if flushes_first:
                 reserved -= flush()
             if reserved + have > room:
                 reserved -= flush()

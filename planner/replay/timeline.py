@@ -1,4 +1,4 @@
-"""A dry run to look at: memory from event to event, the stages as bands, and what the peak is made of."""
+"""Prepare a dry run for drawing: memory by event, bands of stages, parts of the peak."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,17 +11,19 @@ import numpy as np
 from planner.cards.lookup import Card
 from planner.components import STAGES
 from planner.programs.assemble import events_of
-from planner.programs.library import Events, Library, Op
-from planner.replay.dry_run import DryRun, KernelPolicy, dry_run
+from planner.programs.history import Events
+from planner.programs.library import Library, Op
+from planner.replay.dry_run import DryRun, dry_run
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
-# Enough for a chart as wide as a screen.
+# The number of points is enough for a chart as wide as a screen.
 POINTS = 400
 LOADING = "loading"
 
 
 class Point(NamedTuple):
-    """The most that was allocated and reserved from this event until the next point."""
+    """Hold the peaks from this event until the next point."""
 
     event: int
     stage: str
@@ -30,7 +32,7 @@ class Point(NamedTuple):
 
 
 class Band(NamedTuple):
-    """One stage, from its first event until before its end."""
+    """Hold one stage: its events are `begin` until before `end`."""
 
     stage: str
     begin: int
@@ -38,7 +40,7 @@ class Band(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The event that was out of memory: its stage, what ran, in which module, and how many bytes it asked for."""
+    """Describe the event that was out of memory, and the bytes that it asked for."""
 
     stage: str
     operation: str
@@ -47,7 +49,10 @@ class Failed(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One part of what the card holds at the peak; `kind` is weights, tensors, workspace, slack or context."""
+    """Hold one part of the GPU memory in use at the peak.
+
+    `kind` is weights, tensors, workspace, slack or context.
+    """
 
     kind: str
     name: str
@@ -56,11 +61,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """A dry run of one request on one card, for drawing.
+    """Hold a dry run of one request on one GPU, for drawing.
 
-    `peak_event` is the event during which most was allocated, `operation` and `module` say what ran then. `parts` add
-    up to what was reserved at that moment and the CUDA context. `events` counts all events; the UNet's calls between
-    its first and its last are played in short. Out of memory, `failed` is what found no room, else it is None.
+    `peak_event` is the index of the event during which most was allocated; `operation` and `module` ran then. `parts`
+    add up to the bytes reserved at that moment and the CUDA context. `events` counts all events; of the UNet's calls
+    between its first and its last only the results are played. `failed` is the event that found no room, or None.
     """
 
     run: DryRun
@@ -75,7 +80,7 @@ class Timeline:
     failed: Failed | None
 
     def total(self, kind: str) -> int:
-        """Bytes of all parts of this kind."""
+        """Add up the bytes of all parts of this kind."""
         return sum(part.size_bytes for part in self.parts if part.kind == kind)
 
 
@@ -88,7 +93,7 @@ _OPERATIONS = {
 
 
 def block_of(module: str) -> str:
-    """The part of a component that the module belongs to, as a person would name it.
+    """Name the part of a component that the module belongs to.
 
     >>> block_of("vae.decoder.up_blocks.3.resnets.0.conv1")
     'vae.decoder.up_blocks.3'
@@ -104,7 +109,7 @@ def block_of(module: str) -> str:
 
 @lru_cache(maxsize=16)
 def timeline_of(request: GenerationRequest, card: Card, library: Library) -> Timeline:
-    """What happens to this request on this card, within what the card has usable less the context.
+    """Replay the request within the GPU's usable memory less the context, for drawing.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -149,7 +154,7 @@ def _failed(events: Events, run: DryRun, policy: KernelPolicy) -> Failed | None:
 
 
 def _points(used: np.ndarray, stages: list[str]) -> tuple[Point, ...]:
-    """Down-sampled so that every peak stays: each point is the most of its stretch, and no stretch crosses a stage."""
+    """Sample the peak of each stretch of events; no stretch crosses a stage."""
     starts = [band.begin for band in _bands(stages)]
     stretch = max(1, len(used) // POINTS)
     edges = sorted({*starts, *range(0, len(used), stretch)})
@@ -191,7 +196,7 @@ def _parts(events: Events, run: DryRun, policy: KernelPolicy, peak: int, context
 
 
 def _scratch_bytes(events: Events, policy: KernelPolicy, peak: int, run: DryRun) -> int:
-    """What the kernel at the peak took; none where it had to fall back."""
+    """Compute the bytes of the workspace at the peak, 0 if the kernel fell back."""
     assert run.timeline is not None
     kind, row = int(events.kinds[peak]), int(events.values[peak])
     if not peak or run.timeline[peak, 0] == run.timeline[peak - 1, 0] or kind not in (Op.CONVOLUTION, Op.ATTENTION):

@@ -1,1 +1,1 @@
-"""Make memory programs from the real diffusers modules; the only part of the planner that imports torch."""
+"""Make memory programs from the real diffusers modules; no other part of the planner imports torch."""

@@ -1,13 +1,13 @@
-"""Takes a trace apart into the calls that programs keep as routines, and folds its loops."""
+"""Take a trace apart into the calls that programs keep as routines, and fold its loops."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from planner.components import STAGES
-from planner.programs.library import EACH_IMAGE, Call, Op
+from planner.programs.library import EACH_IMAGE, Call, CallSize, Op
 from planner.tracing.recorder import (
     Attention,
     Begin,
@@ -26,26 +26,18 @@ from planner.tracing.tracer import REMEMBERED
 
 
 class CompileError(Exception):
-    """A trace does not have the shape that programs can hold; the text says where."""
-
-
-class Size(NamedTuple):
-    """Batch and latent size of one call."""
-
-    batch: int
-    height: int
-    width: int
+    """Report a trace that programs cannot hold; the message says where."""
 
 
 @dataclass
 class Frame:
-    """One call of a routine as it was traced: events with numbers of its own, sizes in bytes.
+    """Hold one traced call of a routine, sizes in bytes and storages numbered within the call.
 
-    An op is (what, operand, module); the operand of a kernel is a tuple of sizes and a plain number.
+    An op is (`Op`, operand, module). The operand of a kernel is (sizes, plain number), as `kernel_of` gives it.
     """
 
     name: str
-    size: Size
+    size: CallSize
     ops: list[tuple[Op, Any, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     is_stand_in: bool = False
@@ -55,30 +47,34 @@ class Frame:
     _dead: set[int] = field(default_factory=set)
 
     def birth(self, event: Birth) -> None:
-        """A storage was made."""
+        """Record the birth of a storage."""
         self.adopt([event.slot])
         self.ops.append((Op.BIRTH, event.size_bytes, event.module))
 
     def adopt(self, slots: list[int]) -> None:
-        """Number what was made."""
+        """Number the storages of these slots."""
         for slot in slots:
             self._numbers[slot] = self._count
             self._count += 1
 
     def call(self, call: Call, slots: list[int]) -> None:
-        """A call has returned and left these."""
+        """Record a call that has returned, and the slots of the storages that it leaves."""
         if call not in self.calls:
             self.calls.append(call)
         op = (Op.CALL, self.calls.index(call), "")
         if call.batch_factor == EACH_IMAGE and self.ops and self.ops[-1] == op:
-            # One op stands for the calls of all images, and one number for what they leave together.
+            # One op stands for the calls on all images, and one number for the storages that they leave together.
             self._numbers[slots[0]] = self._count - 1
             return
         self.ops.append(op)
         self.adopt(slots)
 
     def death(self, slot: int, where: str) -> None:
-        """A storage is gone."""
+        """Record the death of a storage; `where` names the trace for the error.
+
+        Raises:
+            CompileError: the storage is not this call's own.
+        """
         if slot not in self._numbers:
             raise CompileError(f"{where}: a storage of the caller dies inside {self.name}")
         self._dead.add(slot)
@@ -88,12 +84,12 @@ class Frame:
             self.ops.append(op)
 
     def left(self) -> list[int]:
-        """The slots that still live, in the order of their birth."""
+        """List the slots that still live, in the order of their birth."""
         return [slot for slot in self._numbers if slot not in self._dead]
 
 
 def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
-    """The kernel's sizes and its plain number, as `Routine.kernels` has them."""
+    """Give the kernel's sizes and its plain number, in the order of `Routine.kernels`."""
     if isinstance(event, Attention):
         rows = event.batch * event.heads * event.tokens
         return (4 * rows, 4 * rows * event.head_dim), event.head_dim
@@ -108,8 +104,12 @@ def kernel_of(event: Convolution | Attention) -> tuple[tuple[int, ...], int]:
     return (*sizes, int(np.prod(event.weight_shape))), int(event.channels_last)
 
 
-def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
-    """The call and all calls inside it, innermost first."""
+def frames_of(name: str, size: CallSize, events: Iterable[Event]) -> list[Frame]:
+    """Take a call apart into frames: those of all calls inside it, then its own.
+
+    Raises:
+        CompileError: programs cannot hold an event.
+    """
     stack, found = [Frame(name, size)], []
     for event in events:
         frame = stack[-1]
@@ -126,7 +126,7 @@ def frames_of(name: str, size: Size, events: Iterable[Event]) -> list[Frame]:
                     frame.ops.append((Op.PRODUCT, 0, ""))
                 frame.has_product = True
             case Begin(routine, batch):
-                stack.append(Frame(routine, Size(batch, size.height, size.width)))
+                stack.append(Frame(routine, CallSize(batch, size.height, size.width)))
             case End():
                 _return_from(stack.pop(), stack[-1], found)
             case Stage(stage):
@@ -148,16 +148,16 @@ def _return_from(frame: Frame, caller: Frame, found: list[Frame]) -> None:
     if rest:
         raise CompileError(f"{frame.name} runs on {frame.size.batch} of {caller.name}'s {caller.size.batch}")
     caller.call(Call(frame.name, factor, len(frame.left())), frame.left())
-    # A stand-in has made its results and nothing else.
+    # A stand-in made its results and nothing else.
     frame.is_stand_in = frame.name in REMEMBERED and all(op == Op.BIRTH for op, _, _ in frame.ops)
     found.append(frame)
 
 
 def folded(events: list[Event]) -> list[Event]:
-    """The events with loops cut short: sliced attention to its first and last pass, a blend to its first.
+    """Cut loops short: sliced attention to its first and last pass, a blend to its first.
 
-    A pass of attention ends what the one before began, and a blend's ends all it made; so the passes that are left
-    out are like those that stay, and reach no peak of their own.
+    A pass of attention frees what the pass before it made, and a pass of a blend frees all that it made. So the passes
+    that are left out are like those that stay, and reach no peak of their own.
     """
     events = list(_without_blends(events))
     starts = [index for index, event in enumerate(events) if isinstance(event, Repeat)]
@@ -174,7 +174,7 @@ def folded(events: list[Event]) -> list[Event]:
 
 
 def _without_blends(events: list[Event]) -> Iterator[Event]:
-    """The events with each blend cut to its first pass, which must be like all others."""
+    """Cut each blend to its first pass, which must be like all others."""
     blend: list[Event] | None = None
     for event in events:
         if isinstance(event, Begin) and event.routine == "vae.blend":
@@ -202,7 +202,10 @@ def _renamed(event: Event, renamed: dict[int, int]) -> Event:
 
 
 def _loops(events: list[Event], starts: list[int]) -> Iterable[list[int]]:
-    """The starts of passes, grouped by the loop they are in: no other module makes anything in between."""
+    """Group the starts of passes by loop.
+
+    Between the passes of one loop, no other module makes a storage.
+    """
     loop: list[int] = []
     for start in starts:
         made = {e.module for e in events[loop[-1] : start] if isinstance(e, (Birth, Convolution))} if loop else set()

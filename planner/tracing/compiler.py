@@ -1,7 +1,7 @@
-"""Compiles traces of the real pipeline into memory programs.
+"""Compile traces of the real pipeline into memory programs.
 
 Each routine is traced at a few sizes. The events must come in the same order every time, and every size must be one
-whole multiple of one of `planner.programs.library.features`; anything else is an error, never a guess.
+whole multiple of one of `planner.programs.library.features`. Anything else raises an error: no size is guessed.
 """
 
 import importlib.metadata
@@ -15,30 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from planner.components import LIBRARIES
-from planner.programs.assemble import Layout, pipeline_name, routine_name
-from planner.programs.library import (
-    AREAS,
-    MAX_TRACED_STEPS,
-    TIMES_BATCH,
-    Library,
-    Op,
-    Routine,
-    features,
-    save,
-)
+from planner.components import LIBRARIES, LOAD_ORDER, MAX_TRACED_STEPS
+from planner.programs.files import save
+from planner.programs.library import AREAS, TIMES_BATCH, CallSize, Library, Op, Routine, features
+from planner.programs.names import Layout, pipeline_name, routine_name
 from planner.request import TASKS, GenerationRequest
-from planner.tracing.call_frames import CompileError, Frame, Size, folded, frames_of
-from planner.tracing.pipeline import LOADED_COMPONENTS, assemble
+from planner.tracing.call_frames import CompileError, Frame, folded, frames_of
+from planner.tracing.pipeline import assemble
 from planner.tracing.recorder import Birth, Loaded, Recorder
 from planner.tracing.tracer import meta_modules, trace_call, trace_halves
 
-# Batch, latent height and width: odd, even and prime sides, so that no two features are in proportion.
+# Batch, latent height and width. The sides are odd, even and prime, so that no two features are in proportion.
 SIZES = ((2, 19, 26), (3, 29, 21), (5, 14, 35))
 
 
-# Sizes at which upsamplers copy a channels_last input: the last of them, the last two, and all. The UNet's batch is
-# twice what stands here. From batch 64 on all do at any size.
+# Sizes at which upsamplers copy a channels_last input: first the last upsampler, then the last two, then all. The UNet
+# runs on twice the batch given here. From a batch of 64 on, all upsamplers copy at any size.
 UNET_COPIES = (
     ((5, 997, 811), (8, 701, 811), (16, 603, 499)),
     ((12, 997, 899), (16, 1003, 811), (31, 607, 701)),
@@ -49,17 +41,19 @@ VAE_COPIES = (
     ((2, 599, 601), (3, 499, 503), (5, 419, 397)),
     ((64, 19, 26), (67, 29, 21), (71, 14, 35)),
 )
-# One image is large enough for two of the three.
+# A single image can be large enough for the first two of these three cases.
 VAE_COPIES_OF_ONE = (((1, 499, 601), (1, 613, 787), (1, 509, 997)), ((1, 787, 811), (1, 997, 619), (1, 1013, 701)))
 
 PLAIN = Layout()
 
 
-def fit_size(values: tuple[int, ...], sizes: list[Size], *, one_size: bool) -> tuple[int, int]:
-    """(feature, coefficient) of a size seen at these batches and latent sizes.
+def fit_size(values: tuple[int, ...], sizes: list[CallSize], *, one_size: bool) -> tuple[int, int]:
+    """Find the (feature, coefficient) that explains one size.
+
+    `values` are its bytes at each of `sizes`.
 
     Raises:
-        CompileError: no feature divides all values alike, or more than one does and the sizes should tell them apart.
+        CompileError: no feature divides all values alike, or several do although the sizes should tell them apart.
     """
     quantities = np.stack([features(*size) for size in sizes])
     found = []
@@ -75,7 +69,7 @@ def fit_size(values: tuple[int, ...], sizes: list[Size], *, one_size: bool) -> t
 
 
 class _Pool:
-    """Numbers equal values alike."""
+    """Number values, equal ones alike."""
 
     def __init__(self):
         self.numbers: dict[Any, int] = {}
@@ -85,7 +79,11 @@ class _Pool:
 
 
 def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) -> Routine:
-    """One routine from its frames at several sizes."""
+    """Make one routine from its frames at several sizes.
+
+    Raises:
+        CompileError: the frames differ in more than their sizes, or no feature explains a size.
+    """
     first = frames[0]
     shape = [(op, module_name if op != Op.DEATH else "") for op, _, module_name in first.ops]
     for frame in frames[1:]:
@@ -122,13 +120,13 @@ def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) ->
 
 
 def real_pipeline(request: GenerationRequest) -> Any:
-    """The real SD v1.5 on the meta device, as this request loads it."""
+    """Build SD v1.5 on the meta device, as this request loads it."""
     modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
     return assemble(modules, request.task)
 
 
 class _Compiler:
-    """Traces what is needed, and gathers the frames of each routine."""
+    """Trace requests, and gather the frames of each routine."""
 
     def __init__(self, make_pipeline: Callable[[GenerationRequest], Any]):
         self.make_pipeline = make_pipeline
@@ -137,7 +135,7 @@ class _Compiler:
         self._memories: dict[Any, dict[Any, Any]] = {}
 
     def pipeline(self, request: GenerationRequest) -> Any:
-        """The pipeline to trace this request on."""
+        """Give the pipeline to trace this request on, built once for equal options."""
         key = request.task, request.safety_checker, request.channels_last, request.attention_slicing
         if key not in self._pipelines:
             self._pipelines[key] = self.make_pipeline(request)
@@ -145,18 +143,18 @@ class _Compiler:
 
     def trace(self, request: GenerationRequest) -> None:
         """Trace one request and keep its frames."""
-        # Stand-ins are for routines of the same name, which channels_last has one of for each task.
+        # A stand-in is for a routine of the same name, and with channels_last each task has its own.
         of_task = request.task if request.channels_last else ""
         memory = self._memories.setdefault((request.channels_last, request.attention_slicing, of_task), {})
         events = trace_call(self.pipeline(request), request, memory=memory)
         loaded = next(index for index, event in enumerate(events) if isinstance(event, Loaded))
-        size = Size(request.batch, request.latent_height, request.latent_width)
+        size = CallSize(request.batch, request.latent_height, request.latent_width)
         self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
 
     def trace_halves(self, request: GenerationRequest, height: int, width: int, layout: Layout) -> None:
-        """Trace the VAE alone on input of this latent size and layout."""
+        """Trace the VAE's halves alone on this input, and keep their frames."""
         events = trace_halves(self.pipeline(request), request, height, width, layout)
-        self._keep(request, frames_of("", Size(request.batch, height, width), folded(events))[:-1], layout)
+        self._keep(request, frames_of("", CallSize(request.batch, height, width), folded(events))[:-1], layout)
 
     def _keep(self, request: GenerationRequest, frames: list[Frame], layout: Layout = PLAIN) -> None:
         for frame in frames:
@@ -167,14 +165,17 @@ class _Compiler:
 
 
 def _requests() -> Iterator[GenerationRequest]:
-    """What is traced: every combination that changes the order of allocations, each at three sizes."""
+    """List the requests to trace.
+
+    They are all combinations that change the order of allocations, each at three sizes.
+    """
     for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES)):
         size: dict[str, Any] = {"batch": batch, "height": 8 * height, "width": 8 * width}
         if batch > 1:
             yield from _calls(**size)
         for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
             options = {"channels_last": channels_last, "attention_slicing": attention_slicing, "steps": 1}
-            # Unguided, the UNet has a batch of one; channels_last, it matters where the latents come from.
+            # Without guidance the UNet has a batch of one. With channels_last, the origin of the latents matters.
             for guidance_scale, task, sides in itertools.product(
                 (7.5, 1.0) if batch == 1 else (7.5,),
                 TASKS if channels_last else ("img2img",),
@@ -192,7 +193,7 @@ def _requests() -> Iterator[GenerationRequest]:
 
 
 def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
-    """The VAE's halves alone: tiles of every kind, and planar images, with the request that they are for."""
+    """List the VAE halves to trace alone: tiles of every kind, and planar images."""
     one = [(1, *size[1:]) for size in SIZES]
     for batch, height, width in (*SIZES, *one, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
         for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
@@ -222,7 +223,7 @@ def _calls(**size: Any) -> Iterator[GenerationRequest]:
 
 def _weights(pipeline: Any, module: Callable[[str], int]) -> dict[str, tuple[tuple[int, int], ...]]:
     weights = {}
-    for component in LOADED_COMPONENTS:
+    for component in LOAD_ORDER:
         recorder = Recorder()
         if getattr(pipeline, component) is None:
             continue
@@ -239,13 +240,13 @@ def compile_library(
     requests: Sequence[GenerationRequest] | None = None,
     make_pipeline: Callable[[GenerationRequest], Any] = real_pipeline,
 ) -> Library:
-    """Every routine of the installed libraries, traced and compiled.
+    """Trace and compile every routine of the installed libraries.
 
-    `report` is told how much is done, in [0, 1], and what comes next. Other `requests` than all, and another pipeline
-    than the real one, make a smaller library of the same kind.
+    `report` is called with the progress, from 0 to 1, and the next step in words. Fewer `requests`, or another
+    pipeline than the real one, make a smaller library of the same kind.
 
     Raises:
-        CompileError: a routine does not have the shape that programs can hold.
+        CompileError: programs cannot hold a routine.
     """
     compiler = _Compiler(make_pipeline)
     wanted = list(_requests()) if requests is None else list(requests)
@@ -264,14 +265,15 @@ def compile_library(
 
 
 def main() -> None:
-    """``python -m planner.tracing.compiler PATH``: compile the installed versions to ``PATH.json`` and ``PATH.bin``.
+    """Compile the installed versions to ``PATH.json`` and ``PATH.bin``.
 
-    Progress goes to stdout as JSON lines. Where the files cannot be written the exit code is ``os.EX_IOERR``.
+    The command is ``python -m planner.tracing.compiler PATH``. Progress goes to stdout as JSON lines. Where the files
+    cannot be written the exit code is ``os.EX_IOERR``.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    # What they warn of (casts, missing torchvision) is meant here.
+    # Their warnings (of casts, of missing torchvision) are about things done on purpose here.
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
 

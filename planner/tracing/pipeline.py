@@ -1,7 +1,7 @@
-"""The real Stable Diffusion v1.5 modules, from its configuration files and without its weights.
+"""Build the real Stable Diffusion v1.5 modules from its configuration, without its weights.
 
-The worker gives them weights and runs them on a card; the tracer runs them on the meta device. Both call the same
-pipeline in the same way, which is why what the one predicts is what the other measures.
+The worker gives them weights and runs them on a GPU; the tracer runs them on the meta device. Both call the same
+pipeline in the same way, so the planner predicts the very call that the worker measures.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTex
 
 from planner.request import MAX_PROMPT_TOKENS, GenerationRequest
 
-# The configuration files of the SD v1.5 repository at the pinned revision, less what equals the library's defaults.
+# The configuration files of the SD v1.5 repository at the pinned revision, without values equal to the defaults.
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 64,
     "cross_attention_dim": 768,
@@ -70,17 +70,18 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-# CLIP's ids for start and end of text; end is above every other id, and the text model looks for the largest.
+# CLIP's ids for start and end of text. The end has the largest id of all, and the text model looks for the largest.
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
-# The components that hold weights, in the order in which ``pipeline.to(device)`` moves them.
-LOADED_COMPONENTS = ("vae", "text_encoder", "unet", "safety_checker")
 
-# Any: diffusers puts stand-ins for missing libraries into the types of its lazy imports.
+# The type is Any, for diffusers puts stand-ins for missing libraries into the types of its lazy imports.
 PIPELINES: dict[str, Any] = {"img2img": StableDiffusionImg2ImgPipeline, "txt2img": StableDiffusionPipeline}
 
 
 def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
-    """The real SD v1.5 modules without weights: parameters on the meta device, buffers real, in `LOADED_COMPONENTS`."""
+    """Build the SD v1.5 modules without weights, in `LOAD_ORDER`.
+
+    Parameters are on the meta device, buffers are real.
+    """
     with init_empty_weights(include_buffers=False):
         modules: dict[str, Any] = {
             "vae": AutoencoderKL(**VAE_CONFIG),
@@ -93,7 +94,10 @@ def component_modules(*, safety_checker: bool = True) -> dict[str, Any]:
 
 
 def byte_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer over bytes: CLIP's special ids and padding, no downloaded vocabulary."""
+    """Build a CLIP tokenizer over bytes, which needs no downloaded vocabulary.
+
+    It has CLIP's special ids and padding.
+    """
     letters = sorted(ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate(letters)}
     vocabulary |= {f"{letter}</w>": len(letters) + index for index, letter in enumerate(letters)}
@@ -102,12 +106,12 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 
 def prompt_of(tokens: int) -> str:
-    """A prompt that `byte_tokenizer` reads as this many tokens, start and end included."""
+    """Write a prompt that `byte_tokenizer` reads as this many tokens, start and end included."""
     return " ".join(["a"] * max(0, tokens - 2))
 
 
 def assemble(modules: Mapping[str, Any], task: str) -> Any:
-    """The pipeline of this task around these components, its own progress bar off."""
+    """Build the pipeline of this task around these components, without a progress bar."""
     safety_checker = modules.get("safety_checker")
     pipeline = PIPELINES[task](
         vae=modules["vae"],
@@ -124,16 +128,16 @@ def assemble(modules: Mapping[str, Any], task: str) -> Any:
 
 
 def apply_options(pipeline: Any, request: GenerationRequest) -> None:
-    """Switch on or off what can change between runs of a resident pipeline."""
+    """Set the options that can change between runs of a resident pipeline."""
     (pipeline.vae.enable_tiling if request.vae_tiling else pipeline.vae.disable_tiling)()
     (pipeline.vae.enable_slicing if request.vae_slicing else pipeline.vae.disable_slicing)()
     (pipeline.enable_attention_slicing if request.attention_slicing else pipeline.disable_attention_slicing)()
 
 
 def call_arguments(request: GenerationRequest, image: Image.Image | None = None) -> dict[str, Any]:
-    """Give the arguments of the pipeline call that this request stands for, as its user would write them.
+    """Give the arguments of this request's pipeline call, as its user would write them.
 
-    Without an `image` img2img is given noise of the request's size.
+    Without an `image`, img2img gets noise of the request's size.
     """
     arguments: dict[str, Any] = {
         "prompt": [prompt_of(request.prompt_tokens)] * request.batch,

@@ -1,11 +1,11 @@
-"""Watches what runs on the meta device: every storage as it is born and dies, every kernel as it is called.
+"""Record what runs on the meta device: births and deaths of storages, and kernels.
 
-Tensors on the meta device have shapes and no memory, so a whole pipeline call takes a second on any machine. What is
-recorded is what CUDA would allocate: operations are seen below autograd, where composite ones have fallen apart, and
-convolutions and attention are given the memory formats and results of CUDA's own kernels. Nothing here knows the size
-of a card or the rules of an allocator.
+Tensors on the meta device have shapes and no memory, so a whole pipeline call takes a second on any machine. The
+recorder sees operations below autograd, where composite ones have been split into those that allocate, and gives
+convolutions and attention the memory formats and results of CUDA's own kernels. So it records what CUDA would allocate,
+and knows neither the size of a GPU nor the rules of an allocator.
 
-Leaves out: scratch of less than 100 KiB inside normalisation kernels, and flash attention's split-KV accumulators.
+Not recorded: scratch of less than 100 KiB inside normalisation kernels, and flash attention's split-KV accumulators.
 """
 
 import weakref
@@ -27,7 +27,7 @@ KEPT_NUMEL = 4096
 
 META = torch.device("meta")
 
-# Noise is drawn on the host, where a generator is given; nobody reads what it is.
+# Noise is drawn on the host, where the generator is, and no code depends on its values.
 NOISE = {torch.ops.aten.randn.default, torch.ops.aten.randn.generator}
 
 POINTWISE = {
@@ -45,7 +45,7 @@ PRODUCTS = {
 
 
 class Birth(NamedTuple):
-    """A storage was made: its number, its bytes, and the module that made it."""
+    """Record a new storage: its number, its bytes, and the module that made it."""
 
     slot: int
     size_bytes: int
@@ -53,13 +53,16 @@ class Birth(NamedTuple):
 
 
 class Death(NamedTuple):
-    """The last reference to a storage went."""
+    """Record that the last reference to a storage is gone."""
 
     slot: int
 
 
 class Convolution(NamedTuple):
-    """A convolution ran, its output already made. Shapes are torch's, weight is (out, in / groups, rows, columns)."""
+    """Record a convolution whose output is already made.
+
+    `weight_shape` is (out, in / groups, rows, columns).
+    """
 
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
@@ -69,7 +72,7 @@ class Convolution(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """A fused attention call ran, its output already made."""
+    """Record a fused attention call whose output is already made."""
 
     batch: int
     heads: int
@@ -79,42 +82,45 @@ class Attention(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A matrix product ran: the first one makes cuBLAS's handle, and with it a workspace that stays."""
+    """Record a matrix product.
+
+    The first one makes cuBLAS's handle, and with it a workspace that stays.
+    """
 
 
 class Begin(NamedTuple):
-    """A call that a program keeps as a routine of its own begins, on a batch of so many."""
+    """Record the start of a call that programs keep as a routine, on a batch of this many."""
 
     routine: str
     batch: int
 
 
 class End(NamedTuple):
-    """That call has returned; what it made and still lives is its result."""
+    """Record the return of such a call; its storages that still live are its results."""
 
     routine: str
 
 
 class Stage(NamedTuple):
-    """Another stage of the pipeline begins."""
+    """Record the start of a pipeline stage."""
 
     name: str
 
 
 class Returned(NamedTuple):
-    """The VAE's ``encode`` or ``decode`` has returned."""
+    """Record the return of the VAE's ``encode`` or ``decode``."""
 
 
 class Repeat(NamedTuple):
-    """Another pass of a loop over slices begins."""
+    """Record the start of a pass of a loop over slices."""
 
 
 class Loaded(NamedTuple):
-    """The weights are where they belong, and the call begins."""
+    """Record that the weights are loaded and the call begins."""
 
 
 class EmptyCache(NamedTuple):
-    """``torch.cuda.empty_cache()``."""
+    """Record a call of ``torch.cuda.empty_cache()``."""
 
 
 Event = (
@@ -123,7 +129,7 @@ Event = (
 
 
 class Recorder:
-    """Collects the events of what runs inside ``with recorder.watching(...)``."""
+    """Collect the events of what runs inside ``with recorder.watching(...)``."""
 
     def __init__(self):
         self.events: list[Event] = []
@@ -132,7 +138,7 @@ class Recorder:
         self._modules: list[str] = [""]
 
     def see(self, tensor: torch.Tensor) -> None:
-        """Note the tensor's storage, unless it is known or not on the device."""
+        """Record the tensor's storage, unless it is known or not on the device."""
         if not on_device(tensor):
             return
         storage = tensor.untyped_storage()
@@ -148,15 +154,15 @@ class Recorder:
         self.events.append(Death(self._slots.pop(key)))
 
     def enter(self, module: str) -> None:
-        """Put what is born from now on down to this module."""
+        """Attribute the storages made from now on to this module."""
         self._modules.append(module)
 
     def leave(self) -> None:
-        """Back to the module before."""
+        """Return to the module before the last `enter`."""
         self._modules.pop()
 
     def load(self, component: str, module: torch.nn.Module) -> None:
-        """Note the module's weights in the order in which ``module.to(device)`` makes them, as ``_apply`` walks."""
+        """Record the module's weights in the order of ``module.to(device)``, that of ``_apply``."""
         self.enter(component)
         for child in module.children():
             self.load(component, child)
@@ -167,7 +173,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, names: Mapping[torch.nn.Module, str]) -> Generator[None]:
-        """Everything that runs inside is recorded; `names` are the modules that births are put down to."""
+        """Record everything that runs inside; `names` are the modules that births are attributed to."""
 
         def entered(module: torch.nn.Module, _inputs: Any) -> None:
             self.enter(names.get(module, self._modules[-1]))
@@ -182,7 +188,7 @@ class Recorder:
             apply = torch.nn.Module._apply
 
             def moving(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-                # Weights are put down to their component, as in `load`.
+                # Weights are attributed to their component, as in `load`.
                 self.enter(names.get(module, self._modules[-1]).partition(".")[0])
                 try:
                     return apply(module, *args, **kwargs)
@@ -198,26 +204,26 @@ class Recorder:
     def note_convolution(
         self, image: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, channels_last: bool
     ) -> None:
-        """Note a convolution whose output is already made."""
+        """Record a convolution whose output is already made."""
         shapes = (tuple(image.shape), tuple(weight.shape), tuple(out.shape))
         self.events.append(Convolution(*shapes, channels_last, self._modules[-1]))
 
     def note_attention(self, query: torch.Tensor) -> None:
-        """Note a call of ``scaled_dot_product_attention``."""
+        """Record a call of ``scaled_dot_product_attention``."""
         batch, heads, tokens, head_dim = query.shape
         self.events.append(Attention(batch, heads, tokens, head_dim, self._modules[-1]))
 
 
 def on_device(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is on the device that stands for a card."""
+    """Tell whether the tensor is on the device that stands for a GPU."""
     return tensor.device.type == "meta"
 
 
 def _with_strides_of(first: Any, out: torch.Tensor) -> torch.Tensor:
-    """A new result with the strides that its kernel gives it: those of the first operand where it has only one image.
+    """Give a result of one image the strides of the first operand, as CUDA's kernel does.
 
-    The stride of an axis of length one says nothing of the layout, but decides what `suggest_memory_format` says. On
-    meta some operations fall back to a Python reference, which fills it in otherwise than CPU and CUDA do.
+    The stride of an axis of length one does not matter to the layout, but `suggest_memory_format` reads it. On the meta
+    device some operations fall back to a Python reference, which sets it to another value than CPU and CUDA do.
     """
     if not isinstance(first, torch.Tensor) or first.dim() != 4 or first.shape != out.shape or first.shape[0] != 1:
         return out
@@ -227,7 +233,7 @@ def _with_strides_of(first: Any, out: torch.Tensor) -> torch.Tensor:
 
 
 def keep_values(tensor: Any, value: torch.Tensor) -> None:
-    """Keep a small tensor's values beside it: meta tensors have none, and pipelines read some."""
+    """Keep a small tensor's values beside it: meta tensors have none, and pipelines read a few."""
     tensor._value = value
 
 
@@ -238,12 +244,15 @@ def _value_of(leaf: Any) -> Any:
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """All tensors among nested arguments or results."""
+    """List all tensors among nested arguments or results."""
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class _Storages(TorchDispatchMode):
-    """Sees every operation below autograd, where composite ones have fallen apart into what allocates."""
+    """Record every operation below autograd.
+
+    There, composite operations have been split into those that allocate.
+    """
 
     def __init__(self, recorder: Recorder):
         super().__init__()
@@ -269,7 +278,9 @@ class _Storages(TorchDispatchMode):
         return out
 
     def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """A convolution as CUDA does it: channels_last when input *or* weight is, the other copied into that layout.
+        """Run a convolution as CUDA does: channels_last if input or weight is.
+
+        The other of the two is copied into that layout.
 
         Source: ATen/native/ConvUtils.h, cudnn_conv_suggest_memory_format; Convolution.cpp, where the input is made
         contiguous before, and cudnn/ConvShared.cpp, where the weight is after the output was made.
@@ -280,7 +291,7 @@ class _Storages(TorchDispatchMode):
         image = image.contiguous(memory_format=layout)
         self.recorder.see(image)
         out = torch.ops.aten.convolution.default(image, weight, *rest, **kwargs)
-        # On meta the input alone decides, and not always.
+        # On the meta device only the input decides the layout, and not always.
         out = torch.empty_like(out, memory_format=layout)
         self.recorder.see(out)
         weight = weight.contiguous(memory_format=layout)
@@ -290,7 +301,16 @@ class _Storages(TorchDispatchMode):
 
     @staticmethod
     def _to_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        """What leaves the device: real numbers where they were kept, else zeros, which decide nothing in a pipeline."""
+        """Copy values off the device: those that were kept, else zeros.
+
+        Nothing in a pipeline depends on values that were not kept.
+
+        Returns:
+            Whether the operation leaves the device, and its result.
+
+        Raises:
+            RuntimeError: the pipeline reads a number that was not kept.
+        """
         source = next((a for a in args if isinstance(a, torch.Tensor) and on_device(a)), None)
         if source is None:
             return False, None
@@ -303,7 +323,7 @@ class _Storages(TorchDispatchMode):
             if hasattr(source, "_value"):
                 return True, source._value.to(dtype, copy=True)
             if isinstance(source, torch.nn.Parameter):
-                # Offloaded weights: never read, so their pages are never touched.
+                # Offloaded weights are never read, so their memory pages are never touched.
                 return True, torch.empty_like(source, device="cpu", dtype=dtype)
             return True, torch.zeros_like(source, device="cpu", dtype=dtype)
         return False, None
@@ -326,7 +346,10 @@ class _Storages(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it: one output, laid out (batch, tokens, heads, head_dim)."""
+    """Run attention as the fused kernels do.
+
+    It makes one output, laid out as (batch, tokens, heads, head_dim).
+    """
 
     def __init__(self, recorder: Recorder):
         super().__init__()

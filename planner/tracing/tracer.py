@@ -1,7 +1,7 @@
-"""The allocation history of a pipeline call, by running the real pipeline on the meta device.
+"""Trace the allocations of a pipeline call by running the real pipeline on the meta device.
 
 Calls that programs keep as routines are marked, stages begin where the worker's do, and model offload moves weights as
-accelerate does. What becomes of a recording is up to its reader: the compiler makes programs of it.
+accelerate does. The compiler makes programs of the recorded events.
 """
 
 import gc
@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_map
 
-from planner.programs.assemble import Layout
+from planner.components import LOAD_ORDER
+from planner.programs.names import Layout
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
-from planner.tracing.pipeline import LOADED_COMPONENTS, apply_options, assemble, call_arguments, component_modules
+from planner.tracing.pipeline import apply_options, assemble, call_arguments, component_modules
 from planner.tracing.recorder import (
     KEPT_NUMEL,
     META,
@@ -42,23 +43,26 @@ ROUTINES = (
     ("vae.encoder", "vae.encoder", "forward"),
     ("vae._decode", "vae", "_decode"),
     ("vae.decoder", "vae.decoder", "forward"),
-    # One pass of these loops is like the next.
+    # Every pass of these loops is like the others.
     ("vae.blend", "vae", "blend_v"),
     ("vae.blend", "vae", "blend_h"),
     ("unet", "unet", "forward"),
     ("safety_checker", "safety_checker", "forward"),
-    # Of the whole batch, or image by image.
+    # This runs on the whole batch, or image by image.
     ("denormalize", "image_processor", "denormalize"),
 )
-# The pipeline asks for an image and, as its pixels are left out, never looks at its size.
+# The pipeline takes an image, but never looks at its size, for the work on pixels is replaced.
 _SMALL_IMAGE = Image.new("RGB", (8, 8))
 
-# Those that a memory may stand in for: modules, whose results are plain tensors.
+# The routines that need to run only once a shape: modules, whose results are plain tensors.
 REMEMBERED = ("text_encoder", "vae.encoder", "vae.decoder", "unet", "safety_checker")
 
 
 def meta_modules(*, safety_checker: bool = True, channels_last: bool = False) -> dict[str, Any]:
-    """The real SD v1.5 modules in float16 on the meta device; small buffers keep their values beside them."""
+    """Build the SD v1.5 modules in float16 on the meta device.
+
+    Small buffers keep their values beside them.
+    """
     modules = component_modules(safety_checker=safety_checker)
     for name, module in modules.items():
         module.to(torch.float16)
@@ -69,7 +73,10 @@ def meta_modules(*, safety_checker: bool = True, channels_last: bool = False) ->
 
 
 def move_buffers(module: torch.nn.Module) -> None:
-    """Put the module's real buffers on the meta device, their values beside them where they are small."""
+    """Move the module's real buffers to the meta device.
+
+    Small buffers keep their values beside them.
+    """
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and not on_device(buffer):
@@ -80,10 +87,11 @@ def move_buffers(module: torch.nn.Module) -> None:
 
 
 class Routines:
-    """Marks the calls of `ROUTINES` in a recording and, with a memory, runs each of them only once a shape.
+    """Mark the calls of `ROUTINES` in a recording, and remember their results.
 
-    The memory maps (routine, shapes) to how the result looked. What such a call allocates was recorded when
-    it ran; later only its results are made, so that a pipeline with stand-ins takes a tenth of the time.
+    With a memory, each of them runs only once a shape. The memory maps (routine, shapes) to a description of the
+    result. The allocations of such a call were recorded when it ran; later calls only make its results, so that a
+    pipeline with stand-ins takes a tenth of the time.
     """
 
     def __init__(self, recorder: Recorder, memory: dict[Any, Any] | None = None):
@@ -100,13 +108,16 @@ class Routines:
                 stack.enter_context(mock.patch.object(module, method, marked))
 
     def wrap(self, routine: str, component: str, method: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """`forward`, marked and remembered. What a method other than `forward` makes is put down to its component."""
+        """Wrap `forward` so that its calls are marked and remembered.
+
+        The storages that a method other than ``forward`` makes are attributed to its component.
+        """
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             inputs = tensors_in((args, kwargs))
             if method != "forward":
                 self.recorder.enter(component)
-            # Per image, the axis of the batch is gone.
+            # A call on one image has no axis for the batch.
             is_one = routine == "denormalize" and inputs[0].dim() == 3
             name = "denormalize_one" if is_one else routine
             self.recorder.events.append(Begin(name, 1 if is_one else inputs[0].shape[0]))
@@ -128,7 +139,10 @@ class Routines:
 
     @staticmethod
     def _described(out: Any, inputs: list[torch.Tensor]) -> Any:
-        """The result with each new tensor replaced by (shape, strides, dtype), in the order they were born."""
+        """Replace each new tensor of the result by its shape, strides and dtype.
+
+        Their order is that of their birth.
+        """
         known = {tensor.untyped_storage()._cdata: index for index, tensor in enumerate(inputs)}
 
         def describe(leaf: Any) -> Any:
@@ -153,24 +167,24 @@ class Routines:
 
 
 class _Passed:
-    """A result that is one of the call's inputs."""
+    """Stand for a result that is one of the call's inputs."""
 
     def __init__(self, index: int):
         self.index = index
 
 
 class _Like:
-    """How a result looked."""
+    """Describe a result by its shape, strides and dtype."""
 
     def __init__(self, shape: Any, stride: Any, dtype: torch.dtype):
         self.shape, self.stride, self.dtype = shape, stride, dtype
 
 
 def _module_names(pipeline: Any) -> dict[torch.nn.Module, str]:
-    """The name of each module from its component down, such as ``vae.decoder.up_blocks.3.resnets.0.conv1``."""
+    """Name each module from its component down, such as ``vae.decoder.conv_in``."""
     return {
         module: f"{component}.{path}".rstrip(".")
-        for component in LOADED_COMPONENTS
+        for component in LOAD_ORDER
         if getattr(pipeline, component) is not None
         for path, module in getattr(pipeline, component).named_modules()
     }
@@ -182,15 +196,15 @@ def trace_call(
     *,
     memory: dict[Any, Any] | None = None,
 ) -> list[Event]:
-    """The events of loading the pipeline's weights and calling it once for this request.
+    """Record the events of loading the pipeline's weights and calling it once for this request.
 
     The pipeline's parameters and buffers are on the meta device. Weights are born in the order in which the worker
     loads them; with offload they stay on the host until the call brings them over.
     """
     recorder = Recorder()
-    components = [(name, getattr(pipeline, name)) for name in LOADED_COMPONENTS if getattr(pipeline, name) is not None]
+    components = [(name, getattr(pipeline, name)) for name in LOAD_ORDER if getattr(pipeline, name) is not None]
     apply_options(pipeline, request)
-    # A scheduler remembers its last call: its tables stay on the device.
+    # The scheduler is made anew, for one that has run keeps its tables on the device.
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     routines = Routines(recorder, memory)
     with ExitStack() as stack:
@@ -212,7 +226,10 @@ def trace_call(
 
 @contextmanager
 def _no_collector() -> Generator[None]:
-    """Without Python's cycle collector, which would end storages at moments that depend on all that ran before."""
+    """Run without Python's cycle collector.
+
+    It would free storages at moments that depend on earlier code.
+    """
     gc.disable()
     try:
         yield
@@ -221,14 +238,15 @@ def _no_collector() -> Generator[None]:
 
 
 def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationRequest) -> None:
-    """Replace the host's work on pixels, which decides no allocation on the device and takes gigabytes.
+    """Replace the host's work on pixels, which takes gigabytes of host memory.
 
-    A preprocessed image is on the host and, coming from PIL by way of numpy, channels_last. Here it is on the meta
-    device, in a dtype of no pipeline's, so that bringing it to the device is a copy all the same.
+    It moves no allocation on the device. A preprocessed image is on the host and, coming from PIL by way of numpy,
+    channels_last. Here it is on the meta device, in a dtype that no pipeline uses, so that moving it to the device
+    still makes a copy.
     """
     shape = (request.batch, 3, request.effective_height, request.effective_width)
     given = torch.empty(shape, dtype=torch.float64, device=META, memory_format=torch.channels_last)
-    # What has been decoded becomes an image of any size: the safety checker's processor resizes all to one.
+    # A decoded image may have any size, for the safety checker's processor resizes all images to one size.
     made = np.zeros((request.batch, 8, 8, 3), dtype=np.float32)
     processor = pipeline.image_processor
     stack.enter_context(mock.patch.object(processor, "preprocess", lambda *_, **__: given))
@@ -236,7 +254,10 @@ def _leave_out_host_images(stack: ExitStack, pipeline: Any, request: GenerationR
 
 
 def _mark_stages(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
-    """Stages begin where the worker's do: at a component's call, before offload brings its weights."""
+    """Mark stages where the worker's begin.
+
+    That is at a component's call, before offload brings its weights.
+    """
     for component in ("text_encoder", "unet", "safety_checker"):
         module = getattr(pipeline, component)
         if module is not None:
@@ -255,7 +276,7 @@ def _mark_stages(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
 
 
 def _mark_slices(stack: ExitStack, recorder: Recorder) -> None:
-    """A pass of sliced attention begins where its scores are computed."""
+    """Mark the passes of sliced attention, which begin where scores are computed."""
     from diffusers.models.attention_processor import Attention as DiffusersAttention
 
     scores = DiffusersAttention.get_attention_scores
@@ -268,26 +289,29 @@ def _mark_slices(stack: ExitStack, recorder: Recorder) -> None:
 
 
 def _offload(stack: ExitStack, pipeline: Any, recorder: Recorder) -> None:
-    """``enable_model_cpu_offload`` with the meta device as the card, its flushes of the cache noted."""
+    """Enable model offload with the meta device as the GPU, and record its flushes of the cache."""
 
     def flush(*_: Any) -> None:
         recorder.events.append(EmptyCache())
 
     stack.enter_context(mock.patch("accelerate.hooks.clear_device_cache", flush))
     stack.enter_context(mock.patch("diffusers.pipelines.pipeline_utils.empty_device_cache", flush))
-    # What the call gives back as it returns reaches no peak.
+    # The storages that the call frees as it returns reach no peak.
     stack.enter_context(mock.patch.object(pipeline, "maybe_free_model_hooks", lambda: None))
     with recorder.watching(_module_names(pipeline)):
         pipeline.enable_model_cpu_offload(device=META)
     recorder.events = [event for event in recorder.events if not isinstance(event, EmptyCache)]
     for hook in pipeline._all_hooks:
-        # It is given an index, which the meta device has none of: weights in place would seem to be elsewhere.
+        # The hook has a device with an index. The meta device has none, so loaded weights would seem to be elsewhere.
         hook.hook.execution_device = META
     stack.callback(pipeline.remove_all_hooks)
 
 
 def _keep_thresholds(pipeline: Any) -> None:
-    """Thresholds that no cosine exceeds, as with the worker's synthetic weights: no picture is blacked out."""
+    """Set thresholds that no cosine exceeds, so that no picture is blacked out.
+
+    The worker's synthetic weights do the same.
+    """
     for name in ("concept_embeds_weights", "special_care_embeds_weights"):
         parameter = getattr(pipeline.safety_checker, name, None)
         if parameter is not None:
@@ -297,7 +321,10 @@ def _keep_thresholds(pipeline: Any) -> None:
 def trace_halves(
     pipeline: Any, request: GenerationRequest, latent_height: int, latent_width: int, layout: Layout
 ) -> list[Event]:
-    """The events of encoding and decoding alone, of input that lies in memory as it does not in a whole pipeline."""
+    """Record the events of encoding and decoding alone, on input of another layout.
+
+    No whole pipeline gives the VAE such input.
+    """
     recorder = Recorder()
     encoded = request.channels_last and request.task == "img2img"
     formats = not layout.is_planar, encoded
@@ -321,7 +348,7 @@ def trace_halves(
 
 
 def trace(request: GenerationRequest) -> list[Event]:
-    """The events of this request on the real SD v1.5: weights, then the call."""
+    """Record the events of this request on the real SD v1.5: weights, then the call."""
     modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
     pipeline = assemble(modules, request.task)
     return trace_call(pipeline, request)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from planner.programs.assemble import events_of, representative
-from planner.programs.library import read, shipped
-from planner.replay.dry_run import KernelPolicy, allocated_peaks, dry_run
+from planner.programs.assemble import events_of, history_form
+from planner.programs.files import read, shipped
+from planner.replay.dry_run import allocated_peaks, dry_run
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 from tests.conftest import ROOT
 
@@ -82,7 +83,7 @@ def dry_runs() -> list[Row]:
     one = seconds(lambda: one_dry_run(*next(sizes)), 41)
     many = seconds(lambda: allocated_peaks(shipped(), REQUEST, unseen_sizes(1000), AMPERE), 3)
     live = live_trace_seconds()
-    events = len(events_of(shipped(), representative(REQUEST)).kinds)
+    events = len(events_of(shipped(), history_form(REQUEST)).kinds)
     return [
         ("Programs: read, and put together for one request", f"{first * 1000:.0f} ms", f"{events:,} events"),
         ("One dry run of a size never seen", f"{one * 1000:.1f} ms", "allocator and all, median of 41"),

@@ -11,7 +11,7 @@ from uuid import UUID
 from cache.exchange.lines import lines_of
 from cache.machine.versions import installed
 from cache.records import Measurement
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.conftest import ROOT, make_environment
 from tests.unit.measured import measured_of, run_of

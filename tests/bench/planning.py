@@ -7,7 +7,7 @@ from importlib import import_module
 from planner.alternatives import sizes
 from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, by_card, columns
 from planner.cards.lookup import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.peaks import need_bytes
 from planner.request import GenerationRequest
 

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from planner.alternatives.sizes import sizes
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from planner.units import gib
 from tests.browser import settle

@@ -33,7 +33,7 @@ def check_answers(app: str) -> None:
     assert [row["name"] for row in json.loads(body)["gpus"]] == ["T4"]
     status, kind, body = get(f"{app}/api/fit?gpu=T5")
     assert (status, kind) == (400, "application/json")
-    assert json.loads(body)["error"].startswith("unknown card 'T5'")
+    assert json.loads(body)["error"].startswith("unknown GPU 'T5'")
 
 
 # First of all: no page was opened on this server yet.

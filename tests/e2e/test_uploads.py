@@ -14,7 +14,7 @@ from cache.records import Prediction
 from pages.shared.history.files import json_lines_of
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.browser import settle
 from tests.conftest import make_environment, make_measured

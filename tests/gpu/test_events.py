@@ -11,8 +11,8 @@ from cache.jobs.queue import Jobs
 from cache.machine.attached import usable_card
 from cache.machine.device import Device
 from planner.errors import NoGpu
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy
+from planner.programs.files import shipped
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
 try:

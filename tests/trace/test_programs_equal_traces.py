@@ -10,14 +10,16 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from planner.components import LIBRARIES, STAGES
-from planner.programs.assemble import LOAD_ORDER, Layout, events_of
-from planner.programs.library import SHIPPED, Library, Op, encode, shipped
+from planner.components import LIBRARIES, LOAD_ORDER, STAGES
+from planner.programs.assemble import events_of
+from planner.programs.files import SHIPPED, encode, shipped
+from planner.programs.library import CallSize, Library, Op
+from planner.programs.names import Layout
 from planner.programs.upsampling import copied_in_vae
 from planner.request import GenerationRequest
-from planner.tracing.call_frames import CompileError, Frame, Size, folded, kernel_of
+from planner.tracing.call_frames import CompileError, Frame, folded, kernel_of
 from planner.tracing.compiler import SIZES, compile_library, fit_size, real_pipeline, routine_from
-from planner.tracing.pipeline import LOADED_COMPONENTS, call_arguments
+from planner.tracing.pipeline import call_arguments, component_modules
 from planner.tracing.recorder import Attention, Birth, Convolution, Death, EmptyCache, Loaded, Stage
 from planner.tracing.tracer import trace, trace_halves
 from tests.conftest import ROOT
@@ -203,7 +205,7 @@ def load(storages: RealStorages, module: torch.nn.Module) -> None:
 @pytest.mark.parametrize("request_", REAL, ids=GenerationRequest.describe)
 def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library, request_):
     pipeline, storages = small_pipeline(request_), RealStorages()
-    for name in LOADED_COMPONENTS:
+    for name in LOAD_ORDER:
         if getattr(pipeline, name) is not None:
             load(storages, getattr(pipeline, name))
     gc.disable()
@@ -222,17 +224,17 @@ def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library,
 
 
 def test_an_order_that_changes_with_the_size_is_refused():
-    frames = [Frame("x", Size(1, 9, 9), [(Op.BIRTH, 81, "a")]), Frame("x", Size(1, 9, 10), [(Op.DEATH, 0, "")])]
+    frames = [Frame("x", CallSize(1, 9, 9), [(Op.BIRTH, 81, "a")]), Frame("x", CallSize(1, 9, 10), [(Op.DEATH, 0, "")])]
     with pytest.raises(CompileError, match="order of events"):
         routine_from("x", frames, lambda _: 0)
 
 
 def test_a_size_that_no_feature_explains_is_refused():
-    at = [Size(1, 9, 11), Size(1, 13, 10)]
+    at = [CallSize(1, 9, 11), CallSize(1, 13, 10)]
     assert fit_size((2 * 99, 2 * 130), at, one_size=False) == (1, 2)
     with pytest.raises(CompileError, match="no whole multiple"):
         fit_size((99, 131), at, one_size=False)
 
 
-def test_the_worker_loads_in_the_order_of_the_program():
-    assert LOADED_COMPONENTS == LOAD_ORDER
+def test_the_shipped_weights_are_those_of_the_components_in_load_order():
+    assert tuple(shipped().weights) == LOAD_ORDER == tuple(component_modules())

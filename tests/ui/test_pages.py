@@ -73,7 +73,7 @@ def test_a_link_reproduces_a_plan(open_page):
         ({"task": "txt2txt"}, "task must be one of img2img, txt2img, got 'txt2txt'"),
         ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; false is shown instead"),
         ({"guidance_scale": "nan"}, "guidance_scale must be a finite number, got nan; 7.5 is shown instead"),
-        ({"gpu": ["T5"]}, "unknown card 'T5' - nearest: 'T4'"),
+        ({"gpu": ["T5"]}, "unknown GPU 'T5' - nearest: 'T4'"),
         (
             {"basis": "guess"},
             "basis must be one of best, measured, calibrated, dry-run, formula, got 'guess' "

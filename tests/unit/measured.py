@@ -7,11 +7,11 @@ import numpy as np
 
 from cache.records import Measured, StageMeasure
 from planner.calibration.evidence import Evidence
-from planner.calibration.runs import Observation, memory_form
+from planner.calibration.runs import Observation
 from planner.calibration.similarity import traits_of
 from planner.calibration.workspace_curve import FRACTIONS, Curve, curve_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy
+from planner.programs.files import shipped
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 
@@ -42,7 +42,7 @@ _curves: dict[tuple, Curve] = {}
 
 def curve(request: GenerationRequest, capability: tuple[int, int] = TURING) -> Curve:
     """The request's curve, made once."""
-    key = (memory_form(request), KernelPolicy.of(capability))
+    key = (request.allocation_form(), KernelPolicy.of(capability))
     if key not in _curves:
         _curves[key] = curve_of(shipped(), *key)
     return _curves[key]

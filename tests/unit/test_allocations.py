@@ -2,8 +2,8 @@
 
 from cache.allocations import difference, predicted, recorded
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy
+from planner.programs.files import shipped
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
 AMPERE = KernelPolicy.of((8, 0))

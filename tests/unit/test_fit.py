@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.answer import BASES, EXIT_CODES, LEAST_STEP, worst
+from planner.answer import BASES, EXIT_CODES, MINIMUM_STEP, worst
 from planner.cards.lookup import CATALOGUE, Card, card_named
 from planner.components import STAGES
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.formula import estimate
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 from tests.bench.planning import forget
@@ -85,8 +86,8 @@ def test_the_verdict_turns_at_the_byte():
         (answer.worst_need_bytes - 1, "tight"),
         (answer.minimum_bytes, "tight"),
         # No memory is known to better than the step in which the least is searched.
-        (answer.minimum_bytes - LEAST_STEP, "tight"),
-        (answer.minimum_bytes - LEAST_STEP - 1, "no"),
+        (answer.minimum_bytes - MINIMUM_STEP, "tight"),
+        (answer.minimum_bytes - MINIMUM_STEP - 1, "no"),
     ):
         assert fit(request, a_card(usable_bytes)).verdict == verdict
 
@@ -96,7 +97,7 @@ def test_hope_is_given_up_only_where_the_best_of_such_cards_has_too_little():
     least = fit(request, a_card(GIB)).minimum_bytes
     low_end = replace(a_card(least - 100 * MIB), usable_high_bytes=least)
     assert fit(request, low_end).verdict == "tight"
-    assert fit(request, replace(low_end, usable_high_bytes=least - LEAST_STEP - 2 * MIB)).verdict == "no"
+    assert fit(request, replace(low_end, usable_high_bytes=least - MINIMUM_STEP - 2 * MIB)).verdict == "no"
 
 
 @pytest.mark.timeout(60)

@@ -23,7 +23,8 @@ from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from planner.cli.main import main as planner_main
 from planner.components import LIBRARIES
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.units import GIB
 from tests.conftest import ROOT
 
@@ -291,7 +292,8 @@ def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
     scripted("good")
     compiles = (
         "import os, pathlib, time; from cache.history.store import Store\n"
-        "from planner.programs.library import Library, shipped\n"
+        "from planner.programs.files import shipped\n"
+        "from planner.programs.library import Library\n"
         f"log = pathlib.Path({str(out)!r}, 'progress.log')\n"
         "while 'ok after' not in log.read_text(): time.sleep(0.05)\n"
         "old = shipped()\n"
@@ -331,7 +333,7 @@ def test_a_compile_that_fails_is_said_and_nothing_is_compared(scripted, t4, out,
         ([], "error: OUT must be given, got None (for example /tmp/gpu-check)\n"),
         ([""], "error: OUT must be given, got '' (for example /tmp/gpu-check)\n"),
         (["/dev/null", "--device", "cpu"], "error: OUT must be a folder that can be written, got '/dev/null'"),
-        (["--estimate", "T5"], "error: unknown card 'T5'"),
+        (["--estimate", "T5"], "error: unknown GPU 'T5'"),
     ],
 )
 def test_a_usage_error_is_one_line(argv, message, out, capsys):

@@ -16,7 +16,8 @@ from planner.cli.main import main
 from planner.components import LIBRARIES
 from planner.errors import NoProgram
 from planner.programs.assemble import events_of
-from planner.programs.library import SHIPPED, Library, decode, encode, read, save, shipped
+from planner.programs.files import SHIPPED, decode, encode, read, save, shipped
+from planner.programs.library import Library
 from planner.request import GenerationRequest
 
 
@@ -179,7 +180,7 @@ def test_damaged_programs_are_said_and_the_formula_answers(monkeypatch, tmp_path
     save(shipped(), tmp_path / "sd15")
     path = (tmp_path / "sd15").with_suffix(suffix)
     path.write_bytes(damage(path.read_bytes()))
-    monkeypatch.setattr("planner.programs.library.SHIPPED", tmp_path / "sd15")
+    monkeypatch.setattr("planner.programs.files.SHIPPED", tmp_path / "sd15")
     monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     shipped.cache_clear()
     try:
@@ -229,7 +230,7 @@ def test_another_format_is_refused_and_says_what_to_do():
 
 
 def test_missing_files_are_said(monkeypatch, tmp_path):
-    monkeypatch.setattr("planner.programs.library.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("planner.programs.files.SHIPPED", tmp_path / "nothing")
     shipped.cache_clear()
     try:
         with pytest.raises(NoProgram, match="cannot be read"):

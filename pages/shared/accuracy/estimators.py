@@ -13,7 +13,7 @@ from planner.accuracy.estimator_table import Line, Section, about, compare, note
 from planner.accuracy.estimators import ESTIMATORS
 from planner.accuracy.grading import Graded
 from planner.calibration.runs import Observation
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 
 _TOO_LITTLE, _TOO_MUCH, _WITHIN = "says too little", "says too much", f"within {RUN_TO_RUN:.2%}"
 _COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}

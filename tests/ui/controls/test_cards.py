@@ -171,4 +171,4 @@ def test_an_alias_among_names_is_taken_for_its_card(open_page, given, taken):
     at = open_page(gpu=given)
     assert not at.exception
     assert names(at) == at.multiselect(key="gpu").value == taken
-    assert ("unknown card 'T5'" in texts(at.warning)) is ("T5" in given)
+    assert ("unknown GPU 'T5'" in texts(at.warning)) is ("T5" in given)

@@ -11,7 +11,7 @@ from pages.shared.plan.memory_chart import memory_bars
 from pages.shared.plan.timeline_chart import FAR, curve_rows, memory_over_time
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.timeline import timeline_of
 from planner.request import GenerationRequest
 from planner.units import gib, gib_value

@@ -10,7 +10,7 @@ from pages.shared.plan.timeline import failure_sentence, peak_sentence, trouble_
 from pages.shared.plan.verdicts import least_line, other_line, range_words
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.timeline import Failed, Part, timeline_of
 from planner.request import GenerationRequest
 

@@ -9,7 +9,7 @@ from pages.shared.frame import session
 from planner.cards.lookup import card_named
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.timeline import timeline_of
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
@@ -116,7 +116,7 @@ def test_without_programs_the_formula_answers_and_says_so(open_page, monkeypatch
     def missing():
         raise NoProgram("the shipped memory programs cannot be read")
 
-    monkeypatch.setattr("planner.programs.library.shipped", missing)
+    monkeypatch.setattr("planner.programs.files.shipped", missing)
     monkeypatch.setattr("cache.programs.find", lambda: Found(None, "no programs are here"))
     monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     at = open_page()

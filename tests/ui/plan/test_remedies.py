@@ -108,7 +108,7 @@ def test_a_size_and_a_card_can_be_used(opened):
 
 def test_a_shared_card_can_be_shared_by_fewer(opened):
     at = opened(width="1024", height="1024", batch="4", workers="3", gpu=["A10"])
-    assert "**1 worker per card**" in texts(at.markdown)
+    assert "**1 worker per GPU**" in texts(at.markdown)
     at.button(key="remedy-workers").click().run()
     assert not at.exception and not at.subheader
     assert at.number_input(key="workers").value == 1 == at.session_state["plan"]["workers"]

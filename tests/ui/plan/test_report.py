@@ -20,7 +20,7 @@ from planner.cards.lookup import CATALOGUE, card_named
 from planner.cli.main import main
 from planner.fit import fit
 from planner.plan import Plan, answer_plan
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.timeline import timeline_of
 from planner.report.script import snippet
 from planner.request import GenerationRequest
@@ -152,7 +152,7 @@ def test_the_timeline_is_the_dry_runs():
 def test_the_picture_needs_neither_a_browser_nor_torch():
     code = (
         "import sys; from pages.shared.plan.report import Report; from pages.shared.plan.verdicts import beside; "
-        "from planner.plan import Plan, answer_plan; from planner.programs.library import shipped; "
+        "from planner.plan import Plan, answer_plan; from planner.programs.files import shipped; "
         "plan, library = Plan(gpus=('T4',), basis='dry-run'), shipped(); "
         "found = answer_plan(plan, plan.cards(list), library=library); "
         "shown = [beside(found.answers[0], plan.request, library)]; assert 'vl_convert' not in sys.modules; "

@@ -13,7 +13,7 @@ from planner.answer import SIGNS
 from planner.cards.lookup import CATALOGUE, SLICES, card_named
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import ROOT

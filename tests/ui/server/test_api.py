@@ -66,7 +66,7 @@ def test_what_was_measured_answers_here_too(store):
         ("widht=512", "query has an unknown name, got 'widht' (did you mean width?)"),
         ("width=wide", "width must be a whole number, got 'wide'"),
         ("task=txt2img&width=500", "width must be a multiple of 8, got 500 (nearest: 496 or 504)"),
-        ("gpu=T5", "unknown card 'T5' - nearest: 'T4'; 'python -m planner gpus' lists them all"),
+        ("gpu=T5", "unknown GPU 'T5' - nearest: 'T4'; 'python -m planner gpus' lists them all"),
         ("vae_tiling=perhaps", "vae_tiling must be true or false, got 'perhaps'"),
         ("workers=0", "workers must be between 1 and 64, got 0 (nearest: 1)"),
         ("images=512", "images must be sizes such as 1024x768"),

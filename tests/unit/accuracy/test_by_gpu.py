@@ -284,7 +284,7 @@ def test_json_has_gpus_runs_and_what_is_confirmed(capsys, graded):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--gpu", "RTX 2071"], "unknown card 'RTX 2071' - nearest: 'RTX 2070'"),
+        (["--gpu", "RTX 2071"], "unknown GPU 'RTX 2071' - nearest: 'RTX 2070'"),
         (["--format", "csv"], "--format must be one of table, json, md, got 'csv'"),
         (["--gpu-memory", "16GiB"], "--compute-capability must be given with --gpu-memory"),
     ],

@@ -34,7 +34,7 @@ from planner.accuracy.grading import grade
 from planner.cli.main import main
 from planner.components import SD_V15
 from planner.formula import estimate
-from planner.replay.dry_run import RUN_TO_RUN
+from planner.replay.assumptions import RUN_TO_RUN
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
 from tests.documents import BLOCK, DOCUMENT, printed, renewed

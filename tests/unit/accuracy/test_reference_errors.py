@@ -10,7 +10,7 @@ from cache.history.reference import reference_runs
 from planner.accuracy.by_gpu import CONDITIONS, PEAKS, median_words, off_words, tally
 from planner.accuracy.grading import GRADED_BASES, group_of, groups, size_class
 from planner.cli import main as cli
-from planner.replay.dry_run import CONFIRMED_BATCHES, assumptions
+from planner.replay.assumptions import CONFIRMED_BATCHES, assumptions
 from planner.request import GenerationRequest
 from tests.accuracy import (
     DOCUMENT,

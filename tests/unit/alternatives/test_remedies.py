@@ -13,7 +13,6 @@ from planner.alternatives.changes import settings_for, why_inert
 from planner.alternatives.remedies import Remedies, remedies
 from planner.alternatives.sizes import (
     RATIOS,
-    anywhere,
     fits,
     largest_size,
     ratio_of,
@@ -27,7 +26,7 @@ from planner.answer import Answer
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card, shared_card
 from planner.errors import NoProgram
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.unit.strategies import requests
 
@@ -131,7 +130,7 @@ def test_the_size_and_the_batch_are_those_of_the_table_of_sizes():
     assert found[("batch",)].request.batch == table.batch.images
 
 
-def test_a_larger_size_that_fits_by_luck_is_said_beside_the_smaller_one():
+def test_a_larger_size_that_fits_is_named_beside_the_smaller_one():
     # 600 pixels need 70 MiB more than 640, as blocks happen to be cut.
     request = GenerationRequest(width=600, height=600, offload="model")
     need = fit(replace(request, width=640, height=640), card_named("A10")).need_bytes
@@ -160,7 +159,7 @@ def test_a_smaller_size_or_batch_is_the_tables_and_one_step_more_does_not_fit(se
             continue
         looked += 1
         size, batch = smaller_size(request, card, library), smaller_batch(request, card, library)
-        most = largest_size(anywhere(request), card, ratio, library)
+        most = largest_size(request, card, ratio, library)
         assert ratio_of(request) == ratio
         own, step = min(width, height) // 8, min(size.width, size.height) // 8 if size else steps_of(ratio)[0] - 1
         if most is None or min(most.width, most.height) // 8 < own:
@@ -191,10 +190,10 @@ def test_a_share_of_a_card_is_followed_by_a_share_of_a_larger_one():
 def test_a_shared_card_is_shared_by_fewer():
     request, card = GenerationRequest(width=1024, height=1024, batch=4), card_named("A10")
     found = by_key(remedies(request, shared_card(card, 3)))[("workers",)]
-    assert (found.title, found.effect, found.code) == ("1 worker per card", "fits", ())
+    assert (found.title, found.effect, found.code) == ("1 worker per GPU", "fits", ())
     assert found.request == request and found.answer == fit(request, card, "dry-run")
     assert found.remark == "Makes it fit: each has 22.03 GiB usable in place of 7.34 GiB."
-    assert "one process has the card alone in place of 3" in found.cost
+    assert "one process has the GPU alone in place of 3" in found.cost
 
 
 @settings(max_examples=10, deadline=None)

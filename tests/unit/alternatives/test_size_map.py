@@ -7,7 +7,7 @@ import pytest
 from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, by_card, cell, columns, left_out, scaled
 from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.unit.alternatives.test_sizes import CARDS, random_request
 

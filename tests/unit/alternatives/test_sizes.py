@@ -20,9 +20,10 @@ from planner.cards.lookup import CATALOGUE, card_named, described_card
 from planner.cli.main import main
 from planner.fit import fit
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy, dry_run
-from planner.replay.peaks import fits_within, least_need_bytes, need_bytes
+from planner.programs.files import shipped
+from planner.replay.dry_run import dry_run
+from planner.replay.kernels import KernelPolicy
+from planner.replay.peaks import fits_within, need_bound_bytes, need_bytes
 from planner.request import MAX_BATCH, MAX_SIDE, GenerationRequest
 
 # Cards of every kernel policy, small ones and large ones.
@@ -55,8 +56,8 @@ def test_a_bound_is_below_the_need():
     rng, library = random.Random(1), shipped()
     for _ in range(20):
         request, card = random_request(rng, 500), rng.choice(CARDS)
-        bound = least_need_bytes(request, card, library)
-        assert least_need_bytes(request, card, library, workspace=False) <= bound <= need_bytes(request, card, library)
+        bound = need_bound_bytes(request, card, library)
+        assert need_bound_bytes(request, card, library, workspace=False) <= bound <= need_bytes(request, card, library)
 
 
 def test_a_need_is_that_of_the_answer():
@@ -68,7 +69,7 @@ def test_a_need_is_that_of_the_answer():
         decides = answer.worst_need_bytes or answer.need_bytes
         assert fits_within(request, card, library, decides) and not fits_within(request, card, library, decides - 1)
         assert answer.minimum_bytes is not None
-        assert least_need_bytes(request, card, library, workspace=False) <= answer.minimum_bytes
+        assert need_bound_bytes(request, card, library, workspace=False) <= answer.minimum_bytes
 
 
 def test_an_upright_image_needs_what_a_lying_one_does():
@@ -177,7 +178,7 @@ def test_sizes_that_none_fits_are_null_and_said(capsys):
     assert [row[ratio] for ratio in RATIOS] == [None] * 4 and row["batch"] == 0 and value["smallest"] is None
     assert main(arguments) == 0
     said = capsys.readouterr()
-    assert said.out.count("none") == 5 and "none of these cards fits" in said.err
+    assert said.out.count("none") == 5 and "none of these GPUs fits" in said.err
 
 
 def test_sizes_as_a_table(capsys):

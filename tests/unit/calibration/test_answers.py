@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from planner.answer import Answer
-from planner.calibration.runs import memory_form, model_of
+from planner.calibration.runs import model_of
 from planner.cards.lookup import Card, card_named
 from planner.components import STAGES
 from planner.fit import fit
-from planner.programs.library import Library, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Library
 from planner.report.text import threshold_notes
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
@@ -152,7 +153,7 @@ def test_what_moves_no_allocation_makes_no_other_request(same):
 
 @pytest.mark.parametrize("other", [{"width": 1544}, {"batch": 2}, {"guidance_scale": 1.0}, {"steps": 2}])
 def test_what_moves_one_does(other):
-    assert memory_form(replace(LARGE, **other)) != memory_form(LARGE)
+    assert replace(LARGE, **other).allocation_form() != LARGE.allocation_form()
     assert ask([run_of(LARGE, 1)], "measured", request=replace(LARGE, **other)).verdict == "unknown"
 
 

@@ -22,9 +22,10 @@ from planner.calibration.similarity import traits_of
 from planner.calibration.workspace_curve import FRACTIONS, KNOTS, PREFERRED, Curve, curve_of
 from planner.cards.lookup import family_of
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy, dry_run
-from planner.replay.peaks import peaks_of, same_work
+from planner.programs.files import shipped
+from planner.replay.dry_run import dry_run
+from planner.replay.kernels import KernelPolicy
+from planner.replay.peaks import peaks_of
 from planner.request import GenerationRequest
 from planner.units import MIB
 from tests.unit.measured import (
@@ -202,7 +203,7 @@ def test_needs_cover_what_the_replay_itself_reserves(fraction):
 
     def reserved(request: GenerationRequest) -> int:
         policy = replace(KernelPolicy.of(TURING), workspace_fraction=fraction)
-        return peaks_of(shipped(), same_work(request), policy).reserved_bytes
+        return peaks_of(shipped(), request.replay_form(), policy).reserved_bytes
 
     covered = []
     for seed in range(6):

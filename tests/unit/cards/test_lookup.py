@@ -166,7 +166,7 @@ def test_a_name_is_never_found_inside_another():
 
 @pytest.mark.parametrize("text", ["T4,A10", "t4, rtx 4090", "A100,A100,L4"])
 def test_a_list_in_one_argument_is_told_to_be_several(text):
-    with pytest.raises(UnknownCard, match="name each card by itself: --gpu") as error:
+    with pytest.raises(UnknownCard, match="name each GPU by itself: --gpu") as error:
         card_named(text)
     assert error.value.parts == tuple(part.strip() for part in text.split(","))
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
@@ -196,7 +196,7 @@ def test_an_old_card_is_planned_for_and_says_that_it_cannot_be_verified():
     ],
 )
 def test_a_name_that_is_not_exact_names_the_nearest(name, nearest):
-    with pytest.raises(UnknownCard, match=f"unknown card '{name}' - nearest: '{nearest}'; 'python -m planner gpus'"):
+    with pytest.raises(UnknownCard, match=f"unknown GPU '{name}' - nearest: '{nearest}'; 'python -m planner gpus'"):
         card_named(name)
 
 
@@ -204,7 +204,7 @@ def test_a_name_that_is_not_exact_names_the_nearest(name, nearest):
 def test_a_name_that_is_near_to_none_is_no_guess(name):
     with pytest.raises(UnknownCard) as error:
         card_named(name)
-    assert str(error.value) == f"unknown card '{name}' - 'python -m planner gpus' lists them all"
+    assert str(error.value) == f"unknown GPU '{name}' - 'python -m planner gpus' lists them all"
 
 
 @pytest.mark.parametrize("name", ["", "🦄", "A" * 10_000])

@@ -108,7 +108,7 @@ def test_the_exit_code_is_the_worst_verdict(capsys, argv, code):
     ("argv", "message"),
     [
         (("--width", "500", "--task", "txt2img"), "width must be a multiple of 8, got 500 (nearest: 496 or 504)"),
-        (("--gpu", "RTX 4090 Ti"), "unknown card 'RTX 4090 Ti' - nearest: 'RTX 4090'"),
+        (("--gpu", "RTX 4090 Ti"), "unknown GPU 'RTX 4090 Ti' - nearest: 'RTX 4090'"),
         (("--width", "512" + " " * 30 + "junk"), "width must be a whole number"),
         (("--prompt", "\udcff"), "argument must be text in UTF-8"),
         (("--gpu-memory", "16GiB", "--compute-capability", "9" * 5000 + ".0"), "--compute-capability must be a ver"),
@@ -192,7 +192,7 @@ def test_a_card_that_the_pinned_torch_does_not_run_on_is_said_with_each_answer(c
 
 def test_a_list_of_cards_is_told_to_repeat_the_flag(capsys):
     code, _, err = run(capsys, "fit", "--gpu", "T4,A10")
-    assert code == 2 and "name each card by itself: --gpu T4 --gpu A10" in err
+    assert code == 2 and "name each GPU by itself: --gpu T4 --gpu A10" in err
 
 
 def test_gpus_tells_of_slices_beside_the_table(capsys):

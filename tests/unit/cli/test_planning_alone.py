@@ -6,7 +6,7 @@ import pytest
 
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.conftest import ROOT
 from tests.hiding import installed_beyond, python_without, required

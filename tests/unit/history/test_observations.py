@@ -18,7 +18,7 @@ from cache.records import METHOD, Measured, Prediction
 from planner.calibration.workspace_curve import FRACTIONS, PREFERRED
 from planner.cards.lookup import card_named
 from planner.fit import fit
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import make_environment, make_measured

@@ -17,7 +17,7 @@ from cache.history.location import HistoryRefused
 from cache.history.store import Store
 from cache.jobs.owner import Owner
 from planner.cli.main import main
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from tests.conftest import make_environment, make_measured
 from tests.full_disk import PLANNER, as_anybody, can_mount, on_full_disk, with_file_limit
@@ -31,7 +31,7 @@ SCRIPTED = """
 import sys
 from cache.jobs.queue import Jobs
 from planner.cli.main import main
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 command = [sys.executable, "-m", "tests.worker.scripted", "good"]
 Jobs.__init__.__kwdefaults__["worker_command"] = lambda kind: command
 sys.exit(main(sys.argv[1:]))

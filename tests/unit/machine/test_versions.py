@@ -10,7 +10,7 @@ from cache.machine.attached import cards, why_not_usable
 from cache.machine.versions import NotInstalled, installed, missing, planned_for
 from planner.components import LIBRARIES
 from planner.errors import NoProgram
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 
 
 def forget() -> None:

@@ -5,24 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.answer import LEAST_STEP
+from planner.answer import MINIMUM_STEP
 from planner.cards.lookup import card_named, described_card
 from planner.components import STAGES
 from planner.fit import fit
 from planner.programs.assemble import events_of
-from planner.programs.library import Op, shipped
+from planner.programs.files import shipped
+from planner.programs.library import Op
 from planner.replay.allocator import SMALL_SEGMENT
-from planner.replay.dry_run import (
-    CUBLAS_BYTES,
-    CUBLAS_BYTES_FROM_90,
-    REPLAYED_FRACTIONS,
-    KernelPolicy,
-    allocated_peaks,
-    assumptions,
-    dry_run,
-    live_peaks,
-)
-from planner.replay.minimum import least_capacity_bytes
+from planner.replay.assumptions import assumptions
+from planner.replay.dry_run import allocated_peaks, dry_run, live_peaks
+from planner.replay.kernels import CUBLAS_BYTES, CUBLAS_BYTES_FROM_90, REPLAYED_FRACTIONS, KernelPolicy
+from planner.replay.minimum import minimum_capacity_bytes
 from planner.report.text import threshold_notes
 from planner.request import GenerationRequest
 from planner.units import GIB, MIB
@@ -42,8 +36,8 @@ def run(request: GenerationRequest, policy: KernelPolicy = TENSOR_CORES, capacit
     return dry_run(events_of(shipped(), request), policy, capacity, **options)
 
 
-def least(request: GenerationRequest, policy: KernelPolicy) -> int:
-    return least_capacity_bytes(request, policy, shipped())
+def minimum(request: GenerationRequest, policy: KernelPolicy) -> int:
+    return minimum_capacity_bytes(request, policy, shipped())
 
 
 @few
@@ -113,17 +107,17 @@ def test_calls_played_in_short_reach_no_other_peak(request_):
 @few
 @given(requests(**sized), st.sampled_from(POLICIES))
 def test_the_verdicts_two_thresholds_hold(request_, policy):
-    """Room for the preferred run and one step less; room for the least and one step less."""
+    """Replay with room for the preferred run and one step less, then at the minimum and one step less."""
     events = events_of(shipped(), request_)
     enough = dry_run(events, policy).peak_reserved_bytes
     assert dry_run(events, policy, enough).num_alloc_retries == 0
     assert dry_run(events, policy, enough - SMALL_SEGMENT).num_alloc_retries > 0
-    lowest, warm = least(request_, policy), policy.without_workspace()
-    # A warm process has no other plans than those without workspace, so its least is what both have in common.
-    kernels = warm if lowest == least(request_, warm) else policy
-    assert lowest == dry_run(events, kernels).peak_reserved_bytes or lowest % LEAST_STEP == 0
+    lowest, warm = minimum(request_, policy), policy.without_workspace()
+    # A warm process has no other plans than those without workspace, so its minimum is what both have in common.
+    kernels = warm if lowest == minimum(request_, warm) else policy
+    assert lowest == dry_run(events, kernels).peak_reserved_bytes or lowest % MINIMUM_STEP == 0
     assert dry_run(events, kernels, lowest).outcome == "ok"
-    below = -(-lowest // LEAST_STEP) * LEAST_STEP - LEAST_STEP
+    below = -(-lowest // MINIMUM_STEP) * MINIMUM_STEP - MINIMUM_STEP
     tried = [dry_run(events_of(shipped(), request_, play), kernels, below) for play in ("ends", "first")]
     [*_, short] = sorted(tried, key=lambda result: result.outcome == "out-of-memory")
     assert short.outcome == "out-of-memory"
@@ -134,12 +128,12 @@ def test_the_verdicts_two_thresholds_hold(request_, policy):
 @pytest.mark.parametrize(
     ("width", "height", "capability"), [(832, 1192, (9, 0)), (984, 1216, (9, 0)), (1416, 1424, (7, 5))]
 )
-def test_luck_below_a_failure_is_not_the_least(width, height, capability):
-    """These have a lucky capacity with failures above it: what counts is from where on it always runs."""
+def test_a_success_below_a_failure_is_not_the_minimum(width, height, capability):
+    """Each runs at some capacity with failures above it; the minimum is the capacity from which on it always runs."""
     request_, policy = GenerationRequest(width=width, height=height), KernelPolicy.of(capability).without_workspace()
     events = events_of(shipped(), request_)
     enough = dry_run(events, policy).peak_reserved_bytes
-    lowest = least(request_, policy)
+    lowest = minimum(request_, policy)
     capacities = [lowest + part * (enough - lowest) // 12 for part in range(13)]
     assert {dry_run(events, policy, capacity).outcome for capacity in capacities} == {"ok"}
 

@@ -1,19 +1,20 @@
-"""The quick replay gives what the dry run gives: with room without end, within a capacity, and as thrifty as can be."""
+"""Test that the fast replay equals the dry run: in unlimited memory, within a capacity, and with early flushes."""
 
 import random
 
 import pytest
 
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
+from planner.programs.files import shipped
 from planner.replay.allocator import CachingAllocator
-from planner.replay.dry_run import KernelPolicy, dry_run
+from planner.replay.dry_run import dry_run
 from planner.replay.fast_replay import loaded, peaks, script
+from planner.replay.kernels import KernelPolicy
 from tests.unit.alternatives.test_sizes import random_request
 
 
-class Thrifty(CachingAllocator):
-    """Flushes before it asks for anything."""
+class FlushingAllocator(CachingAllocator):
+    """Flush the cache before every request for a segment."""
 
     def _reserve(self, size: int) -> None:
         self.empty_cache()
@@ -24,7 +25,7 @@ CAPABILITIES = ((6, 1), (7, 5), (8, 6), (9, 0))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_quick_replay_is_the_dry_run(seed):
+def test_the_fast_replay_equals_the_dry_run(seed):
     rng, ended, retried = random.Random(seed), set(), 0
     for _ in range(25):
         request, policy = random_request(rng, 500), KernelPolicy.of(rng.choice(CAPABILITIES))
@@ -32,13 +33,13 @@ def test_the_quick_replay_is_the_dry_run(seed):
         start = loaded(events)
         whole = dry_run(events, policy)
         assert peaks(script(events, policy, start)) == (whole.peak_reserved_bytes, whole.peak_allocated_bytes), request
-        thrifty = dry_run(events, policy.without_workspace(), allocator=Thrifty())
+        smallest = dry_run(events, policy.without_workspace(), allocator=FlushingAllocator())
         bare = script(events, policy.without_workspace(), start)
-        expected = (thrifty.peak_reserved_bytes, thrifty.peak_allocated_bytes)
-        assert peaks(bare, is_thrifty=True) == expected, request
+        expected = (smallest.peak_reserved_bytes, smallest.peak_allocated_bytes)
+        assert peaks(bare, flushes_first=True) == expected, request
         played = script(events, policy, start, has_end=True)
         for _ in range(4):
-            capacity = rng.randrange(thrifty.peak_allocated_bytes * 98 // 100, whole.peak_reserved_bytes + 1)
+            capacity = rng.randrange(smallest.peak_allocated_bytes * 98 // 100, whole.peak_reserved_bytes + 1)
             run = dry_run(events, policy, capacity)
             expected = (run.peak_reserved_bytes, run.peak_allocated_bytes) if run.outcome == "ok" else None
             assert peaks(played, capacity) == expected, (request, capacity)

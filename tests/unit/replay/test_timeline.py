@@ -3,8 +3,9 @@ import pytest
 from planner.cards.lookup import card_named, described_card
 from planner.components import STAGES
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy, dry_run
+from planner.programs.files import shipped
+from planner.replay.dry_run import dry_run
+from planner.replay.kernels import KernelPolicy
 from planner.replay.timeline import LOADING, POINTS, block_of, timeline_of
 from planner.request import GenerationRequest
 

@@ -8,8 +8,8 @@ import torch
 from cache.allocations import CUDA, STORAGES, Convolution, Recording, compared, convolution_rows, grouped, predicted
 from cache.worker.recording import Recorder
 from planner.programs.assemble import events_of
-from planner.programs.library import shipped
-from planner.replay.dry_run import KernelPolicy
+from planner.programs.files import shipped
+from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
 TURING = KernelPolicy.of((7, 5))

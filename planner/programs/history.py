@@ -1,0 +1,213 @@
+"""Hold the history of a whole request without calls: symbolic, and in bytes."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from planner.programs.library import Op, Routine, evaluated, features
+
+# Which of many equal calls in a row are played in full: all, the first and the last, or the first, for a sketch.
+Play = Literal["all", "ends", "first"]
+
+# The position of each kernel's plain number in a row of `Routine.kernels`; all before it are sizes.
+_KERNEL_SIZES = {Op.CONVOLUTION: 5, Op.ATTENTION: 2}
+
+
+@dataclass(frozen=True)
+class Events:
+    """Hold the history of one request, one event after another, in bytes.
+
+    `kinds` is (events,) of `Op` without CALL. `values` is (events,): bytes for a birth, the number of the storage for a
+    death, the row in `convolutions` or `attentions` for a kernel, the index in `STAGES` for a stage. `convolutions` is
+    (convolutions, 6): elements of input, padded input, output, padded output and weight, then 1 if channels_last.
+    `attentions` is (attentions, 3): bytes of the log-sum-exp and of the float32 accumulator, then the head dimension.
+    `is_weight` is (storages,): True for a parameter or a buffer.
+    """
+
+    kinds: np.ndarray
+    values: np.ndarray
+    module_ids: np.ndarray
+    is_weight: np.ndarray
+    convolutions: np.ndarray
+    attentions: np.ndarray
+    modules: tuple[str, ...]
+
+    def live_bytes(self) -> np.ndarray:
+        """Compute the bytes of living storages after each event.
+
+        These are the bytes requested, before any allocator rounds them.
+        """
+        return np.cumsum(self.deltas())
+
+    def deltas(self) -> np.ndarray:
+        """Compute the bytes that each event adds to the living storages."""
+        born = self.kinds == Op.BIRTH
+        sizes = self.values[born]
+        died = self.kinds == Op.DEATH
+        deltas = np.zeros(len(self.kinds), dtype=np.int64)
+        deltas[born] = sizes
+        deltas[died] = -sizes[self.values[died]]
+        return deltas
+
+    def stages(self) -> np.ndarray:
+        """Give the index in `STAGES` of each event, -1 before the first stage."""
+        begins = np.where(self.kinds == Op.STAGE, np.arange(len(self.kinds)), -1)
+        latest = np.maximum.accumulate(begins)
+        return np.where(latest < 0, -1, self.values[latest])
+
+    def alive_at(self, event: int) -> np.ndarray:
+        """Give the numbers of the storages that live after this event."""
+        until = slice(None, event + 1)
+        born = int((self.kinds[until] == Op.BIRTH).sum())
+        dead = self.values[until][self.kinds[until] == Op.DEATH]
+        return np.setdiff1d(np.arange(born), dead)
+
+    def sizes(self) -> np.ndarray:
+        """Give the bytes of each storage, in the order of their birth."""
+        return self.values[self.kinds == Op.BIRTH]
+
+    def birth_modules(self) -> np.ndarray:
+        """Give the index in `modules` of each storage's maker, in the order of birth."""
+        return self.module_ids[self.kinds == Op.BIRTH]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Hold a history without calls, its sizes symbolic: pairs of feature and coefficient.
+
+    `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (storages, 2) and
+    `is_weight` (storages,). `convolutions` is (convolutions, 6, 2) and `attentions` (attentions, 3, 2).
+    """
+
+    ops: np.ndarray
+    births: np.ndarray
+    is_weight: np.ndarray
+    convolutions: np.ndarray
+    attentions: np.ndarray
+    modules: tuple[str, ...]
+
+    def at(self, batch: int, latent_height: int, latent_width: int) -> Events:
+        """Evaluate the history for a request of this size."""
+        quantities = features(batch, latent_height, latent_width)
+        values = self.ops[:, 1].astype(np.int64)
+        births = evaluated(self.births, quantities)
+        values[self.ops[:, 0] == Op.BIRTH] = births
+        return Events(
+            kinds=self.ops[:, 0],
+            values=values,
+            module_ids=self.ops[:, 2],
+            is_weight=self.is_weight,
+            convolutions=evaluated(self.convolutions, quantities),
+            attentions=evaluated(self.attentions, quantities),
+            modules=self.modules,
+        )
+
+
+class FlatBuilder:
+    """Grow a `Flat` history, one event or one routine at a time."""
+
+    def __init__(self, modules: Sequence[str]):
+        self._ops: list[np.ndarray] = []
+        self._births: list[np.ndarray] = []
+        self._weights: list[np.ndarray] = []
+        self._kernels: dict[Op, list[np.ndarray]] = {
+            op: [np.zeros((0, sizes + 1, 2), np.int64)] for op, sizes in _KERNEL_SIZES.items()
+        }
+        self._storages = 0
+        self._rows = dict.fromkeys(_KERNEL_SIZES, 0)
+        self._modules = {name: index for index, name in enumerate(modules)}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ops))
+
+    def module(self, name: str) -> int:
+        """Give the number of this module, a new one where the library has none of this name."""
+        return self._modules.setdefault(name, len(self._modules))
+
+    def event(self, op: Op, value: int, module: int = 0) -> None:
+        """Append an event that makes no storage and runs no kernel."""
+        self._ops.append(np.array([[op, value, module]], dtype=np.int64))
+
+    def birth(self, size: tuple[int, int], module: int) -> int:
+        """Make a storage of this symbolic size, and return its number."""
+        number = self._storages
+        self.event(Op.BIRTH, number, module)
+        self._births.append(np.array([size], dtype=np.int64))
+        self._storages += 1
+        return number
+
+    def die(self, numbers: list[int]) -> None:
+        """Free these storages and empty the list, as Python frees a list: from its last item on."""
+        while numbers:
+            self.event(Op.DEATH, numbers.pop())
+
+    def load(self, weights: Sequence[tuple[int, int]]) -> list[int]:
+        """Make the storages of these (bytes, module), and return their numbers."""
+        tensors = np.array(weights, dtype=np.int64).reshape(-1, 2)
+        count = len(tensors)
+        numbers = np.arange(self._storages, self._storages + count)
+        self._ops.append(np.stack([np.full(count, Op.BIRTH), numbers, tensors[:, 1]], axis=1))
+        self._births.append(np.stack([np.zeros(count, dtype=np.int64), tensors[:, 0]], axis=1))
+        self._storages += count
+        self._weights.append(numbers)
+        return numbers.tolist()
+
+    def routine(self, routine: Routine, sizes: np.ndarray) -> list[int]:
+        """Append a routine without calls, and return the numbers of its results.
+
+        `sizes` are its symbolic sizes in this history.
+        """
+        ops = routine.ops.astype(np.int64)
+        born = ops[:, 0] == Op.BIRTH
+        first, count = self._storages, int(born.sum())
+        self._births.append(sizes[ops[born, 1]])
+        ops[born, 1] = np.arange(first, first + count)
+        ops[ops[:, 0] == Op.DEATH, 1] += first
+        self._add_kernels(ops, routine, sizes)
+        self._ops.append(ops)
+        self._storages += count
+        return [first + int(index) for index in routine.results]
+
+    def kernel(self, op: Op, row: int, module: int, routine: Routine, sizes: np.ndarray) -> None:
+        """Append one kernel of a routine, with these symbolic sizes."""
+        ops = np.array([[op, row, module]], dtype=np.int64)
+        self._add_kernels(ops, routine, sizes)
+        self._ops.append(ops)
+
+    def _add_kernels(self, ops: np.ndarray, routine: Routine, sizes: np.ndarray) -> None:
+        """Keep the kernels that these ops run, and make their operands rows of this history."""
+        for op, width in _KERNEL_SIZES.items():
+            rows = ops[:, 0] == op
+            count = int(rows.sum())
+            if not count:
+                continue
+            kernels = routine.kernels[ops[rows, 1]]
+            plain = np.stack([np.zeros(count, dtype=np.int64), kernels[:, width].astype(np.int64)], axis=-1)
+            self._kernels[op].append(np.concatenate([sizes[kernels[:, :width]], plain[:, None, :]], axis=1))
+            ops[rows, 1] = np.arange(self._rows[op], self._rows[op] + count)
+            self._rows[op] += count
+
+    def flat(self) -> Flat:
+        """Give the history so far."""
+        return Flat(
+            ops=np.concatenate(self._ops),
+            births=np.concatenate(self._births),
+            is_weight=np.isin(np.arange(self._storages), np.concatenate(self._weights)),
+            convolutions=np.concatenate(self._kernels[Op.CONVOLUTION]),
+            attentions=np.concatenate(self._kernels[Op.ATTENTION]),
+            modules=tuple(self._modules),
+        )
+
+
+def played_in_full(calls: Sequence[Hashable], play: Play) -> Iterator[bool]:
+    """Tell of each call in a row whether to play it in full.
+
+    Calls are told apart by kind. A call that is not played in full leaves only its results. The calls between the first
+    and the last of a kind leave nothing but their results, so they reach no peak that the last one does not.
+    """
+    first = {call: index for index, call in reversed(list(enumerate(calls)))}
+    last = {call: index for index, call in enumerate(calls)} if play == "ends" else first
+    played = {*first.values(), *last.values()}
+    return iter([play == "all" or index in played for index in range(len(calls))])
