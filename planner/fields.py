@@ -16,6 +16,8 @@ from planner.errors import InvalidArgument
 
 # What a field changes: peak memory, the time of a run alone, or the published formula alone.
 Changes = Literal["memory", "time", "formula"]
+# How much a measured run tells of a request that differs from it in the field.
+Evidence = Literal["full", "half", "none"]
 
 
 def parse_whole(argument: str, text: str) -> int:
@@ -65,7 +67,8 @@ class Field:
     """One field of a plan: its default, its rule and its words.
 
     `help` is shown on the command line and beside the page's control, in Markdown. `call` is the line of code that
-    switches the field on, where diffusers has one. A field that `is_later` came after the first release: a request
+    switches the field on, where diffusers has one. `evidence` is about options of the pipeline: whether runs that
+    differ in one count in full, half, or not at all. A field that `is_later` came after the first release: a request
     that has it at its default keeps the id that it had before, and a file of runs may leave it out.
     """
 
@@ -73,6 +76,7 @@ class Field:
     label: str
     help: str
     changes: Changes = "memory"
+    evidence: Evidence = "none"
     call: str = ""
     is_vae: bool = False
     is_later: bool = False

@@ -9,7 +9,7 @@ people look for it as it is, and the history shows how far measured runs are fro
 from dataclasses import dataclass
 
 from planner.components import FLOAT16_BYTES, LATENT_CHANNELS, SD_V15, ModelFacts
-from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+from planner.request import OPTIONS, VAE_SCALE_FACTOR, GenerationRequest
 
 # The published rounding of (320 + 640 + 1280) / 3, the UNet's three channel widths.
 MEAN_UNET_CHANNELS = 745
@@ -136,8 +136,6 @@ def not_in_the_formula(request: GenerationRequest) -> list[str]:
         notes.append("guidance: it doubles the UNet batch, which the formula does not count")
     if request.safety_checker:
         notes.append("safety checker: its weights are not in the published base")
-    options = ("vae_tiling", "vae_slicing", "attention_slicing", "channels_last")
-    notes += [f"{name.replace('_', ' ')}: the formula does not know it" for name in options if getattr(request, name)]
-    if request.offload != "none":
-        notes.append(f"{request.offload} offload: the formula assumes none")
+    words = (field.words(getattr(request, field.name)) for field in OPTIONS if field.name != "safety_checker")
+    notes += [f"{option}: the formula does not know it" for option in words if option]
     return notes

@@ -114,6 +114,7 @@ class GenerationRequest:
             default=True,
             label="Safety checker",
             help="A fourth model on the GPU, run on every picture. The pipeline loads it by default.",
+            evidence="full",
         )
     )
     vae_tiling: bool = row(
@@ -121,6 +122,7 @@ class GenerationRequest:
             default=False,
             label="VAE tiling",
             help="`pipe.vae.enable_tiling()`: encode and decode in tiles.",
+            evidence="half",
             call="pipe.vae.enable_tiling()",
             is_vae=True,
         )
@@ -130,6 +132,7 @@ class GenerationRequest:
             default=False,
             label="VAE slicing",
             help="`pipe.vae.enable_slicing()`: one image at a time. Does nothing at batch 1.",
+            evidence="half",
             call="pipe.vae.enable_slicing()",
             is_vae=True,
         )
@@ -155,6 +158,7 @@ class GenerationRequest:
             choices=OFFLOADS,
             label="Offload",
             help="model: `pipe.enable_model_cpu_offload()` keeps one component on the GPU at a time.",
+            evidence="half",
             call="pipe.enable_model_cpu_offload()",
         )
     )
@@ -213,17 +217,20 @@ class GenerationRequest:
     @property
     def request_id(self) -> str:
         """Hash the canonical form with SHA-256: equal for all requests that run the same work."""
-        values = self.canonical().to_dict()
-        for field in FIELDS:
-            # The ids in histories are older than such a field.
-            if field.is_later and values[field.name] == field.default:
-                del values[field.name]
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.canonical().to_record(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields by name, as the JSON contract spells them."""
         return asdict(self)
+
+    def to_record(self) -> dict[str, Any]:
+        """Give the fields as ids and files of runs have them: without later fields that are at their defaults."""
+        values = self.to_dict()
+        for field in FIELDS:
+            if field.is_later and values[field.name] == field.default:
+                del values[field.name]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -35,7 +35,7 @@ from cache.records import (
 from planner.answer import Basis, Verdict
 from planner.components import STAGES, Scope
 from planner.errors import InvalidArgument
-from planner.request import GenerationRequest
+from planner.request import FIELDS, GenerationRequest
 
 FORMAT, VERSION = "will-it-fit/run", 1
 MAX_TEXT, MAX_REASON = 500, 2000
@@ -115,8 +115,12 @@ _PREDICTION = {
     "stages": table(dict.fromkeys(STAGES, whole(0, 2**50)), optional=frozenset(STAGES)),
 }
 _HOLDER = {"pid": whole(0, 2**32), "name": _TEXT, "used_bytes": _SIZE}
-# The request checks each value. Here all must be given, since a file must not depend on defaults.
-_REQUEST_FIELDS = table(dict.fromkeys((field.name for field in fields(GenerationRequest)), scalar))
+# The request checks each value. Here all must be given, since a file must not depend on defaults; fields that came
+# later are left out of older files, and mean their defaults.
+_REQUEST_FIELDS = table(
+    {field.name: scalar for field in FIELDS},
+    optional=frozenset(field.name for field in FIELDS if field.is_later),
+)
 _LINE = table(
     {
         "format": _TEXT,

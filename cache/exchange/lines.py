@@ -94,7 +94,7 @@ def line_of(measurement: Measurement) -> str:
         "created_at": measurement.created_at,
         "scope": measurement.scope,
         "source": measurement.source,
-        "request": measurement.request.to_dict(),
+        "request": measurement.request.to_record(),
         "environment": measurement.environment.to_dict(),
         "measured": asdict(measurement.measured),
         "holders": measurement.holders,

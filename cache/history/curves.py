@@ -21,7 +21,7 @@ Report = Callable[[int, int], None]
 def _key(library: Library, observation: Observation) -> str:
     """Compute a key that is the same for all runs with the same curve."""
     policy = KernelPolicy.of(observation.capability)
-    request = observation.request.allocation_form().to_dict()
+    request = observation.request.allocation_form().to_record()
     content = [VERSION, library.digest, repr(policy), observation.scope, request]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

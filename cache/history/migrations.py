@@ -1,8 +1,16 @@
 """The schema of the history, as numbered steps. A released step is never edited: add the next one."""
 
+from typing import Any
+
 from sqlite_utils import Database, Migrations
 
+from planner.fields import Choice, Field, Number, Switch, Text, Whole
+from planner.request import FIELDS
+
 migrations = Migrations("will_it_fit")
+
+# SQLite has no truth values: a switch is kept as 0 or 1.
+_STORED_AS: dict[type[Field], type] = {Choice: str, Text: str, Whole: int, Number: float, Switch: int}
 
 
 @migrations()
@@ -196,3 +204,22 @@ def m008_emulated_capacities(db: Database) -> None:
 def m009_digests(db: Database) -> None:
     """A hash of a run's rows, by which recovery knows them; null, as in every row before, is a run that has none."""
     db.table("measurements").add_column("digest", str)
+
+
+def request_column(field: Field) -> Any:
+    """Make the step that gives requests a column for a later field; older rows have the field's default.
+
+    It is a step of its own, so that an older planner refuses a history whose requests say more than it knows.
+    """
+
+    def step(db: Database) -> None:
+        kind = _STORED_AS[type(field)]
+        db.table("requests").add_column(field.name, kind, not_null_default=kind(field.default))
+
+    step.__name__ = f"request_{field.name}"
+    return step
+
+
+for _field in FIELDS:
+    if _field.is_later:
+        migrations()(request_column(_field))

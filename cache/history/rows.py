@@ -7,16 +7,16 @@ from typing import Any
 
 from cache.records import Environment, Measured, Measurement, Prediction, StageMeasure, content_id
 from planner.errors import PlannerError
-from planner.request import GenerationRequest
+from planner.fields import Switch
+from planner.request import FIELDS, GenerationRequest
 
 Columns = Mapping[str, Any]
 
 # What a row raises that this planner would not have kept, in whatever way that shows.
 BROKEN_ROW = (PlannerError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
-_REQUEST = tuple(field.name for field in fields(GenerationRequest))
-# SQLite has no truth values: a flag is kept as 0 or 1.
-_FLAGS = tuple(field.name for field in fields(GenerationRequest) if isinstance(field.default, bool))
+# SQLite has no truth values: a switch is kept as 0 or 1.
+_SWITCHES = tuple(field.name for field in FIELDS if isinstance(field, Switch))
 _MEASURED = tuple(field.name for field in fields(Measured) if field.name != "stages")
 # The columns of a run's row that `measurement_from` reads.
 RUN_COLUMNS = ("id", "created_at", "origin", "source", "holders", *_MEASURED)
@@ -28,8 +28,8 @@ def request_from(row: Columns) -> GenerationRequest:
     Raises:
         InvalidArgument: a rule has become stricter since, or the row is not one of the history.
     """
-    values = {name: row[name] for name in _REQUEST}
-    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _FLAGS})
+    values = {field.name: row[field.name] for field in FIELDS}
+    return GenerationRequest.from_dict(values | {name: bool(values[name]) for name in _SWITCHES})
 
 
 def prediction_from(row: Columns) -> Prediction:

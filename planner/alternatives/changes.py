@@ -6,7 +6,7 @@ from typing import Any
 
 from planner.cards.lookup import Card
 from planner.components import PIPELINE_CLASSES, SD_V15, STAGES, VAE_TILE
-from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+from planner.request import VAE_SCALE_FACTOR, GenerationRequest, field_named
 from planner.units import gib
 
 _VAE = ("vae_encoder", "vae_decoder")
@@ -37,16 +37,23 @@ class Change:
         return GenerationRequest.from_dict(request.to_dict() | dict(self.fields))
 
 
+def _switched(name: str, value: Any, rank: float, cost: str, title: str | None = None, **more: Any) -> Change:
+    """Make the change that puts an option of the pipeline to a value, by its own label and line of code."""
+    field = field_named(name)
+    change = Change(
+        key=name, title=title or field.label, fields=((name, value),), rank=rank, cost=cost, code=(field.call,)
+    )
+    return replace(change, **more)
+
+
 # Sources: diffusers 0.42.1, AutoencoderKL and DiffusionPipeline.enable_attention_slicing; accelerate's hooks.
 _SETTINGS = (
-    Change(
-        key="vae_slicing",
-        title="VAE slicing",
-        fields=(("vae_slicing", True),),
+    _switched(
+        "vae_slicing",
+        True,
         rank=1,
         touches=_VAE,
         cost="The same pictures. The VAE takes one image after another; nothing else is slower.",
-        code=("pipe.vae.enable_slicing()",),
     ),
     Change(
         key="channels_last",
@@ -58,33 +65,28 @@ _SETTINGS = (
         "that no measured run has confirmed.",
         code=tuple(f"{module}.to(memory_format=torch.channels_last)" for module in _BOTH),
     ),
-    Change(
-        key="vae_tiling",
-        title="VAE tiling",
-        fields=(("vae_tiling", True),),
+    _switched(
+        "vae_tiling",
+        True,
         rank=3,
         touches=_VAE,
         cost="The picture changes a little: tiles of 512 pixels are blended where they overlap, and their tones may "
         "differ. The VAE computes the overlaps twice, up to 1.8 times its work.",
-        code=("pipe.vae.enable_tiling()",),
     ),
-    Change(
-        key="offload",
+    _switched(
+        "offload",
+        "model",
         title="Model offload",
-        fields=(("offload", "model"),),
         rank=5,
         cost=f"The same pictures. Every call copies {gib(_MOVED_BYTES)} of weights over PCIe to the GPU, and host "
         "memory must hold them in between. It stands in place of pipe.to.",
-        code=("pipe.enable_model_cpu_offload()",),
     ),
-    Change(
-        key="attention_slicing",
-        title="Attention slicing",
-        fields=(("attention_slicing", True),),
+    _switched(
+        "attention_slicing",
+        True,
         rank=6,
         touches=("unet",),
         cost="The same pictures, but serious slow-downs: diffusers warns against it where attention is fused, as here.",
-        code=("pipe.enable_attention_slicing()",),
         raises="without the fused kernels attention keeps a matrix of tokens by tokens",
     ),
     Change(

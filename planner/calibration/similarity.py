@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from planner.cards.lookup import family_of
 from planner.components import Scope
-from planner.request import GenerationRequest
+from planner.request import OPTIONS, GenerationRequest
 
 # How a run ended: unhindered, with allocator retries, or out of memory.
 Kind = Literal["full", "limited", "out-of-memory"]
@@ -63,15 +63,11 @@ def traits_of(
     scope: Scope = "pipeline",
 ) -> Traits:
     """Give the traits of a request on a GPU of this compute capability."""
-    kernels = {
-        "several images": request.batch > 1,
-        "channels_last": request.channels_last,
-        "attention slicing": request.attention_slicing,
-    }
-    options = {
-        "VAE tiling": request.vae_tiling,
-        "VAE slicing": request.vae_slicing and request.batch > 1,
-        "model offload": request.offload == "model",
-    }
-    named = ("+".join(name for name, on in of.items() if on) or "plain" for of in (kernels, options))
+    changed = [field for field in OPTIONS if field.words(getattr(request, field.name))]
+    if request.batch == 1:
+        changed = [field for field in changed if field.name != "vae_slicing"]
+    kernels = ["several images"] if request.batch > 1 else []
+    kernels += [field.words(getattr(request, field.name)) for field in changed if field.evidence == "none"]
+    options = [field.words(getattr(request, field.name)) for field in changed if field.evidence == "half"]
+    named = ("+".join(words) or "plain" for words in (kernels, options))
     return Traits(family_of(capability), attention, next(named), capability, cudnn, next(named), versions, scope)

@@ -19,7 +19,11 @@ from planner.fields import Choice, Field, Number, Switch, Whole
 from planner.plan import plan_field
 from planner.request import FIELDS, OPTIONS, GenerationRequest, field_named
 
-_NUMBERS = tuple(field for field in FIELDS if isinstance(field, (Whole, Number)))
+# Those that change memory come first, and those that change the formula alone come last.
+_ORDER = ("memory", "time", "formula")
+_NUMBERS = sorted(
+    (field for field in FIELDS if isinstance(field, (Whole, Number))), key=lambda field: _ORDER.index(field.changes)
+)
 
 
 def field_control(field: Field, *, wrap: bool = False) -> Any:
