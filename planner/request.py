@@ -309,10 +309,9 @@ class GenerationRequest:
 
 # Every field of a request, in the order of its attributes.
 FIELDS = named_fields(fields(GenerationRequest))
-# Those that switch something of the pipeline on or off, or choose how it runs.
-OPTIONS: tuple[Field, ...] = tuple(
-    field for field in FIELDS if isinstance(field, Switch) or (isinstance(field, Choice) and field.name != "task")
-)
+# The arguments of the pipeline's call; all other fields are options of the pipeline.
+_OF_THE_CALL = ("task", "width", "height", "batch", "prompt_tokens", "guidance_scale", "steps")
+OPTIONS = tuple(field for field in FIELDS if field.name not in _OF_THE_CALL)
 DEFAULT = GenerationRequest()
 
 

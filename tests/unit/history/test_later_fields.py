@@ -10,9 +10,9 @@ from planner.fields import Choice, Number, Switch, Whole
 from planner.request import FIELDS, GenerationRequest
 
 LATER = [
-    Whole(default=0, low=0, high=4, label="ControlNets", help="So many.", name="controlnets", is_later=True),
+    Whole(default=0, low=0, high=4, label="Several", help="So many.", name="several", is_later=True),
     Switch(default=False, label="Later", help="On or off.", name="later", is_later=True),
-    Number(default=1.5, low=1, high=4, step=0.5, label="Hires", help="A factor.", name="hires", is_later=True),
+    Number(default=1.5, low=1, high=4, step=0.5, label="Factor", help="A factor.", name="factor", is_later=True),
     Choice(default="a", choices=("a", "b"), label="Word", help="A word.", name="word", is_later=True),
 ]
 
@@ -22,7 +22,7 @@ def test_older_rows_have_the_default(field):
     db = sqlite_utils.Database(memory=True)
     migrations.apply(db)
     request = GenerationRequest(width=768)
-    db.table("requests").insert({"id": request.request_id, **request.to_dict()})
+    db.table("requests").insert({"id": request.request_id, **request.to_record()})
     request_column(field)(db)
     [row] = db.table("requests").rows
     assert field.checked(bool(row[field.name]) if isinstance(field, Switch) else row[field.name]) == field.default

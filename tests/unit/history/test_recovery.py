@@ -259,7 +259,7 @@ def test_each_older_schema_is_read(tmp_path, environment):
         run_id, request = RUN.measurement_id, GenerationRequest()
         # Of the fields that came later it says nothing.
         db["environments"].insert({"id": environment.environment_id} | environment.to_dict())
-        db["requests"].insert({"id": request.request_id} | request.to_dict())
+        db["requests"].insert({"id": request.request_id} | request.to_record())
         row = {"id": run_id, "request_id": request.request_id, "environment_id": environment.environment_id}
         row |= {"created_at": "2026-01-01T00:00:00.000000+00:00", "outcome": "ok", "holders": "[]"}
         row |= {"peak_allocated_bytes": 5, "seconds_per_step": 1}

@@ -123,7 +123,7 @@ def test_rows_from_before_there_were_emulated_capacities_keep_their_key(own_hist
     assert "emulated_bytes" not in db["environments"].columns_dict
     values = {name: value for name, value in asdict(environment).items() if name != "emulated_bytes"}
     db["environments"].insert({"id": content_id(values)} | values)
-    db["requests"].insert({"id": REQUEST.request_id} | REQUEST.to_dict())
+    db["requests"].insert({"id": REQUEST.request_id} | REQUEST.to_record())
     row = {"id": "old", "request_id": REQUEST.request_id, "environment_id": content_id(values)}
     db["measurements"].insert(row | {"created_at": "2026-01-01", "outcome": "ok", "holders": "[]"})
     db.close()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from planner.answer import MINIMUM_STEP
 from planner.cards.lookup import card_named, described_card
 from planner.components import STAGES
+from planner.fields import Choice, Field, Switch, Whole
 from planner.fit import fit
 from planner.programs.assemble import events_of
 from planner.programs.files import shipped
@@ -18,7 +19,7 @@ from planner.replay.dry_run import allocated_peaks, dry_run, live_peaks
 from planner.replay.kernels import CUBLAS_BYTES, CUBLAS_BYTES_FROM_90, REPLAYED_FRACTIONS, KernelPolicy
 from planner.replay.minimum import minimum_capacity_bytes
 from planner.report.text import threshold_notes
-from planner.request import GenerationRequest
+from planner.request import OPTIONS, GenerationRequest
 from planner.units import GIB, MIB
 from tests.unit.strategies import requests
 
@@ -312,3 +313,29 @@ def test_tiling_keeps_the_vae_at_one_tile():
     for stage in ("vae_encoder", "vae_decoder"):
         assert tiled.stages[stage].allocated_bytes < 1.05 * one_tile.stages[stage].allocated_bytes
         assert whole.stages[stage].allocated_bytes > 2 * tiled.stages[stage].allocated_bytes
+
+
+def other_than_default(field: Field):
+    if isinstance(field, Switch):
+        return not field.default
+    if isinstance(field, Choice):
+        return next(choice for choice in field.choices if choice != field.default)
+    assert isinstance(field, Whole)
+    return field.default + 1
+
+
+@pytest.mark.parametrize("field", OPTIONS, ids=lambda field: field.name)
+def test_an_option_that_changes_memory_is_replayed(field):
+    """An option that has a row in the table of fields, and no program, would change nothing in silence."""
+    plain = GenerationRequest(width=1024, height=1024, batch=2)
+    with_option = replace(plain, **{field.name: other_than_default(field)})
+
+    def sizes(request: GenerationRequest):
+        ran = run(request)
+        return (
+            ran.loaded_bytes,
+            ran.peak_reserved_bytes,
+            {name: peak.allocated_bytes for name, peak in ran.stages.items()},
+        )
+
+    assert (sizes(plain) != sizes(with_option)) == (field.changes == "memory")
