@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint format accuracy documents bench screenshots pictures programs gpu-check clean
+.PHONY: run test coverage lint format accuracy documents bench screenshots pictures programs gpu-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests --ignore tests/e2e --ignore tests/trace; others=$$?; \
 	wait $$traces; traces=$$?; cat $(VENV)/traces.log; test $$traces -eq 0 -a $$others -eq 0
 	$(BIN)/python -m pytest tests/e2e
+
+# Which lines the tests below unit/ and ui/ never run. What only a browser, a worker or a GPU runs counts as missing.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/unit tests/ui --cov --cov-report=term-missing:skip-covered -q
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
