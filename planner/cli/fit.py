@@ -1,4 +1,4 @@
-"""``fit`` on the terminal: which GPUs run this request, and by how much."""
+"""The command ``fit``: which GPUs run this request, and by how much."""
 
 import click
 
@@ -45,7 +45,7 @@ def fit_command(plan: Plan, as_format: str) -> int:
     else:
         print(fit_text(plan.request, found.answers))
     if as_format != "md":
-        # Markdown has them in itself.
+        # The Markdown text includes the notes.
         for note in fit_notes(plan.request, found.answers):
             say(note)
     return EXIT_CODES[found.verdict]
