@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.history.location import HistoryError, default_path
 from cache.machine.versions import INSTALL, check_installed, installed, missing
 from cache.refusals import why
 from planner.errors import NoProgram, PlannerError
@@ -87,7 +88,7 @@ def find() -> Found:
 
 
 def _stored(versions: dict[str, str]) -> Library | None:
-    from cache.history.file import HistoryError
+    # The store brings sqlite-utils and pandas, which would nearly double the time of a ``fit``.
     from cache.history.store import Store
 
     try:
@@ -98,8 +99,6 @@ def _stored(versions: dict[str, str]) -> Library | None:
 
 
 def _beside_the_history(suffix: str) -> Path:
-    from cache.history.file import default_path
-
     path = default_path()
     return path.with_name(f"{path.name}.compile.{suffix}")
 
@@ -209,6 +208,7 @@ def _kept(library: Library) -> str:
     if before is None or dict(before.versions) == dict(library.versions):
         save(library, SHIPPED)
         return f"{SHIPPED.parent} has new memory programs"
+    # This is a late import for the reason in `_stored`.
     from cache.history.store import Store
 
     store = Store()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from cache.history.location import HistoryError, anything_measured
+from cache.tokens import count_tokens
 from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.cli.output import say
 from planner.errors import InvalidArgument
@@ -20,6 +22,7 @@ from planner.plan import ATTACHED, GPU_KEY, PLAN_FIELDS, Plan
 from planner.report.markdown import FORMATS
 from planner.request import DEFAULT, FIELDS, MAX_PROMPT_TOKENS, GenerationRequest, field_named
 
+# At run time these imports would bring numpy, which a formula's answer does not need.
 if TYPE_CHECKING:
     from planner.calibration.evidence import Evidence
     from planner.programs.library import Library
@@ -78,8 +81,6 @@ def _tokens(prompt: str | None, prompt_tokens: str | None) -> int:
         return _value(field_named("prompt_tokens"), prompt_tokens)
     if prompt_tokens is not None:
         raise InvalidArgument("--prompt", "must not be given with --prompt-tokens", prompt, "leave one of them out")
-    from cache.tokens import count_tokens
-
     counted = count_tokens(prompt)
     tokens = min(counted, MAX_PROMPT_TOKENS)
     cut = f", cut to {MAX_PROMPT_TOKENS}" if counted > tokens else ""
@@ -176,7 +177,7 @@ def cards_of(plan: Plan) -> list[Card]:
     """
 
     def attached() -> Sequence[Card]:
-        # The driver's library is loaded for nobody else.
+        # Only a plan of this machine's GPUs needs psutil and the driver's library, which take 15 ms.
         from cache.machine.attached import plannable
 
         return plannable()
@@ -191,13 +192,12 @@ def evidence_for(
 
     Either is None if there is none.
     """
-    from cache.history.location import HistoryError, anything_measured
-
     try:
         if not anything_measured((card.compute_capability for card in cards), with_reference=with_reference):
             return None, None
     except HistoryError as error:
         return None, str(error)
+    # The observations bring numpy and the formats of runs, which a plan without measured runs does not need.
     from cache.history.observations import gather
 
     return gather(library, with_reference=with_reference)

@@ -38,7 +38,7 @@ def fit_command(plan: Plan, as_format: str) -> int:
     if as_format == "json":
         print_json(plan_object(found))
     elif as_format == "md":
-        # Only Markdown names the versions that were planned for.
+        # Only Markdown names the versions. Their module imports numpy, which a formula's answer does not need.
         from cache.machine.versions import planned_for
 
         print(fit_markdown(plan.request, found.answers, planned_for(), plan.command(cards)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from planner import __version__
 from planner.cli.output import say
@@ -180,9 +181,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A script that reads the exit code must not fail because a terminal cannot show a sign.
             stream.reconfigure(errors="replace")
     if argv is None and (instruction := os.environ.get(_COMPLETE)):
-        # A shell asks for completions; only then is this part of click of use.
-        from click.shell_completion import shell_complete
-
         return shell_complete(commands, {}, PROGRAM, _COMPLETE, instruction)
     try:
         code = _run(_checked_text(sys.argv[1:] if argv is None else argv))

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+# At run time this import would bring numpy to every command.
 if TYPE_CHECKING:
     from planner.programs.library import Library
 
@@ -25,6 +26,7 @@ def library_here(*, is_silent: bool = False) -> Library | None:
 
     If so, a compile begins in the background. With `is_silent` neither happens, for answers that need no program.
     """
+    # Every command imports this module. The programs bring numpy, and so more than double the time of a short command.
     from cache.programs import find, repair_in_background
 
     library, notice = find()

@@ -114,7 +114,7 @@ def test_a_rehearsal_runs_all_that_a_cpu_can_and_names_the_rest(scripted, out, c
     assert "Everything that can be run here was reached." in summary
     for reason in ("device cpu rehearses at most", "offload must be none on the CPU", "capacity needs a GPU"):
         assert reason in summary
-    assert "the CPU has none of them" in summary and "It judges no GPU" in summary
+    assert "the CPU has none of them" in summary and "It says nothing about a GPU" in summary
     # The user's own history is not touched; an import brings the runs there.
     assert not own_history.exists() and os.environ["PLANNER_DB"] == str(own_history)
     assert planner_main(["history", "import", str(out / "runs.jsonl")]) == 0
@@ -165,7 +165,7 @@ def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
     summary = (out / "summary.md").read_text()
     assert "| img2img 1800×1200, batch 1, guided (UNet batch 2), 3 steps | ran | tight | 0.00 GiB |" in summary
     assert "8 GiB emulated: short of memory" in summary
-    assert "capacity must be below the card's memory of 14.56 GiB" in summary
+    assert "capacity must be below the GPU's memory of 14.56 GiB" in summary
     environment = json.loads((out / "environment.json").read_text())
     assert environment["card"]["name"] == "Tesla T4" and environment["as_run"]["cudnn"] == "91002"
 
@@ -565,7 +565,7 @@ def test_workspaces_are_refused_before_anything_runs(t4, tmp_path, capsys, own_h
 
 def test_a_file_of_workspaces_needs_its_folder(t4, capsys, own_history):
     assert planner_main(["verify", "--device", "0", "--workspaces", "/nowhere/file.json"]) == 2
-    said = "error: workspaces must be a file in a folder that is there, got '/nowhere/file.json'\n"
+    said = "error: workspaces must be a file in a folder that exists, got '/nowhere/file.json'\n"
     assert capsys.readouterr().err == said and not own_history.exists()
 
 

@@ -104,7 +104,7 @@ def test_a_run_at_a_capacity_answers_only_at_that_capacity(jobs_with, nvml):
 
 def test_a_capacity_that_cannot_be_emulated_starts_nothing(jobs_with, store, nvml):
     jobs = jobs_with("good")
-    with pytest.raises(InvalidArgument, match="capacity must be below the card's memory"):
+    with pytest.raises(InvalidArgument, match="capacity must be below the GPU's memory"):
         jobs.submit(REQUEST, Device(cards()[0], 80 * GIB))
     with pytest.raises(InvalidArgument, match="capacity needs a GPU"):
         jobs.submit(REQUEST, Device(emulated_bytes=8 * GIB))

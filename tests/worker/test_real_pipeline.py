@@ -138,7 +138,7 @@ def test_the_command_answers_from_the_same_history(rehearsed, monkeypatch, capsy
     assert "--force measures again" in err
     assert main(argv) == 0
     out, _ = capsys.readouterr()
-    assert "It judges no GPU" in out and "Peak allocated" in out
+    assert "It says nothing about a GPU" in out and "Peak allocated" in out
 
 
 def test_the_command_measures_with_progress_and_keeps_the_run(own_history, capsys):

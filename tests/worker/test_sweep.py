@@ -199,7 +199,7 @@ def test_emulated_capacities_are_a_sweeps_last_in_a_worker_each(scripted, sweep,
     rows = [line for line in out.splitlines() if line.startswith("img2img")]
     assert [", 8 GiB emulated" in row for row in rows] == [False, False, True, True]
     assert "[3/4] img2img 80×64" in err and "steps, 8 GiB emulated\n" in err
-    assert "skipped 1 of 5: capacity must be below the card's memory of 14.56 GiB\n" in err
+    assert "skipped 1 of 5: capacity must be below the GPU's memory of 14.56 GiB\n" in err
     runs = Store(own_history).measurements()
     assert [run.environment.emulated_bytes for run in runs] == [8 * GIB, 8 * GIB, None, None]
     # What was predicted is for that capacity.
@@ -223,7 +223,7 @@ def test_a_capacity_for_the_whole_sweep(scripted, sweep, nvml, cuda_build, own_h
     ("size", "message"),
     [
         ("512MiB", "error: capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)\n"),
-        ("16GiB", "error: capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out"),
+        ("16GiB", "error: capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out"),
         ("16", "error: capacity must be a number with B, KiB, MiB or GiB, got '16' (for example 16GiB)\n"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_run_at_a_capacity_is_named_by_it_wherever_it_is_told(scripted, capsys
     assert main(["verify", "--device", "0", "--width", "64", "--height", "64", "--capacity", "8GiB"]) == 11
     told = capsys.readouterr().out
     assert "on       Tesla T4, 8 GiB emulated, driver 580.65.06" in told
-    assert "8 GiB emulated: torch refused beyond, the CUDA context within it. Kernels and context are those of" in told
+    assert "8 GiB emulated: torch refused more, the CUDA context included. Kernels and context are those of" in told
     main(["history", "list"])
     assert "Tesla T4, 8 GiB emulated" in capsys.readouterr().out
     main(["history", "list", "--json"])

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_used_is_a_message(capsys, tmp_path, monkeypatch, 
     code, out, err = run(capsys, "history", "import", name)
     assert (code, out) == (2, "") and err.startswith(f"error: file must be a file that can be read, or -, got {name!r}")
     code, out, err = run(capsys, "history", "export", name)
-    assert (code, out) == (2, "") and err.startswith("error: file must be one that can be written, or -, got")
+    assert (code, out) == (2, "") and err.startswith("error: file must be a file that can be written, or -, got")
     assert err.count("\n") == 1
 
 
@@ -170,7 +170,7 @@ def test_a_list_says_who_measured_once_somebody_else_did(capsys, own_history):
     assert out.splitlines()[0].split()[:3] == ["id", "UTC", "origin"]
     assert sorted(line.split()[3] for line in out.splitlines()[2:]) == ["imported", "own"]
     shown = run(capsys, "history", "show", RUN.measurement_id)[1]
-    assert "from     imported, its file does not say from where" in shown
+    assert "from     imported, its file does not name a source" in shown
 
 
 def test_a_list_has_options_once_a_run_has_one_and_no_error_of_a_run_that_failed(capsys, own_history):

@@ -385,7 +385,7 @@ def test_a_reader_that_leaves_early_is_no_crash():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("fti",), "error: no command 'fti' (did you mean fit?); 'python -m planner --help' lists what there is"),
+        (("fti",), "error: no command 'fti' (did you mean fit?); 'python -m planner --help' lists them all"),
         (
             ("fit", "--widht", "512"),
             "error: no option '--widht' (did you mean --width?); 'python -m planner fit --help'",

@@ -85,7 +85,7 @@ def test_fit_answers_as_with_torch(tmp_path):
         ("history list", "no run was measured yet"),
         ("history list --reference", "Tesla P100"),
         ("history export -", ""),
-        ("doctor", f"· Libraries: {NOT_INSTALLED}: planning needs none of it"),
+        ("doctor", f"· Libraries: {NOT_INSTALLED}: planning works without"),
     ],
 )
 def test_planning_needs_none_of_it(tmp_path, command, said):
@@ -109,7 +109,7 @@ def test_what_runs_the_pipeline_says_what_to_install(tmp_path, command):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {NOT_INSTALLED} - 'pip install -r requirements.txt', which 'make run' does in .venv, installs what "
-        "measures and compiles; planning needs none of it\n"
+        "measuring and compiling need; planning works without\n"
     )
 
 

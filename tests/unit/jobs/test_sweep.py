@@ -173,7 +173,7 @@ def test_a_card_that_has_not_more_than_the_emulated_capacity_skips_it(nvml):
     can, cannot = runnable(grid(BASE), Device(cards()[0]))
     assert on_the_whole_card(can) == [one.request for one in can] and len(can) == 90
     assert {str(one.error) for one in cannot} == {
-        "capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole card)"
+        "capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole GPU)"
     }
 
 

@@ -62,7 +62,7 @@ def test_the_freest_card_is_chosen_unless_one_is_named(nvml, cuda_build):
     assert usable_card().index == 1
     assert usable_card("0").index == 0
     assert usable_card("GPU-11111111-aaaa").index == 0
-    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID, or cpu, got '7'"):
+    with pytest.raises(InvalidArgument, match="device must be an attached GPU's index or UUID, or cpu, got '7'"):
         usable_card("7")
 
 
@@ -73,7 +73,7 @@ def test_cuda_visible_devices_is_obeyed(nvml, cuda_build, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2222")
     assert usable_card().index == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides every card"):
+    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides every GPU"):
         usable_card()
 
 
@@ -124,7 +124,7 @@ def test_a_card_split_by_mig_is_its_instances(nvml, cuda_build, monkeypatch):
     (card,) = cards()
     assert (card.uuid, card.free_bytes, card.mig) == ("MIG-33333333-cccc", 4_000_000_000, True)
     assert usable_card("MIG-3333").uuid == card.uuid
-    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID"):
+    with pytest.raises(InvalidArgument, match="device must be an attached GPU's index or UUID"):
         usable_card("0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-33333333-cccc")
     assert usable_card().uuid == card.uuid
@@ -155,7 +155,7 @@ def test_why_there_is_no_card(nvml, error, reason):
 
 def test_a_driver_without_a_card(nvml):
     nvml.uuids = []
-    with pytest.raises(NoGpu, match="lists no card"):
+    with pytest.raises(NoGpu, match="lists no GPU"):
         cards()
 
 
@@ -173,7 +173,7 @@ def test_an_old_driver_is_named(nvml, cuda_build):
 
 def test_an_old_card_is_named(nvml, cuda_build):
     nvml.name, nvml.capability = "Tesla V100-SXM2-16GB", (7, 0)
-    assert "compute capability 7.0, torch's CUDA 13.0 needs 7.5 - use a newer card" in str(why_not_usable(cards()[0]))
+    assert "compute capability 7.0, torch's CUDA 13.0 needs 7.5 - use a newer GPU" in str(why_not_usable(cards()[0]))
 
 
 def test_a_good_card_has_no_problem(nvml, cuda_build):

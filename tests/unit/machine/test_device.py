@@ -19,9 +19,9 @@ REQUEST = GenerationRequest(width=64, height=64)
         (GIB // 2, "capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)"),
         (
             15_634_661_376,
-            "capacity must be below the card's memory of 14.56 GiB, got '14.56 GiB' (leave it out to use",
+            "capacity must be below the GPU's memory of 14.56 GiB, got '14.56 GiB' (leave it out to use",
         ),
-        (80 * GIB, "capacity must be below the card's memory of 14.56 GiB, got '80 GiB'"),
+        (80 * GIB, "capacity must be below the GPU's memory of 14.56 GiB, got '80 GiB'"),
     ],
 )
 def test_a_capacity_is_between_a_gib_and_the_cards_memory(nvml, capacity, message):

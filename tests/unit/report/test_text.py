@@ -57,12 +57,12 @@ def test_a_card_that_does_not_simply_fit_is_told_how_it_could():
     names = ("T4", "A100", "RTX 4060")
     tight, no = threshold_notes([fit(request, card_named(name)) for name in names])
     assert tight.startswith("T4: runs from 8.") and "slower kernels or allocator retries" in tight
-    assert no.startswith("RTX 4060: even the least, 9.") and no.endswith("too much")
+    assert no.startswith("RTX 4060: even the minimum, 9.") and no.endswith("too much")
     batch = GenerationRequest(batch=8, width=768, height=768, channels_last=True)
     need = fit(batch, card_named("A10")).need_bytes
     just = replace(card_named("A10"), usable_bytes=need)
     [note] = threshold_notes([fit(batch, just)])
     upper = fit(batch, just).worst_need_bytes
     assert upper > need
-    assert note == f"A10: the need fits, the upper end of its range, {gib(upper)}, does not"
+    assert note == f"A10: the need fits, but the upper end of its range, {gib(upper)}, does not"
     assert threshold_notes([fit(request, card_named("RTX 4060"), "formula")]) == []
