@@ -81,7 +81,7 @@ class Convolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Hold the allocations of one run: `sizes` above 1 MiB in order, and their innermost `modules`."""
+    """Hold the allocations of a run: `sizes` above 1 MiB in order, and their `modules`."""
 
     of: Recorded
     sizes: tuple[int, ...]
@@ -206,7 +206,10 @@ def convolution_rows(recording: Recording, policy: KernelPolicy) -> list[dict[st
 def _where(
     sizes: Iterable[tuple[int, int]], here: Iterable[tuple[int, str]], there: Iterable[tuple[int, str]]
 ) -> list[dict[str, Any]]:
-    """Write (size, count) pairs as objects, with the modules that make more of a size here than there."""
+    """Write (size, count) pairs as objects with modules.
+
+    Modules are those that make more allocations of the size in `here` than in `there`.
+    """
     modules: dict[int, list[str]] = defaultdict(list)
     for size, module in Counter(here) - Counter(there):
         modules[size].append(module)
@@ -216,7 +219,7 @@ def _where(
 def compared(
     recording: Recording, library: Library, request: GenerationRequest, policy: KernelPolicy | None
 ) -> dict[str, Any]:
-    """Compare a recorded run with the dry run of its request: sizes that only one has, and where.
+    """Compare a recorded run with the dry run of its request: find sizes that only one has.
 
     The run was in a process that had made cuBLAS's handle. A `policy` of None means the CPU, whose kernels take no
     workspace, so none is compared.

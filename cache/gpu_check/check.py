@@ -252,7 +252,7 @@ class Check:
     # These methods find or compile programs for the installed versions.
 
     def _look_for_programs(self) -> None:
-        """Find the programs of the installed versions, or begin to compile them beside the measuring."""
+        """Find the programs of the installed versions, or compile them beside the measuring."""
         if self._library is not None or (self._compile and self._compile.poll() is None):
             return
         found = find()

@@ -126,7 +126,7 @@ def _on_signals(handler: Callable[[int, Any], None]) -> Callable[[], None]:
 
 
 def estimate_text(name: str) -> str:
-    """Write the plan for a card of the catalogue, with the estimated seconds of each experiment.
+    """Write the plan for a card of the catalogue, with estimated seconds of each experiment.
 
     Raises:
         UnknownCard: the catalogue has no such card.

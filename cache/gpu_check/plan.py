@@ -151,7 +151,7 @@ def experiments(found: Sequence[Experiment], verdicts: Mapping[Experiment, Verdi
 
 
 def candidates(device: Device) -> list[Experiment]:
-    """List all experiments for the device in the order in which they are written here, each once."""
+    """List all experiments for the device, each once, in the order of this file."""
     if device.kind == "cpu":
         return list(_chosen_for_cpu())
     base = GenerationRequest(steps=STEPS)
@@ -213,7 +213,10 @@ TESTS_SECONDS = 150.0
 
 
 def seconds_of(one: Experiment, card: Card | None) -> float:
-    """Estimate how long the experiment takes on this card, None for the CPU, with its model loaded."""
+    """Estimate the seconds of an experiment on this card, with its model loaded.
+
+    A `card` of None is the CPU.
+    """
     request = one.request
     area = request.effective_width * request.effective_height / 512**2
     a_unit = CPU_SECONDS_PER_UNIT

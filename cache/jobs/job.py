@@ -28,7 +28,10 @@ ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "ca
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """Hold the state of a job at one moment; `phases` are those passed, with the seconds of each."""
+    """Hold the state of a job at one moment; times are seconds.
+
+    `phases` are the phases that have ended, with how long each took.
+    """
 
     job_id: str
     request: GenerationRequest

@@ -15,7 +15,7 @@ from planner.errors import CannotWrite
 
 @contextlib.contextmanager
 def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
-    """Lock the device against other planners on this machine; call `waiting` once if it must wait.
+    """Lock the device against other planners; call `waiting` once if it must wait.
 
     Raises:
         Cancelled: `cancelled` was set while waiting.

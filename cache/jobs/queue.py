@@ -91,9 +91,10 @@ class Jobs:
         force: bool = False,
         record_to: Path | None = None,
     ) -> str:
-        """Queue a run and return its job id; a run with the same key in the history answers at once.
+        """Queue a run and return its job id.
 
-        With `record_to` it is measured in any case, and the file then holds its `cache.allocations.Recording`.
+        A run with the same key in the history answers at once. With `record_to` it is measured in any case, and the
+        file then holds its `cache.allocations.Recording`.
 
         Raises:
             InvalidArgument: the request cannot run on this device.
@@ -293,7 +294,7 @@ class Jobs:
 
     @staticmethod
     def _card_now(device: Device) -> AttachedCard | None:
-        """Read the job's card as the run begins; None on the CPU, or if the driver does not list it."""
+        """Read the job's card as the run begins, or None on the CPU and if no driver lists it."""
         try:
             return next(card for card in attached_cards() if device.card and card.uuid == device.card.uuid)
         except (NoGpu, StopIteration):

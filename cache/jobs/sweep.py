@@ -137,10 +137,10 @@ def _entry(index: int, entry: Any, base: Entry) -> Entry:
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Sort entries by the model that they need, so that it is loaded once, and then by their size.
+    """Sort entries by the model that they need, and then by their size.
 
-    An out-of-memory ends the worker, so large requests come last. An emulated capacity needs a worker of its own, so it
-    comes after the whole card.
+    Each model is loaded only once. An out-of-memory ends the worker, so large requests come last. An emulated capacity
+    needs a worker of its own, so it comes after the whole card.
     """
 
     def key(entry: Entry) -> tuple[Any, ...]:

@@ -80,9 +80,9 @@ class WorkerProcess:
         cancelled: threading.Event,
         silence_s: float,
     ) -> dict[str, Any]:
-        """Run one job and return its measured values; messages before the result go to `on_message`.
+        """Run one job and return its measured values.
 
-        The child is ended if this raises.
+        Messages before the result go to `on_message`. The child is ended if this raises.
 
         Raises:
             Cancelled: `cancelled` was set.

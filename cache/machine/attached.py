@@ -61,7 +61,7 @@ class AttachedCard:
 
     @property
     def place(self) -> str:
-        """Return its number in the machine, ``0``, or for a MIG instance ``0:2`` as containers write it."""
+        """Return its number, ``0``, or for a MIG instance ``0:2`` as containers write it."""
         return f"{self.index}" if self.instance is None else f"{self.index}:{self.instance}"
 
     @property
@@ -157,7 +157,7 @@ def _memory(handle) -> tuple[int, int]:
 
 
 def _mig_instances(handle) -> dict[int, Any]:
-    """Find the handles of a card's MIG instances by number; a card that has them runs nothing itself."""
+    """Find the handles of a card's MIG instances by number; such a card runs nothing itself."""
     try:
         if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return {}
@@ -210,7 +210,7 @@ def _read_all(driver: str) -> list[AttachedCard]:
 
 
 def cards() -> list[AttachedCard]:
-    """List the driver's cards in PCI bus order; a card that MIG splits is listed as its instances.
+    """List the driver's cards in PCI bus order; MIG instances stand for the card they split.
 
     Raises:
         NoGpu: there is no driver, or it lists no card; the message says which and what to do.
@@ -278,7 +278,7 @@ def _is_called(card: AttachedCard, names: list[str]) -> bool:
 
 
 def usable_card(device: str | None = None) -> AttachedCard:
-    """Find the attached card with this index or UUID; by default, the one with most free memory.
+    """Find the attached card with this index or UUID, by default that with most free memory.
 
     Only cards that the installed torch can run on are considered.
 

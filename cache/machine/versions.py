@@ -81,7 +81,10 @@ def installed() -> dict[str, str]:
 
 @cache
 def planned_for() -> dict[str, str]:
-    """Return the versions that predictions are for: the installed ones, else the shipped programs'."""
+    """Return the versions that predictions are for.
+
+    They are the installed ones, or if libraries are missing those of the shipped programs.
+    """
     if missing() is None:
         return installed()
     try:
@@ -94,7 +97,10 @@ def planned_for() -> dict[str, str]:
 
 @cache
 def torch_cuda() -> str | None:
-    """Read the CUDA version that torch was built for from torch/version.py, None for a CPU build."""
+    """Read the CUDA version that torch was built for, None for a CPU build.
+
+    The file torch/version.py is read as text.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -14,7 +14,7 @@ Report = Callable[..., None]
 
 
 class DeviceFull(Exception):
-    """The GPU had no room even for the CUDA context and torch's own state, which every run needs."""
+    """The GPU had no room even for the CUDA context and torch's own state."""
 
 
 class Backend(Protocol):

@@ -178,9 +178,10 @@ class PipelineBackend:
         return {name: module for name, module in loaded.items() if module is not None}
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
-        """Run the job's request once and return its measures; out of memory is an outcome, not an error.
+        """Run the job's request once and return its measures.
 
-        If the job names a file in `record_to`, each allocation and each convolution's workspace is written there.
+        Out of memory is an outcome, not an error. If the job names a file in `record_to`, each allocation and each
+        convolution's workspace is written there.
 
         Raises:
             DeviceFull: the device had no room even for a query of its memory.

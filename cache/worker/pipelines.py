@@ -92,7 +92,7 @@ def _readable_errors(source: Source) -> Generator[None]:
 
 @contextlib.contextmanager
 def _still_there(tell: Callable[[], None]) -> Generator[None]:
-    """Call `tell` every few seconds, so that the parent does not take a long download for a hang."""
+    """Call `tell` every few seconds, so that a long download does not look like a hang."""
     done = threading.Event()
 
     def keep_telling() -> None:
@@ -118,7 +118,10 @@ def _half_variant(model_dir: str | None) -> str | None:
 def pretrained(
     request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report
 ) -> Any:
-    """Load a pipeline with real weights from safetensors, so that no pickle or remote code ever runs."""
+    """Load a pipeline with real weights from safetensors.
+
+    No pickle and no remote code ever runs.
+    """
     report("loading", step=0, of=len(LOADED_COMPONENTS) + 1, detail="reading weights")
     options: dict[str, Any] = (
         {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}

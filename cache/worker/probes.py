@@ -240,7 +240,7 @@ class _LiveStorages(TorchDispatchMode):
 
 
 class CpuProbe:
-    """Count living tensors: the CPU has no caching allocator, so no reserved memory and no context."""
+    """Count living tensors: the CPU has neither a caching allocator nor a context."""
 
     history_of = STORAGES
 

@@ -17,7 +17,7 @@ from planner.replay.allocator import SMALL_SIZE
 
 
 class _Call(NamedTuple):
-    """Hold a convolution that ran, with the counts of allocations made before it and by its end."""
+    """Hold a convolution with the counts of allocations made before it and by its end."""
 
     convolution: Convolution
     begin: int
@@ -25,7 +25,7 @@ class _Call(NamedTuple):
 
 
 class Recorder:
-    """Record what runs inside ``with recorder.watching(...)``; `recording` is complete after it."""
+    """Record what runs inside ``with recorder.watching(...)``, as `recording` after it."""
 
     def __init__(self, probe: Probe):
         self._probe = probe
@@ -78,7 +78,7 @@ class Recorder:
         places = [place for place, entry in enumerate(trace) if entry["action"] == "alloc"]
         if len(places) < made:
             raise RuntimeError(f"the allocator's history has {len(places)} of the {made} allocations that were made")
-        # A history may begin before the run.
+        # A history may have entries from before the run, so only the last ones count.
         places = places[len(places) - made :]
         sizes, modules = [], []
         marks = iter([*self._marks, (made + 1, "")])

@@ -30,7 +30,10 @@ def _series(key: str) -> tuple[str, str]:
 
 
 def _is_near(number: str, other: str) -> bool:
-    """Tell whether two numbers differ in one digit: of the last two, and not the first of several."""
+    """Tell whether two numbers differ in a single digit near their end.
+
+    It is one of the last two digits, and never the first of several.
+    """
     if len(number) != len(other):
         return False
     differing = [place for place, pair in enumerate(zip(number, other, strict=True)) if pair[0] != pair[1]]

@@ -193,7 +193,7 @@ def list_command(reference: bool, as_json: bool) -> int:
 
 
 def _run_named(name: str) -> Measurement:
-    """Find the run whose id begins with `name`, in the history or else among the reference runs."""
+    """Find the run whose id begins with `name`, in the history or else in the reference runs."""
     store = open_store()
     try:
         return store.measurement(name)

@@ -43,7 +43,7 @@ INTERRUPTED = 130
 
 
 class _Progress:
-    """Print job progress on stderr: one changing line on a terminal, else one line for each change."""
+    """Print job progress on stderr: a changing line on a terminal, else a line for each change."""
 
     def __init__(self):
         self._last, self._phase, self._passed = "", "", 0
@@ -119,7 +119,10 @@ class _Bench:
         return replace(self._environment, emulated_bytes=device.emulated_bytes)
 
     def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
-        """Queue the request with its predictions and return the job id; `record_to` is as for `Jobs.submit`."""
+        """Queue the request with its predictions, and return the job id.
+
+        `record_to` is as for `Jobs.submit`.
+        """
         force, environment = self.asked.is_forced, self.environment(device)
         # An answer from the history needs no prediction, and a prediction would take longer than the answer.
         is_known = (

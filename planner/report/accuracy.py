@@ -109,7 +109,7 @@ def _shown(told: Sequence[GpuAccuracy], *, is_whole: bool) -> list[Graded]:
 
 
 def accuracy_text(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources: Sources) -> str:
-    """Write a sentence for each GPU, then the runs with their sources, then the confirmed conditions."""
+    """Write a sentence for each GPU, the runs with sources, and the confirmed conditions."""
     lines = []
     for gpu in told:
         lines += [gpu.sentence(), *(f"  {line}" for line in gpu.further_sentences())]
@@ -124,7 +124,7 @@ def accuracy_text(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources
 
 
 def accuracy_markdown(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources: Sources) -> str:
-    """Write Markdown sections: by GPU, whole pipelines, halves of the VAE, confirmed conditions."""
+    """Write Markdown sections: by GPU, whole pipelines, halves of the VAE, conditions."""
     lines = []
     for gpu in told:
         lines += [f"- **{gpu.sentence()}.**", *(f"  - {line}" for line in gpu.further_sentences())]

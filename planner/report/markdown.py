@@ -14,7 +14,7 @@ FORMATS = ("table", "json", "md")
 
 
 def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str]:
-    """List the notes under the table: reasons, measured runs, thresholds, assumptions, omissions."""
+    """List the notes: reasons, measured runs, thresholds, assumptions, omissions."""
     notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
     notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
     notes += card_notes([answer.card for answer in answers])

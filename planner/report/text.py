@@ -14,7 +14,7 @@ from planner.units import exact_size, gib, signed_gib
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
-    """Return one entry of ``gpus`` in the JSON contract: bytes, null if the basis has no answer."""
+    """Return one entry of ``gpus`` in the JSON contract: bytes, null without an answer."""
     return {
         "name": answer.card.name,
         "verdict": answer.verdict,
@@ -69,7 +69,7 @@ def plan_object(found: PlanAnswer) -> dict[str, Any]:
 
 
 def images_object(images: Listed) -> dict[str, Any]:
-    """Return ``images`` of the JSON object: the list, and for each GPU its worst image with its answer."""
+    """Return ``images`` of the JSON object: the list, and the worst image for each GPU."""
 
     def row_of(row: ImageRow) -> dict[str, int]:
         return {"width": row.width, "height": row.height, "batch": row.count}

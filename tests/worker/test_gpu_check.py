@@ -1,4 +1,4 @@
-"""The GPU check: to its end, cut off anywhere and started again, with a GPU that is faked below it, and for real."""
+"""The GPU check: complete, interrupted and started again; with scripted workers, a faked GPU, and for real."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Workers of this process follow a script."""
+    """Let workers of this process follow a script."""
 
     def follow(script: str, once=None) -> None:
         command = [sys.executable, "-m", "tests.worker.scripted", script, *([str(once)] if once else [])]
@@ -55,7 +55,7 @@ def scripted(monkeypatch):
 
 @pytest.fixture
 def started(tmp_path, out):
-    """Start the check as a process whose workers follow a script; it is ended after the test."""
+    """Start the check as a process whose workers follow a script, and end it after the test."""
     begun = []
 
     def start(script: str, *argv: str) -> subprocess.Popen:
@@ -90,7 +90,7 @@ def log_of(out: Path) -> str:
 
 
 def wait_for_the_second(out: Path) -> None:
-    """Until the second experiment is under way, as the history says."""
+    """Wait until the history says that the second experiment runs."""
     deadline = time.monotonic() + 120
     while not (out / "progress.log").exists() or log_of(out).count("begin: ") < 2:
         assert time.monotonic() < deadline, "it never came"
@@ -125,7 +125,7 @@ def test_a_rehearsal_runs_all_that_a_cpu_can_and_names_the_rest(scripted, out, c
     assert environment["card"] is None and environment["versions"]["torch"]
 
 
-def test_started_again_it_runs_nothing_twice(scripted, out):
+def test_a_second_start_runs_nothing_twice(scripted, out):
     scripted("cpu:good")
     argv = [str(out), "--device", "cpu", "--minutes", "5", "--limit", "3"]
     assert main(argv) == 0
@@ -146,7 +146,7 @@ def t4(nvml, cuda_build):
     return nvml
 
 
-def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
+def test_each_run_on_a_gpu_is_compared_with_its_dry_run(scripted, t4, out):
     scripted("good")
     assert main([str(out), "--minutes", "5", "--limit", "4"]) == 0
     runs = runs_in(out)
@@ -170,7 +170,7 @@ def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
     assert environment["card"]["name"] == "Tesla T4" and environment["as_run"]["cudnn"] == "91002"
 
 
-def test_a_folder_begun_elsewhere_is_not_compared_with_this_gpu(scripted, t4, out):
+def test_runs_of_another_gpu_are_not_compared(scripted, t4, out):
     scripted("good")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
     t4.uuids = ["GPU-99999999-cccc"]
@@ -179,7 +179,7 @@ def test_a_folder_begun_elsewhere_is_not_compared_with_this_gpu(scripted, t4, ou
     assert sorted(line.split(" | ")[2] for line in table) == ["fits", "unknown"]
 
 
-def test_out_of_memory_is_a_result_that_is_said(scripted, t4, out):
+def test_out_of_memory_is_reported_as_a_result(scripted, t4, out):
     scripted("out-of-memory")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
     summary = (out / "summary.md").read_text()
@@ -202,7 +202,7 @@ def test_an_experiment_that_breaks_its_worker_does_not_end_the_check(scripted, o
     assert "## Failed" not in (out / "summary.md").read_text()
 
 
-def test_an_error_of_the_check_itself_is_told_and_the_others_run(scripted, out, monkeypatch):
+def test_an_error_of_the_check_does_not_stop_the_others(scripted, out, monkeypatch):
     scripted("cpu:good")
     real, calls = check.predictions_for, []
 
@@ -221,7 +221,7 @@ def test_an_error_of_the_check_itself_is_told_and_the_others_run(scripted, out, 
 # Cut off
 
 
-def test_what_is_killed_leaves_importable_results_and_goes_on(started, scripted, out, own_history):
+def test_a_killed_check_leaves_results_and_goes_on(started, scripted, out, own_history):
     child = started("cpu:then-hang-in:unet")
     wait_for_the_second(out)
     child.send_signal(signal.SIGKILL)
@@ -261,7 +261,7 @@ def test_the_time_ends_a_run_that_hangs(scripted, out):
     assert "No run came to an end yet." in (out / "summary.md").read_text()
 
 
-def test_what_does_not_fit_in_the_time_is_left_for_what_does(scripted, out, monkeypatch):
+def test_experiments_too_long_for_the_time_are_skipped(scripted, out, monkeypatch):
     scripted("cpu:good")
     long = plan.candidates(check.Device())[1]
     real = plan.seconds_of
@@ -277,16 +277,14 @@ def test_what_does_not_fit_in_the_time_is_left_for_what_does(scripted, out, monk
 
 @pytest.fixture
 def other_versions(monkeypatch):
-    """An older torch than the programs are for."""
+    """Pretend that an older torch is installed than the programs are for."""
     versions = dict(programs.installed()) | {"torch": "2.11.0"}
     monkeypatch.setattr("cache.programs.installed", lambda: versions)
     return {name: versions[name].partition("+")[0] for name in LIBRARIES}
 
 
-def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
-    scripted, t4, out, other_versions, monkeypatch
-):
-    """The child compiles nothing and keeps the shipped program under the other versions, once a run is done."""
+def test_programs_for_another_torch_are_compiled_beside_the_runs(scripted, t4, out, other_versions, monkeypatch):
+    """Replace the compile by a child that keeps the shipped program under the other versions after a run."""
     scripted("good")
     compiles = (
         "import os, pathlib, time; from cache.history.store import Store\n"
@@ -308,7 +306,7 @@ def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
     assert len(json.loads((out / "differences.json").read_text())) == 2
 
 
-def test_a_compile_that_fails_is_said_and_nothing_is_compared(scripted, t4, out, other_versions, monkeypatch):
+def test_a_failed_compile_is_reported_without_comparisons(scripted, t4, out, other_versions, monkeypatch):
     scripted("good")
     monkeypatch.setattr(check, "COMPILE", (sys.executable, "-c", "raise SystemExit(2)"))
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
@@ -392,7 +390,7 @@ def test_each_request_is_planned_once_and_every_kind_is_among_the_chosen():
     assert len(found) - len(chosen) > 50
 
 
-def test_what_meets_the_end_of_memory_comes_after_what_fits_and_the_grid_last():
+def test_tight_experiments_come_late_and_the_grid_last():
     card, found = on("T4")
     found = [one for one in found if one.capacity_bytes is None or one.capacity_bytes < card.usable_bytes]
     verdicts = {one: plan.verdict_on(one, card, shipped()) for one in found}
@@ -413,7 +411,7 @@ def test_what_meets_the_end_of_memory_comes_after_what_fits_and_the_grid_last():
     # Denoising loops of huggingface/diffusers, docs/optimization/torch2.0.md: seconds of a guided step.
     [("T4", "txt2img", 1, 0.144), ("T4", "txt2img", 4, 0.559), ("A100-40GB", "img2img", 1, 0.0446)],
 )
-def test_a_step_takes_what_was_published(name, task, batch, seconds):
+def test_estimated_seconds_are_near_published_ones(name, task, batch, seconds):
     card, _ = on(name)
     one = plan.Experiment(
         request=plan.GenerationRequest(task=task, batch=batch, steps=50), why="", records=False, capacity_bytes=None
@@ -428,7 +426,7 @@ def test_a_step_takes_what_was_published(name, task, batch, seconds):
 
 
 def wheel(folder: Path, name: str, number: str) -> Path:
-    """A wheel of one module that has the package's name."""
+    """Make a wheel of one module that has the package's name."""
     path = folder / f"{name}-{number}-py3-none-any.whl"
     info = f"{name}-{number}.dist-info"
     with zipfile.ZipFile(path, "w") as file:
@@ -439,7 +437,7 @@ def wheel(folder: Path, name: str, number: str) -> Path:
     return path
 
 
-def test_only_wheels_that_are_missing_are_wanted_and_never_a_torch(tmp_path):
+def test_only_missing_wheels_are_chosen_and_never_torch(tmp_path):
     names = ["torch-99.0", "triton-9.0", "nvidia_cudnn_cu13-9.0", "nvidia_ml_py-0.1", "numpy-0.1", "absent_one-1.0"]
     names += ["diffusers-0.1"]
     for name in names:
@@ -452,7 +450,7 @@ def test_only_wheels_that_are_missing_are_wanted_and_never_a_torch(tmp_path):
         lacking(tmp_path.glob("*.whl"))
 
 
-def test_the_script_uses_the_torch_that_is_there_and_wheels_beside_it(tmp_path, out):
+def test_the_script_keeps_the_installed_torch(tmp_path, out):
     site, wheels = tmp_path / "site", tmp_path / "wheels of mine"
     site.mkdir()
     wheels.mkdir()
@@ -499,7 +497,7 @@ def test_the_script_says_what_is_missing(tmp_path):
 # The machine may be busy with other tests.
 @pytest.mark.timeout(900)
 def test_a_rehearsal_for_real(out):
-    """The real worker, one request: what it allocates is what the dry run says, one by one."""
+    """Run one request in the real worker, and compare its allocations with the dry run's."""
     done = subprocess.run(
         [sys.executable, "-m", "cache.gpu_check", str(out), "--minutes", "14", "--device", "cpu", "--limit", "1"],
         cwd=ROOT,
@@ -516,7 +514,7 @@ def test_a_rehearsal_for_real(out):
 
 
 def test_a_report_keeps_what_it_compared(scripted, out, monkeypatch):
-    """Each run is compared once, however often the summary is written."""
+    """Write the summary twice, and expect one comparison of each run."""
     scripted("cpu:good")
     compared = []
     real = Report._compare
@@ -606,7 +604,7 @@ def test_the_notebook_runs_from_top_to_bottom_as_a_rehearsal(tmp_path, out, own_
     assert len(Store(own_history).measurements()) == 1
 
 
-def test_the_notebook_is_kept_without_output_and_leaves_torch_alone():
+def test_the_notebook_has_no_output_and_keeps_torch():
     kept = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
