@@ -213,14 +213,17 @@ class Check:
             self.folder.keep_recording(view.measurement_id)
 
     def _run_tests(self) -> None:
-        """Run tests/gpu where pytest is installed and the time allows."""
+        """Run tests/gpu if pytest is installed, the time allows and no limit is given."""
         lacking = [name for name in ("pytest", "pytest_timeout") if find_spec(name) is None]
         if lacking:
             self.report.tests = Tests(reason=f"not installed: {', '.join(lacking)}")
             return
         if self.folder.tests.exists():
             return
-        if self.limit is not None or not self._fits(plan.TESTS_SECONDS if self.card else 0.0):
+        if self.limit is not None:
+            self.report.tests = Tests(reason="not run with --limit")
+            return
+        if not self._fits(plan.TESTS_SECONDS if self.card else 0.0):
             self.report.tests = Tests(reason="not reached in the time")
             return
         self._tell("begin: tests/gpu")

@@ -129,7 +129,7 @@ def test_a_second_start_runs_nothing_twice(scripted, out):
     scripted("cpu:good")
     argv = [str(out), "--device", "cpu", "--minutes", "5", "--limit", "3"]
     assert main(argv) == 0
-    assert "experiments were not reached, for --limit 3 was reached" in (out / "summary.md").read_text()
+    assert "experiments were not reached: --limit 3 was reached" in (out / "summary.md").read_text()
     first = [run.measurement_id for run in runs_in(out)]
     assert main(argv) == 0
     again = [run.measurement_id for run in runs_in(out)]
@@ -183,7 +183,7 @@ def test_out_of_memory_is_reported_as_a_result(scripted, t4, out):
     scripted("out-of-memory")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
     summary = (out / "summary.md").read_text()
-    assert "said `fits`, it was out of memory in UNet" in summary
+    assert "predicted `fits`, but it was out of memory in UNet" in summary
     assert [run.measured.outcome for run in runs_in(out)] == ["out-of-memory"]
 
 
@@ -258,7 +258,7 @@ def test_the_time_ends_a_run_that_hangs(scripted, out):
     assert main([str(out), "--device", "cpu", "--minutes", "0.1"]) == 0
     assert "cut off after" in log_of(out) and "the time is used up" in log_of(out)
     assert runs_in(out) == []
-    assert "No run came to an end yet." in (out / "summary.md").read_text()
+    assert "No run has ended yet." in (out / "summary.md").read_text()
 
 
 def test_experiments_too_long_for_the_time_are_skipped(scripted, out, monkeypatch):
@@ -510,7 +510,7 @@ def test_a_rehearsal_for_real(out):
     assert run.measured.outcome == "ok" and run.predictions[0].basis == "dry-run"
     (found,) = json.loads((out / "differences.json").read_text())
     assert found["share"] > 0.99 and found["of"] == "storages"
-    assert "Of 1 run to the end" in (out / "summary.md").read_text()
+    assert "1 run finished, 1 of them" in (out / "summary.md").read_text()
 
 
 def test_a_report_keeps_what_it_compared(scripted, out, monkeypatch):
@@ -545,7 +545,7 @@ def test_a_run_that_recorded_nothing_writes_nothing(scripted, t4, tmp_path, caps
     scripted("killed")
     path = tmp_path / "convolutions.json"
     assert planner_main(["verify", "--device", "0", "--workspaces", str(path)]) == 12
-    assert "was not written: nothing was recorded of a run that is failed" in capsys.readouterr().err
+    assert "was not written: the run recorded nothing and its outcome is failed" in capsys.readouterr().err
     assert not path.exists()
 
 
@@ -595,7 +595,7 @@ def test_the_notebook_runs_from_top_to_bottom_as_a_rehearsal(tmp_path, out, own_
     assert done.returncode == 0, done.stderr[-3000:]
     assert [run.measured.outcome for run in runs_in(out)] == ["ok"]
     text = executed.read_text()
-    assert "stays; installed: nothing" in text and "Of 1 run to the end" in text
+    assert "stays; installed: nothing" in text and "1 run finished, 1 of them" in text
     with zipfile.ZipFile(tmp_path / "gpu-check.zip") as file:
         names = set(file.namelist())
         (tmp_path / "runs.jsonl").write_bytes(file.read("runs.jsonl"))
