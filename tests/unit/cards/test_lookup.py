@@ -2,7 +2,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cards.catalogue import ROWS
@@ -258,6 +258,8 @@ def test_a_slice_has_its_own_name_and_the_drivers():
 REQUEST = GenerationRequest(width=768, height=768)
 
 
+# The first example also loads the memory programs, which may take longer than the default deadline.
+@settings(deadline=None)
 @given(workers=st.integers(1, MAX_WORKERS), name=st.sampled_from([card.name for card in (*CATALOGUE, *SLICES)]))
 def test_a_share_answers_as_a_card_of_its_size(workers, name):
     card = card_named(name)

@@ -434,5 +434,5 @@ def test_a_file_that_cannot_be_renamed_is_said_and_its_runs_are_saved(capsys, se
 def test_an_export_never_overwrites_what_was_set_aside(capsys, set_aside):
     before = set_aside.read_bytes()
     code, _, err = run_command(capsys, "history", "export", str(set_aside))
-    assert code == 2 and "file must not be a damaged history, whose runs can still be saved" in err
+    assert code == 2 and "file must not be a damaged history, since its runs can still be saved" in err
     assert set_aside.read_bytes() == before
