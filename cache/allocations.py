@@ -1,8 +1,8 @@
-"""Allocations as a run recorded them and as a program predicts them, and the workspace of each convolution.
+"""Compare the allocations of a recorded run, and the workspace of each convolution, with the prediction.
 
-An allocation is the bytes that were asked for. Only those above 1 MiB are compared: below lie indices and statistics of
-norms, whose kernels keep scratch of their own. Nothing here knows torch: `cache.worker.recording` records in the
-worker.
+The size of an allocation is the bytes that were asked for. Only sizes above 1 MiB are compared: smaller ones are
+indices and statistics of norms, whose kernels use scratch memory of their own. This module does not import torch:
+`cache.worker.recording` makes the recordings in the worker.
 """
 
 import json
@@ -24,11 +24,11 @@ from planner.replay.dry_run import dry_run, live_peaks
 from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
 
-# Channels are padded to this many where a kernel of tensor cores transposes them
+# Kernels of tensor cores pad channels to a multiple of this where they transpose them
 # (`planner.replay.kernels.KernelPolicy`).
 CHANNELS_TOGETHER = 8
 
-# What a recording lists: the allocations of CUDA's caching allocator, or storages of living tensors on the CPU.
+# A recording lists the allocations of CUDA's caching allocator, or on the CPU the storages of living tensors.
 Recorded = Literal["cuda", "storages"]
 CUDA: Recorded = "cuda"
 STORAGES: Recorded = "storages"
@@ -36,11 +36,11 @@ STORAGES: Recorded = "storages"
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """Equal calls of one convolution. Shapes are torch's; sizes are bytes as they were asked for.
+    """Hold equal calls of one convolution; shapes are torch's, sizes are the bytes asked for.
 
-    `workspaces` are the allocations inside each call that were freed as the very next thing, which is what cuDNN's
-    workspace is. `copies` are the others that did not outlive the call, such as an input that was made contiguous.
-    `refused` are those for which there was no room, so that a plan with less was taken.
+    `workspaces` are the allocations inside each call whose free is the next event of the history, as for cuDNN's
+    workspace. `copies` are the others that did not outlive the call, such as an input that was made contiguous.
+    `refused` are those for which there was no room, so that cuDNN took a plan with less.
     """
 
     module: str
@@ -56,11 +56,11 @@ class Convolution:
 
     @property
     def workspace_bytes(self) -> int:
-        """Give the largest workspace of a call."""
+        """Return the bytes of the largest workspace of a call."""
         return max(self.workspaces, default=0)
 
     def row(self) -> np.ndarray:
-        """Give the call as a row of `Events.convolutions`.
+        """Return the call as a row of `Events.convolutions`.
 
         Shape:
             (1, 6), int64.
@@ -83,7 +83,7 @@ class Convolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Hold the allocations of one run: `sizes` above 1 MiB in order, `modules` the innermost module of each."""
+    """Hold the allocations of a run: `sizes` above 1 MiB in order, and their `modules`."""
 
     of: Recorded
     sizes: tuple[int, ...]
@@ -91,7 +91,7 @@ class Recording:
     convolutions: tuple[Convolution, ...] = ()
 
     def to_json(self) -> str:
-        """Write the recording as a JSON object that has each module's name once."""
+        """Write the recording as a JSON object in which each module's name stands once."""
         names = list(dict.fromkeys(self.modules))
         numbers = {name: number for number, name in enumerate(names)}
         allocations = [[size, numbers[name]] for size, name in zip(self.sizes, self.modules, strict=True)]
@@ -122,15 +122,18 @@ class Recording:
 
 
 def recorded(trace: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Sizes above 1 MiB from ``torch.cuda.memory._snapshot()["device_traces"][device]``, in order."""
+    """List the sizes above 1 MiB of a trace of torch's allocator, in order.
+
+    The trace is ``torch.cuda.memory._snapshot()["device_traces"][device]``.
+    """
     return [entry["size"] for entry in trace if entry["action"] == "alloc" and entry["size"] > SMALL_SIZE]
 
 
 def predicted(events: Events, policy: KernelPolicy | None, *, has_handle: bool = False) -> list[tuple[int, str]]:
-    """(size above 1 MiB, module) of all that a call allocates with the preferred kernels, in order, without weights.
+    """List the predicted allocations of a call above 1 MiB as (size, module), in order.
 
-    A `policy` of None is a device whose kernels take nothing beside their results. `has_handle` says that an earlier
-    call has made cuBLAS's handle, and with it a workspace that stays.
+    Kernels are the preferred ones, and weights are left out. A `policy` of None means a device whose kernels take no
+    workspace. `has_handle` says that an earlier call has made cuBLAS's handle with its workspace, which stays.
     """
     loaded = int((events.kinds == Op.LOADED).argmax())
     convolutions, attentions = [0] * len(events.convolutions), [0] * len(events.attentions)
@@ -159,7 +162,7 @@ def predicted(events: Events, policy: KernelPolicy | None, *, has_handle: bool =
 
 @dataclass(frozen=True)
 class Difference:
-    """Sizes that only one of the two has, with how often, largest first."""
+    """Hold the sizes that only one of two lists has as (size, count), largest first."""
 
     only_real: list[tuple[int, int]]
     only_predicted: list[tuple[int, int]]
@@ -168,12 +171,12 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """Give the part of the real allocations that was predicted, in [0, 1]."""
+        """Return the part of the real allocations that was predicted, in [0, 1]."""
         return self.matched / self.real if self.real else 1.0
 
 
 def difference(real: Iterable[int], expected: Iterable[int]) -> Difference:
-    """Compare two lists of sizes: which only the run has, and which only the prediction."""
+    """Find the sizes that only the run has, and those that only the prediction has."""
     ours, theirs = Counter(expected), Counter(real)
     return Difference(
         only_real=sorted((theirs - ours).items(), reverse=True),
@@ -184,7 +187,7 @@ def difference(real: Iterable[int], expected: Iterable[int]) -> Difference:
 
 
 def grouped(calls: Iterable[Convolution]) -> tuple[Convolution, ...]:
-    """Join equal calls into one each, in the order of their first."""
+    """Join equal calls into one with a count, in the order of their first."""
     counted: Counter[Convolution] = Counter()
     for call in calls:
         counted[replace(call, calls=1)] += call.calls
@@ -192,7 +195,7 @@ def grouped(calls: Iterable[Convolution]) -> tuple[Convolution, ...]:
 
 
 def convolution_rows(recording: Recording, policy: KernelPolicy) -> list[dict[str, Any]]:
-    """List each convolution with its measured and its predicted workspace, the worst first."""
+    """List each convolution with its measured and its predicted workspace, worst first."""
     rows = []
     for one in recording.convolutions:
         predicted_bytes = int(policy.convolution_bytes(one.row())[0])
@@ -205,7 +208,10 @@ def convolution_rows(recording: Recording, policy: KernelPolicy) -> list[dict[st
 def _where(
     sizes: Iterable[tuple[int, int]], here: Iterable[tuple[int, str]], there: Iterable[tuple[int, str]]
 ) -> list[dict[str, Any]]:
-    """(size, count) pairs as objects, with the modules that make more of each size here than there."""
+    """Write (size, count) pairs as objects with modules.
+
+    Modules are those that make more allocations of the size in `here` than in `there`.
+    """
     modules: dict[int, list[str]] = defaultdict(list)
     for size, module in Counter(here) - Counter(there):
         modules[size].append(module)
@@ -215,10 +221,10 @@ def _where(
 def compared(
     recording: Recording, library: Library, request: GenerationRequest, policy: KernelPolicy | None
 ) -> dict[str, Any]:
-    """Compare a recorded run with the dry run of its request: sizes that only one has, and where.
+    """Compare a recorded run with the dry run of its request: find sizes that only one has.
 
-    The run was in a process that had made cuBLAS's handle. A `policy` of None is the CPU, where kernels take nothing
-    beside their results, and no workspace is compared.
+    The run was in a process that had made cuBLAS's handle. A `policy` of None means the CPU, whose kernels take no
+    workspace, so none is compared.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
@@ -247,11 +253,11 @@ def compared(
 
 
 def recording_report(recording: Recording, library: Library, measurement: Measurement) -> dict[str, Any]:
-    """Give `compared` of a run in the history with its measured peaks, as JSON.
+    """Return `compared` of a run in the history, with its measured peaks, as JSON.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
-        ValueError: the run does not say on what compute capability it was recorded.
+        ValueError: the run does not have the compute capability of its GPU.
     """
     capability = measurement.environment.compute_capability
     policy = None if recording.of == STORAGES else KernelPolicy.of(_numbers(capability))

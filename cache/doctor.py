@@ -1,4 +1,4 @@
-"""What this machine has, what is wrong with it, and what to do."""
+"""Check this machine: what works, what is wrong, and what to do about it."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from planner.units import gib
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at; `advice` says what to do where `state` is not ok."""
+    """Hold the result of one check; `advice` says what to do if `state` is not ok."""
 
     name: str
     state: Literal["ok", "note", "problem"]
@@ -49,7 +49,7 @@ def _gpu_checks() -> list[Check]:
 def _library_checks() -> list[Check]:
     lacking = missing()
     if lacking:
-        found = f"{lacking.reason}: planning needs none of it, verify and compile do"
+        found = f"{lacking.reason}: planning works without, verify and compile need them"
         return [Check("Libraries", "note", found, INSTALL)]
     versions = installed()
     cuda = torch_cuda()
@@ -71,7 +71,7 @@ def _checks_of(store: Store) -> list[Check]:
     checks = [Check("History", "ok", f"{store.path}, {count} measured run{'' if count == 1 else 's'}")]
     for path in store.damaged_files():
         command = f"python -m planner history recover {shlex.quote(str(path))}"
-        advice = f"'{command}' saves the runs that can be read; with --discard it is mentioned no more"
+        advice = f"'{command}' saves the runs that can be read; with --discard the file is no longer mentioned"
         checks.append(Check("Damaged history", "note", f"{path} was set aside", advice))
     facts = store.model_facts(MODEL_ID, planned_for())
     if facts is None:
@@ -107,10 +107,10 @@ def _model_check() -> Check:
         "Model",
         "note",
         f"no real weights at {folder}",
-        "none are needed: verify uses synthetic weights of the same shapes; '--weights hub' downloads real ones",
+        "verify needs none of them: it uses synthetic weights of the same shapes; '--weights hub' downloads real ones",
     )
 
 
 def checks() -> list[Check]:
-    """Everything that decides whether planning and measuring work here."""
+    """Check everything that planning and measuring depend on."""
     return [*_gpu_checks(), *_library_checks(), _program_check(), *_history_checks(), _model_check()]

@@ -1,7 +1,7 @@
-"""Memory programs for the libraries that are installed: the shipped ones, those compiled here, or how to get them.
+"""Find the memory programs for the installed libraries: shipped, compiled here, or yet to be compiled.
 
-Programs belong to the versions they were traced from. When others are installed, that is said, a compile is started in
-the background, and until it is done the shipped programs answer.
+Programs are for the versions that they were traced from. If other versions are installed, the user is told, a compile
+starts in the background, and until it ends the shipped programs answer.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.history.location import HistoryError, default_path
 from cache.machine.versions import INSTALL, check_installed, installed, missing
 from cache.refusals import why
 from planner.components import LIBRARIES
@@ -27,11 +28,12 @@ _ROOM = "free space there and make it writable, or set PLANNER_DB to a file else
 _ADVICE = "'python -m planner compile' makes new ones"
 
 
+# Python warns of a running child to which nothing refers, so children stay in this list.
 _started: list[subprocess.Popen] = []
 
 
 class CompileFailed(PlannerError):
-    """The installed versions could not be compiled; the message says why and what to do, `why` only why."""
+    """The installed versions could not be compiled; `why` is the reason without the advice."""
 
     def __init__(self, message: str, why: str | None = None):
         self.why = why or message
@@ -39,26 +41,26 @@ class CompileFailed(PlannerError):
 
 
 class _NoPlace(CompileFailed):
-    """The versions compiled, but there is no place for the result: nothing is wrong with them."""
+    """There is no place for the result of a compile, which says nothing about the versions."""
 
 
 class Found(NamedTuple):
-    """The library to plan with, None where there is none, and what the user must know about it, or None."""
+    """Hold the library to plan with, or None, and a notice about it for the user, or None."""
 
     library: Library | None
     notice: str | None
 
 
 def wanted_versions() -> dict[str, str]:
-    """The installed releases that programs depend on, without their builds."""
+    """Return the installed releases that programs depend on, without their build tags."""
     versions = installed()
     return {name: versions[name].partition("+")[0] for name in LIBRARIES}
 
 
 def find() -> Found:
-    """The programs of the installed versions, else the shipped ones with a notice.
+    """Find the programs of the installed versions, else the shipped ones with a notice.
 
-    Where libraries are missing, so that nothing can be compiled, predictions are for the shipped ones' versions.
+    If libraries are missing, nothing can be compiled, and predictions are for the versions of the shipped programs.
     """
     lacking = missing()
     if lacking:
@@ -88,26 +90,24 @@ def find() -> Found:
 
 
 def _stored(versions: dict[str, str]) -> Library | None:
-    from cache.history.file import HistoryError
+    # The store brings sqlite-utils and pandas, which would nearly double the time of a ``fit``.
     from cache.history.store import Store
 
     try:
         return Store().program(versions)
     except (HistoryError, NoProgram):
-        # Without a history nothing was kept; a program of another format is compiled again.
+        # Without a history no program was kept, and a program of another format must be compiled again.
         return None
 
 
 def _beside_the_history(suffix: str) -> Path:
-    from cache.history.file import default_path
-
     path = default_path()
     return path.with_name(f"{path.name}.compile.{suffix}")
 
 
 @contextlib.contextmanager
 def _alone() -> Generator[bool]:
-    """Whether no other compile is under way; while inside, none begins.
+    """Lock out other compiles, and yield False if one is under way already.
 
     Raises:
         OSError: there is no place for the lock.
@@ -124,7 +124,7 @@ def _alone() -> Generator[bool]:
 
 
 def is_compiling() -> bool:
-    """Whether a compile is under way, in whatever process."""
+    """Tell whether a compile is under way in any process."""
     try:
         with _alone() as alone:
             return not alone
@@ -133,7 +133,7 @@ def is_compiling() -> bool:
 
 
 def last_failure() -> str | None:
-    """Why the last compile of the installed versions failed, or None."""
+    """Return the reason why the last compile of the installed versions failed, or None."""
     try:
         kept = json.loads(_beside_the_history("failed").read_text())
         return kept["why"] if kept["versions"] == wanted_versions() else None
@@ -142,9 +142,9 @@ def last_failure() -> str | None:
 
 
 def repair_in_background() -> bool:
-    """Start a compile that outlives this process; returns whether one is under way now.
+    """Start a compile that outlives this process, and return whether one is under way.
 
-    Nothing is started while another is, nor after one of the same versions has failed, nor without the libraries.
+    None is started while another one runs, after one of the same versions failed, or if libraries are missing.
     """
     if missing():
         return False
@@ -162,22 +162,22 @@ def repair_in_background() -> bool:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        # Python complains of a running child that nobody holds.
         _started.append(child)
     except (OSError, PlannerError):
-        # No place for a lock is no place for the result either. Planning goes on without.
+        # Without a place for the lock there is none for the result, and planning goes on without.
         return False
     return True
 
 
 def compile_installed(report: Callable[[float, str], None]) -> str:
-    """Compile the installed versions in a child process and keep the result; returns what became of it.
+    """Compile the installed versions in a child process, keep the result, and say where.
 
-    The shipped files are written anew when they are for these versions or missing; else the history keeps the program.
+    `report` is called with the part that is done, in [0, 1], and the current step. The shipped files are written anew
+    if they are missing or for these versions; else the history keeps the programs.
 
     Raises:
         CompileFailed: the child could not compile them, another compile is under way, or there is no place to keep it.
-        NotInstalled: there is nothing to trace.
+        NotInstalled: libraries are missing, so there is nothing to trace.
     """
     check_installed()
     try:
@@ -195,7 +195,7 @@ def compile_installed(report: Callable[[float, str], None]) -> str:
             failed.unlink(missing_ok=True)
             return _kept(library)
     except OSError as error:
-        # Beside the history is where all of it happens but for the files that ship and the system's temporary folder.
+        # An error without a file name is from beside the history; other places are the shipped files and TMPDIR.
         where = error.filename or _beside_the_history("failed").parent
         raise CompileFailed(f"memory programs cannot be kept in {where} ({why(error)}) - {_ROOM}") from None
 
@@ -210,6 +210,7 @@ def _kept(library: Library) -> str:
     if before is None or dict(before.versions) == dict(library.versions):
         save(library, SHIPPED)
         return f"{SHIPPED.parent} has new memory programs"
+    # This is a late import for the reason in `_stored`.
     from cache.history.store import Store
 
     store = Store()
@@ -218,7 +219,7 @@ def _kept(library: Library) -> str:
 
 
 def _compiled(path: Path, report: Callable[[float, str], None]) -> Library:
-    # To a file: a pipe that nobody reads while progress is read would stop a child that warns a lot.
+    # stderr goes to a file: nothing reads it while progress is read, so a full pipe would stop the child.
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "planner.tracing.compiler", str(path)],

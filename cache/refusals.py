@@ -1,4 +1,4 @@
-"""What a disk, a file's permissions or another program refuse: told from bugs of ours, and the way out of each."""
+"""Tell refusals by a disk, by permissions or by another program from bugs of ours, with advice for each."""
 
 import errno
 import sqlite3
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Refusal(StrEnum):
-    """Why a file cannot be used, by what helps against it."""
+    """Name the reasons why a file cannot be used; each has its own advice."""
 
     FULL = "full"
     READ_ONLY = "read-only"
@@ -26,7 +26,7 @@ _OF_THE_SYSTEM = {
     errno.ENOENT: Refusal.GONE,
     errno.EIO: Refusal.FAILING,
 }
-# By SQLite's primary result codes; the others are of statements, and so of our own making.
+# The keys are SQLite's primary result codes. Other codes are about statements, so they are bugs of ours.
 _OF_SQLITE = {
     sqlite3.SQLITE_FULL: Refusal.FULL,
     sqlite3.SQLITE_READONLY: Refusal.READ_ONLY,
@@ -51,30 +51,30 @@ _FOR_THE_HISTORY = {
 
 
 def refusal_of(error: BaseException) -> Refusal | None:
-    """Why the file was refused, or None where the error is no such thing."""
+    """Find the reason why a file was refused, or None if the error is of another kind."""
     if isinstance(error, OSError):
         return _OF_THE_SYSTEM.get(error.errno or 0)
     if not isinstance(error, sqlite3.Error):
         return None
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
-        # Python's own words for text whose bytes are none, which SQLite does not look at.
+        # Python raises this for text that is not UTF-8, which SQLite itself does not check.
         return Refusal.DAMAGED if "Could not decode to UTF-8" in str(error) else None
-    # The bits above tell kinds of one code apart.
+    # The upper bits tell variants of one primary code apart.
     return _OF_SQLITE.get(code & 0xFF)
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Whether the disk is full, or a limit on what may be written is reached."""
+    """Tell whether the disk is full, or a limit on its use is reached."""
     return refusal_of(error) is Refusal.FULL
 
 
 def why(error: BaseException) -> str:
-    """The system's or SQLite's own words, without the number and the file."""
+    """Return the system's or SQLite's own words, without the number and the file."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def way_out_of_history(error: BaseException) -> str:
-    """What helps where the history was refused."""
+    """Return the advice for a history that was refused."""
     found = refusal_of(error)
     return _FOR_THE_HISTORY[found] if found else "set PLANNER_DB to a file you may write"

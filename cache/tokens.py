@@ -1,4 +1,4 @@
-"""CLIP tokens of a prompt, counted with CLIP's own vocabulary and without a model."""
+"""Count the CLIP tokens of a prompt with CLIP's own vocabulary and without a model."""
 
 import importlib
 from functools import cache
@@ -14,12 +14,12 @@ def _tokenizer() -> Any:
 
 
 def count_tokens(prompt: str) -> int:
-    """Tokens of the prompt as SD v1.5 sees it, start and end included; more than 77 means it will be cut."""
-    # Text far beyond what the model reads is cut, so that a pasted book costs nothing.
+    """Count the tokens of a prompt, start and end included; the pipeline reads at most 77."""
+    # Text far beyond the limit of the model is cut first, so that a very long text costs no time.
     text = prompt[: MAX_PROMPT_TOKENS * 64]
     return len(_tokenizer().encode(text)) + 2
 
 
 def prompt_tokens(prompt: str) -> int:
-    """`count_tokens`, at most the 77 that the pipeline reads."""
+    """Count the tokens that the pipeline reads, at most 77."""
     return min(count_tokens(prompt), MAX_PROMPT_TOKENS)

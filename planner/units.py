@@ -54,6 +54,16 @@ def signed_gib(size_bytes: int, digits: int = 2) -> str:
     return f"{'−' if size_bytes < 0 else '+'}{shown}"
 
 
+def signed_percent(share: float, digits: int = 2) -> str:
+    """Write a share as a percentage with its sign, U+2212 as in `signed_gib`.
+
+    >>> signed_percent(-0.174), signed_percent(0.0251, 1), signed_percent(-0.00001)
+    ('−17.40%', '+2.5%', '+0.00%')
+    """
+    # Adding zero turns a share that was rounded to -0.0 into 0.0.
+    return f"{round(share, digits + 2) + 0.0:+.{digits}%}".replace("-", "−")
+
+
 def gib_value(size_bytes: int) -> float:
     """Convert bytes to a number of GiB, for the axis of a chart or the column of a table."""
     return size_bytes / GIB

@@ -1,1 +1,1 @@
-"""Everything that waits for a GPU, in one command: ``python -m cache.gpu_check OUT --minutes 8``."""
+"""All measurements that need a GPU, in one command: ``python -m cache.gpu_check OUT --minutes 8``."""

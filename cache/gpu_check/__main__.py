@@ -1,4 +1,4 @@
-"""``python -m cache.gpu_check``."""
+"""Start the GPU check: ``python -m cache.gpu_check``."""
 
 import sys
 

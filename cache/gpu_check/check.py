@@ -1,4 +1,4 @@
-"""Runs the experiments through the queue and the worker that ``verify`` uses, and writes down what came of each."""
+"""Run the experiments through the queue and the worker of ``verify``, and write down each outcome."""
 
 import contextlib
 import os
@@ -32,12 +32,12 @@ from planner.errors import InvalidArgument, PlannerError
 from planner.programs.files import shipped
 from planner.programs.library import Library
 
-# Named in environment.json where they are installed.
+# The versions of these packages are in environment.json if they are installed.
 _PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "pillow", "nvidia-ml-py", "pytest")
 COMPILE = (sys.executable, "-m", "planner", "compile")
-# Kept for the summary, and for a worker to end.
+# So much time is kept for writing the summary and for ending a worker.
 _CLOSING_SECONDS = 2.0
-# The real duration of what ran, against the estimate, counts from so many on.
+# Estimates are corrected by the real durations from so many experiments on.
 _ENOUGH_TO_CORRECT = 2
 _POLL_SECONDS = 0.2
 
@@ -48,7 +48,7 @@ class OutOfTime(Exception):
 
 @dataclass
 class Check:
-    """One check of one device into one folder."""
+    """Check one device, with results in one folder."""
 
     folder: Folder
     device: Device
@@ -69,18 +69,18 @@ class Check:
 
     @property
     def remaining(self) -> float:
-        """Seconds left of the budget, less what closing takes."""
+        """Return the seconds left of the budget, less those that closing takes."""
         return self.seconds - _CLOSING_SECONDS - (time.monotonic() - self._began)
 
     def run(self) -> None:
-        """Run all that the time allows; what was measured into this folder before is not run again."""
+        """Run all that the time allows, except experiments that are in the folder already."""
         name = self.device.card.name if self.device.card else "the CPU, a rehearsal"
         self._tell(f"gpu-check of {name} into {self.folder.path}")
         self._write_environment()
         self._look_for_programs()
         try:
             with contextlib.closing(Jobs(self.store)) as jobs:
-                # A run that was cut off is closed as failed by now.
+                # Opening the queue has closed a run that was cut off before as failed.
                 self._write()
                 self._run_all(jobs)
             self._run_tests()
@@ -93,7 +93,7 @@ class Check:
             self._write()
         self._tell(f"summary: {self.folder.path / 'summary.md'}")
 
-    # What is run
+    # These methods run experiments and tests.
 
     def _run_all(self, jobs: Jobs) -> None:
         planned = self._planned()
@@ -105,7 +105,7 @@ class Check:
                     self.report.not_reached_because = f"--limit {self.limit} was reached"
                     return
                 if not self._fits(estimate) and self._ran:
-                    # A shorter one may still fit.
+                    # A shorter experiment may still fit.
                     continue
                 self._try_one(jobs, one, estimate)
                 waiting.remove((one, estimate))
@@ -118,7 +118,7 @@ class Check:
 
     @property
     def _correction(self) -> float:
-        """Give the ratio of seconds taken to seconds estimated, over the experiments so far."""
+        """Return the ratio of seconds taken to seconds estimated, over the experiments so far."""
         if self._ran < _ENOUGH_TO_CORRECT:
             return 1.0
         return min(5.0, max(0.2, self._took / self._estimated))
@@ -155,11 +155,11 @@ class Check:
         return known is not None and (not one.records or self.folder.has_recording(known.measurement_id))
 
     def _try_one(self, jobs: Jobs, one: Experiment, estimate: float) -> None:
-        """Run the experiment; an error of our own in it is told, and does not take the others with it."""
+        """Run the experiment; report an error of our own in it, so that the others still run."""
         try:
             self._run_one(jobs, one, estimate)
         except (OutOfTime, PlannerError):
-            # Without a place for results there is no use in going on.
+            # Without a place for results the other experiments would be lost as well.
             raise
         except Exception as error:
             self._ran += 1
@@ -174,7 +174,7 @@ class Check:
         library = self._library
 
         def predict() -> tuple[Prediction, ...]:
-            # Programs of other versions would be kept with the run as if they were for these.
+            # Predictions by programs of other versions would be kept with the run as if they were for these.
             if library is None:
                 return ()
             return predictions_for(one.request, device, own_pid=jobs.worker_pid, library=library)
@@ -211,21 +211,24 @@ class Check:
 
     def _note(self, one: Experiment, view: JobView) -> None:
         if view.unkept is not None:
-            # The history refused it: shown all the same, and said.
+            # The summary shows the run although the history refused it, and says so.
             self.report.unkept.append(view.unkept)
             self._tell(f"not kept in the history: {view.reason}")
         if one.records and view.measurement_id is not None:
             self.folder.keep_recording(view.measurement_id)
 
     def _run_tests(self) -> None:
-        """Run tests/gpu where pytest is installed and the time allows."""
+        """Run tests/gpu if pytest is installed, the time allows and no limit is given."""
         lacking = [name for name in ("pytest", "pytest_timeout") if find_spec(name) is None]
         if lacking:
             self.report.tests = Tests(reason=f"not installed: {', '.join(lacking)}")
             return
         if self.folder.tests.exists():
             return
-        if self.limit is not None or not self._fits(plan.TESTS_SECONDS if self.card else 0.0):
+        if self.limit is not None:
+            self.report.tests = Tests(reason="not run with --limit")
+            return
+        if not self._fits(plan.TESTS_SECONDS if self.card else 0.0):
             self.report.tests = Tests(reason="not reached in the time")
             return
         self._tell("begin: tests/gpu")
@@ -254,10 +257,10 @@ class Check:
                 raise OutOfTime
             time.sleep(_POLL_SECONDS)
 
-    # Programs for what is installed
+    # These methods find or compile programs for the installed versions.
 
     def _look_for_programs(self) -> None:
-        """Find the programs of the installed versions; where there are none, a compile begins beside the measuring."""
+        """Find the programs of the installed versions, or compile them beside the measuring."""
         if self._library is not None or (self._compile and self._compile.poll() is None):
             return
         found = find()
@@ -270,7 +273,7 @@ class Check:
             return
         wanted = ", ".join(f"{name} {number}" for name, number in wanted_versions().items())
         self.report.no_programs = f"a compile for {wanted} had not ended"
-        self._tell(f"compiling programs for {wanted} beside the measuring; until then nothing is compared")
+        self._tell(f"compiling programs for {wanted} beside the measuring; until then runs are not compared")
         self._compile = subprocess.Popen(
             COMPILE,
             cwd=ROOT,
@@ -290,7 +293,7 @@ class Check:
         if self._compile is not None:
             _end(self._compile)
 
-    # What is written
+    # These methods write the files.
 
     def _write(self) -> None:
         runs = [*_telling(self.store.measurements()[::-1]), *self.report.unkept]
@@ -326,7 +329,7 @@ class Check:
                     "cores": os.cpu_count(),
                     "memory_bytes": psutil.virtual_memory().total,
                 },
-                # What is known once torch was loaded: cuDNN, total memory, attention.
+                # A run also knows what torch reports once it is loaded: cuDNN, total memory, attention.
                 "as_run": ran[-1] if ran else None,
             },
         )

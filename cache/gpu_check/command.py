@@ -1,4 +1,4 @@
-"""The command line of the check: what is asked for, where it goes, and how it ends."""
+"""The command line of the check: its options, the folder of its results, and its exit codes."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ LEAST_MINUTES, MOST_MINUTES = 0.1, 600.0
 
 
 class Stopped(BaseException):
-    """A signal asks for an end; results are written first."""
+    """A signal asked the check to end; results are written first."""
 
     def __init__(self, number: int):
         self.number = number
@@ -35,8 +35,8 @@ class Stopped(BaseException):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cache.gpu_check",
-        description="Run what teaches most about this GPU within a time, and say where prediction and GPU disagree. "
-        "Started again with the same folder it goes on where it was stopped.",
+        description="Run the most informative requests on this GPU within a time budget, and say where predictions and "
+        "measurements disagree. Started again with the same folder it goes on where it was stopped.",
         epilog="exit codes: 0 the end or the time was reached, 2 usage error or no GPU, 130 and 143 stopped",
         allow_abbrev=False,
     )
@@ -86,7 +86,7 @@ def _check(arguments: argparse.Namespace) -> int:
     device = Device(None if named == "cpu" else usable_card(named))
     folder = Folder(Path(arguments.out))
     before = os.environ.get("PLANNER_DB")
-    # Runs, compiled programs and locks all stay in the folder; the user's own history is not touched.
+    # Runs, compiled programs and locks all stay in the folder, and the user's own history is not changed.
     os.environ["PLANNER_DB"] = str(folder.history)
     restore = _on_signals(_stop)
     try:
@@ -109,7 +109,7 @@ def _say(text: str) -> None:
 
 
 def _stop(number: int, _frame: Any) -> None:
-    # A second one must not break off what the first one lets be written.
+    # A second signal must not interrupt the writing that the first one allows.
     for other in (signal.SIGTERM, signal.SIGINT):
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
@@ -126,10 +126,10 @@ def _on_signals(handler: Callable[[int, Any], None]) -> Callable[[], None]:
 
 
 def estimate_text(name: str) -> str:
-    """Describe the plan for a card of the catalogue, with the seconds that each experiment is estimated to take.
+    """Write the plan for a card of the catalogue, with estimated seconds of each experiment.
 
     Raises:
-        UnknownCard: there is no such card.
+        UnknownCard: the catalogue has no such card.
     """
     card = card_named(name)
     attached = AttachedCard(

@@ -1,4 +1,4 @@
-"""The folder of a check: each file is whole at any moment, and what is there counts when it is started again."""
+"""The folder of a check: each file is complete at any moment, and a check that is started again reads them."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ _ADVICE = "free space there, or name another folder"
 
 
 class Folder:
-    """Where results go."""
+    """Write and read the files of a check."""
 
     def __init__(self, path: Path):
-        """Make the folder.
+        """Make the folder `path`, if there is none.
 
         Raises:
             InvalidArgument: it is no folder, or cannot be made.
@@ -35,26 +35,26 @@ class Folder:
 
     @property
     def history(self) -> Path:
-        """Name the history that runs are kept in."""
+        """Return the path of the history that keeps the runs."""
         return self.path / "history.db"
 
     @property
     def recordings(self) -> Path:
-        """One recording for each run that has one, named by the run."""
+        """Return the path of the recordings, each named by the id of its run."""
         return self.path / "recordings"
 
     @property
     def part(self) -> Path:
-        """Name the file of a recording whose run has no id yet."""
+        """Return the path of a recording whose run has no id yet."""
         return self.recordings / "unfinished.part"
 
     @property
     def tests(self) -> Path:
-        """Name the file of pytest's results of tests/gpu, in JUnit's format."""
+        """Return the path of pytest's results of tests/gpu, in JUnit's format."""
         return self.path / "tests-gpu.xml"
 
     def write(self, name: str, text: str) -> None:
-        """Write the file as a whole: whoever reads it, at whatever moment, finds the old one or the new one.
+        """Write a file at once, so that a reader finds either the old or the new one.
 
         Raises:
             CannotWrite: the disk or its permissions refuse.
@@ -96,14 +96,14 @@ class Folder:
             raise CannotWrite(path, why(error), _ADVICE) from error
 
     def keep_recording(self, measurement_id: str) -> bool:
-        """Name the recording that the worker wrote after its run; False where it wrote none."""
+        """Name the recording that the worker wrote after its run; return False if it wrote none."""
         if not self.part.exists():
             return False
         os.replace(self.part, self._recording(measurement_id))
         return True
 
     def recording(self, measurement_id: str) -> Recording | None:
-        """Read the recording of this run; None where there is none or it cannot be read."""
+        """Read the recording of this run; return None if there is none or it cannot be read."""
         try:
             return Recording.read(self._recording(measurement_id))
         except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Which requests are run, in which order, and how long each takes: what teaches most per second comes first.
+"""The experiments of a check: their requests, their order, and how long each takes.
 
-Three steps do for memory, two in a rehearsal; two requests have twenty, for the time of a step. Requests that need the
-same model follow one another, for a worker that has to be started loads it anew. What is expected to meet the end of
-the GPU's memory comes late: it ends the worker as well.
+The most informative per second come first. Three steps are enough for memory, two in a rehearsal; two requests have
+twenty, for the time of a step. Requests that need the same model follow one another, since a new worker loads it anew.
+Requests that may run out of the GPU's memory come late, since that ends the worker.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +21,12 @@ from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest, Task
 from planner.units import GIB
 
-# Of a run for memory. PNDM keeps four noise predictions from the fourth step on, each of the latent's size.
+# A run for memory has so many steps. PNDM keeps four noise predictions from the fourth step on, each of the size of
+# the latents.
 STEPS = 3
 STEPS_FOR_TIME = 20
 
-# Capacities to emulate where the GPU has more, and what is run there: by the dry run most of them is tight.
+# These capacities are emulated on larger GPUs, with these sizes. By the dry run most of them are tight.
 EMULATED: tuple[tuple[int, tuple[dict[str, Any], ...]], ...] = (
     (8 * GIB, ({"width": 1024, "height": 1024}, {"width": 1536, "height": 1536}, {"width": 768, "batch": 4})),
     (16 * GIB, ({"width": 2048, "height": 2048}, {"width": 1024, "height": 1024, "batch": 4})),
@@ -35,7 +36,10 @@ EMULATED: tuple[tuple[int, tuple[dict[str, Any], ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A request to run, and why. With `records` each allocation is recorded and compared with the dry run."""
+    """Hold a request to run and the reason; with `records` its allocations are recorded.
+
+    Recorded allocations are compared with those of the dry run.
+    """
 
     request: GenerationRequest
     why: str
@@ -44,7 +48,7 @@ class Experiment:
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Give what a worker must have loaded for it, as `Job.resident_key` does."""
+        """Return the key of what a worker must have loaded for it, as `Job.resident_key` does."""
         request = self.request
         task = request.task if request.offload != "none" else ""
         return (self.capacity_bytes, request.safety_checker, request.channels_last, request.offload, task)
@@ -90,7 +94,7 @@ def _chosen_for_gpu() -> Iterator[Experiment]:
     for size in (512, (1800, 1200), 2048):
         yield _one("img2img", size, "model offload", records=size == 512, offload="model")
     for batch in (1, 4, 16):
-        yield _one("txt2img", 512, "published runs without safety checker", batch=batch, safety_checker=False)
+        yield _one("txt2img", 512, "reference runs without safety checker", batch=batch, safety_checker=False)
 
 
 def _emulated() -> Iterator[Experiment]:
@@ -99,13 +103,13 @@ def _emulated() -> Iterator[Experiment]:
             changes = {"height": size["width"]} | size
             for task in ("img2img", "txt2img") if not index else ("img2img",):
                 request = GenerationRequest(task=task, steps=STEPS, **changes)
-                # A recording shows where a kernel found no room and fell back.
+                # A recording shows which kernels found no room and fell back.
                 records = task == "img2img"
                 yield Experiment(request=request, why="short of memory", capacity_bytes=capacity_bytes, records=records)
 
 
 def _chosen_for_cpu() -> Iterator[Experiment]:
-    """Give the same kinds of experiments at sizes that a CPU can run."""
+    """Choose the same kinds of experiments at sizes that a CPU can run."""
     yield _one("img2img", 128, "the default task", records=True, steps=2)
     yield _one("txt2img", (128, 64), "the other task", records=True, steps=2)
     yield _one("txt2img", 64, "several images", records=True, batch=4, steps=2)
@@ -118,7 +122,7 @@ def _chosen_for_cpu() -> Iterator[Experiment]:
     yield _one("img2img", 64, "channels_last", channels_last=True, steps=2)
     yield _one("txt2img", 512, "the largest rehearsal", steps=2)
     yield _one("img2img", 512, "the time of a step", steps=5)
-    # These are told apart, with the reason, from what a rehearsal can do.
+    # A rehearsal cannot run these; the summary lists them with the reason.
     yield _one("img2img", (1800, 1200), "large sizes", records=True)
     yield _one("img2img", 512, "model offload", offload="model")
     yield Experiment(request=GenerationRequest(steps=STEPS), why="short of memory", capacity_bytes=8 * GIB)
@@ -128,10 +132,10 @@ _OF_GRID = "the grid of verify --sweep"
 
 
 def experiments(found: Sequence[Experiment], verdicts: Mapping[Experiment, Verdict]) -> list[Experiment]:
-    """Order the candidates: by what they teach, and within that so that few workers are started.
+    """Order the candidates by what they teach, and then so that few workers are started.
 
-    First what is expected to fit on the whole GPU, then emulated capacities, then what meets the end of the GPU's own
-    memory, each of which ends its worker; the grid fills the time that is left.
+    First come requests that are expected to fit on the whole GPU, then emulated capacities, then requests that may run
+    out of the GPU's own memory and so end their worker. The grid fills the time that is left.
     """
 
     def phase(one: Experiment) -> int:
@@ -148,7 +152,7 @@ def experiments(found: Sequence[Experiment], verdicts: Mapping[Experiment, Verdi
 
 
 def candidates(device: Device) -> list[Experiment]:
-    """All experiments for the device in the order in which they are written down, each request once."""
+    """List all experiments for the device, each once, in the order of this file."""
     if device.kind == "cpu":
         return list(_chosen_for_cpu())
     base = GenerationRequest(steps=STEPS)
@@ -164,7 +168,10 @@ def _of_entry(entry: Entry) -> Experiment:
 
 
 def verdict_on(one: Experiment, card: Card | None, library: Library | None) -> Verdict:
-    """Expect what one replay on this card, at the experiment's capacity, says; `fit` would make thirteen."""
+    """Predict the verdict by one replay on this card, at the experiment's capacity.
+
+    `planner.fit.fit` would make thirteen replays.
+    """
     if card is None or library is None:
         return "unknown"
     usable = card.usable_bytes if one.capacity_bytes is None else min(card.usable_bytes, one.capacity_bytes)
@@ -178,34 +185,39 @@ def verdict_on(one: Experiment, card: Card | None, library: Library | None) -> V
     return "tight" if replayed.num_alloc_retries or replayed.fallbacks else "fits"
 
 
-# Time
+# The constants and functions from here on estimate seconds.
 
-# A UNet call on one sample of 512x512 is one unit of work. Published for the two samples of a guided step: T4 (65
-# TFLOPS) 144 ms, A100 (312 TFLOPS) 44.6 ms, and 278 ms for the 32 samples of batch 16. That is 4.7 s x TFLOPS a unit on
-# the T4 and 2.7 on a busy A100; the larger is taken. Source: huggingface/diffusers, docs/optimization/torch2.0.md.
+# A UNet call on one sample of 512x512 is one unit of work. Published times for the two samples of a guided step are
+# 144 ms on a T4 (65 TFLOPS) and 44.6 ms on an A100 (312 TFLOPS), and on the A100 278 ms for the 32 samples of batch 16.
+# That is 4.7 s x TFLOPS a unit on the T4 and 2.7 on a busy A100; the larger one is used.
+# Source: huggingface/diffusers, docs/optimization/torch2.0.md.
 TFLOPS_SECONDS_PER_UNIT = 4.7
-# A call that keeps no GPU busy takes what launching its kernels takes: the A100's guided step.
+# A call that is too small to keep the GPU busy takes as long as launching its kernels: the A100's guided step.
 LEAST_CALL_SECONDS = 0.045
-# VAE decode of one 512x512 image: T4 292 ms, A100 32 ms, about four units each. Encode does half the work.
-# Source: huggingface/open-muse, benchmark/artifacts/all.csv.
+# Decoding one 512x512 image takes 292 ms on a T4 and 32 ms on an A100, about four units each. Encoding does half the
+# work. Source: huggingface/open-muse, benchmark/artifacts/all.csv.
 DECODE_UNITS, ENCODE_UNITS = 4.0, 2.0
 # At 512x512 a fifth of the UNet's work is self-attention, which grows with the square of the area.
 ATTENTION_SHARE = 0.2
-# Float16 TFLOPS of a card that no data sheet is known for: a T4's.
+# A card without a known data sheet is taken to have the float16 TFLOPS of a T4.
 UNKNOWN_TFLOPS = 65
-# Two cores, as a rehearsal of 256x256 took them: 1.2 s a guided step.
+# A rehearsal of 256x256 on two cores took 1.2 s for a guided step.
 CPU_SECONDS_PER_UNIT = 3.0
-# Libraries, context and 1.37 billion synthetic weights; then warm-up, first use of kernels, and writing it down.
+# A start loads the libraries, makes the context and 1.37 billion synthetic weights. A run adds the warm-up, the first
+# use of kernels, and writing the row.
 START_SECONDS = 25.0
 RUN_SECONDS = 2.5
-# Weights that leave the GPU and come again, over PCIe.
+# With model offload, weights cross PCIe in both directions.
 OFFLOAD_SECONDS = 4.0
-# Of one of the tests in tests/gpu, which run requests much like those above.
+# The tests in tests/gpu together run requests much like those above.
 TESTS_SECONDS = 150.0
 
 
 def seconds_of(one: Experiment, card: Card | None) -> float:
-    """Estimate how long the experiment takes on this card, None for the CPU, with its model loaded."""
+    """Estimate the seconds of an experiment on this card, with its model loaded.
+
+    A `card` of None is the CPU.
+    """
     request = one.request
     area = request.effective_width * request.effective_height / 512**2
     a_unit = CPU_SECONDS_PER_UNIT
@@ -213,7 +225,7 @@ def seconds_of(one: Experiment, card: Card | None) -> float:
         a_unit = TFLOPS_SECONDS_PER_UNIT / (card.float16_tflops or UNKNOWN_TFLOPS)
     a_sample = area * (1 - ATTENTION_SHARE + ATTENTION_SHARE * area)
     a_call = max(LEAST_CALL_SECONDS, request.unet_batch * a_sample * a_unit)
-    # PNDM makes one call more than there are steps.
+    # PNDM makes one UNet call more than there are steps.
     calls = request.steps + 1
     vae = (DECODE_UNITS + (ENCODE_UNITS if request.task == "img2img" else 0)) * request.batch * area * a_unit
     offload = OFFLOAD_SECONDS if request.offload != "none" else 0.0
@@ -223,9 +235,9 @@ def seconds_of(one: Experiment, card: Card | None) -> float:
 def seconds_with_starts(
     planned: Sequence[Experiment], verdicts: Sequence[Verdict], card: Card | None
 ) -> Iterator[float]:
-    """Estimate the seconds of each experiment, with those of a worker's start where it needs a new one.
+    """Estimate the seconds of each experiment, with a worker's start if it needs a new worker.
 
-    It does at another model, and after a run that met the end of memory.
+    It needs one for another model, and after a run that ran out of memory.
     """
     before: tuple[Any, ...] | None = None
     for one, verdict in zip(planned, verdicts, strict=True):
@@ -234,12 +246,12 @@ def seconds_with_starts(
 
 
 def is_chosen(one: Experiment) -> bool:
-    """Tell whether the experiment was chosen here, and is not one of the grid."""
+    """Tell whether the experiment was chosen in this file, and is not from the grid."""
     return one.why != _OF_GRID
 
 
 def with_capacity(device: Device, one: Experiment) -> Device:
-    """Give the device with the capacity that the experiment emulates."""
+    """Return the device with the capacity that the experiment emulates."""
     return replace(device, emulated_bytes=one.capacity_bytes)
 
 

@@ -1,4 +1,4 @@
-"""What a check found, in plain words: where prediction and GPU disagree, by how much, and what was not reached."""
+"""Write the summary of a check: where predictions and measurements disagree, and what was not reached."""
 
 import statistics
 import xml.etree.ElementTree as ElementTree
@@ -20,20 +20,20 @@ from planner.errors import NoProgram
 from planner.fit import fit
 from planner.programs.files import shipped
 from planner.programs.library import Library
-from planner.units import MIB, gib
+from planner.units import MIB, gib, signed_percent
 
 # Repeated runs of one benchmark differ by 0.25 % (`planner.replay.assumptions.RUN_TO_RUN`); twice that is a
 # disagreement.
 AGREES_WITHIN = 0.005
-# What a convolution's workspace may differ by: cuDNN aligns what it asks for.
+# A convolution's workspace may differ by so much, since cuDNN aligns the sizes that it asks for.
 WORKSPACE_WITHIN_BYTES = MIB
-# Rows of a table of convolutions.
+# A table of convolutions has at most so many rows.
 MOST_CONVOLUTIONS = 40
 
 
 @dataclass(frozen=True)
 class Tests:
-    """What pytest said of tests/gpu, or why it was not asked."""
+    """Hold the counts of tests/gpu, or the reason why they were not run."""
 
     reason: str | None = None
     tests: int = 0
@@ -41,7 +41,7 @@ class Tests:
     skipped: int = 0
 
     def text(self) -> str:
-        """Give the outcome in words."""
+        """Write the outcome in words."""
         if self.reason:
             return self.reason
         passed = self.tests - len(self.failed) - self.skipped
@@ -50,7 +50,10 @@ class Tests:
 
 @dataclass(frozen=True)
 class Compared:
-    """A run beside its dry run on this device; errors are ``predicted / measured - 1``, None where nothing is said."""
+    """Hold a run with its dry run on this device; sizes are bytes, None without a prediction.
+
+    Errors are ``predicted / measured - 1``.
+    """
 
     run: Measurement
     allocated_bytes: int | None = None
@@ -59,12 +62,12 @@ class Compared:
 
     @property
     def allocated_error(self) -> float | None:
-        """Give the signed error of the allocated peak."""
+        """Return the signed error of the allocated peak, or None."""
         return self._error(self.allocated_bytes, self.run.measured.peak_allocated_bytes)
 
     @property
     def reserved_error(self) -> float | None:
-        """Give the signed error of the reserved peak."""
+        """Return the signed error of the reserved peak, or None."""
         return self._error(self.reserved_bytes, self.run.measured.peak_reserved_bytes)
 
     def _error(self, predicted_bytes: int | None, measured_bytes: int | None) -> float | None:
@@ -81,21 +84,21 @@ class Compared:
 
 @dataclass
 class Report:
-    """Collects what a check learns besides its runs, and writes summary.md and differences.json."""
+    """Collect the facts of a check besides its runs, and write summary.md and differences.json."""
 
     folder: Folder
     device: Device
     card: Card | None
     library: Library | None = None
-    # Why nothing can be compared while there is no library.
+    # This is the reason why runs cannot be compared while there is no library.
     no_programs: str | None = None
     tests: Tests | None = None
     cannot: list[tuple[Experiment, str]] = field(default_factory=list)
     not_reached: list[Experiment] = field(default_factory=list)
-    not_reached_because: str = "the time did not suffice"
+    not_reached_because: str = "the time was too short"
     reached_end: bool = False
     unkept: list[Measurement] = field(default_factory=list)
-    # Experiments that ended in an error of the check's own, with its words.
+    # These experiments ended in an error of the check itself, with its message.
     crashed: list[tuple[Experiment, str]] = field(default_factory=list)
     estimated_seconds: float | None = None
     estimated_chosen_seconds: float | None = None
@@ -125,7 +128,7 @@ class Report:
         skipped = sum(case.find("skipped") is not None for case in cases)
         return Tests(tests=len(cases), failed=tuple(failed), skipped=skipped)
 
-    # Comparisons, each made once
+    # These methods compare each run once.
 
     def _of(self, run: Measurement) -> Compared:
         if self.library is None:
@@ -140,12 +143,12 @@ class Report:
             said = next((one for one in predictions_for(run.request, Device(), library=library)), None)
             return Compared(run, said.peak_allocated_bytes if said and said.basis == "dry-run" else None)
         if self.card is None or self.device.key != run.environment.uuid_hash:
-            # The folder was begun on another GPU, for which this one's memory says nothing.
+            # The run is from another GPU, so this one's memory is no prediction for it.
             return Compared(run)
         emulated = run.environment.emulated_bytes
         card = self.card if emulated is None else emulated_card(self.card, emulated)
         answer = fit(run.request, card, "dry-run", library=library)
-        # Where memory is short, what it allocates there and not what it would with more.
+        # If memory is short, the peaks are those at this capacity, and not with more memory.
         capped = answer.capped_allocated_bytes is not None
         return Compared(
             run,
@@ -169,7 +172,7 @@ class Report:
             self._differences[run.measurement_id] = found
         return self._differences[run.measurement_id]
 
-    # The summary
+    # These methods write the sections of the summary.
 
     def _text(self, compared: Sequence[Compared], differences: Sequence[dict[str, Any]]) -> str:
         sections = [
@@ -191,7 +194,10 @@ class Report:
         runs = [one.run for one in compared]
         lines = [f"# GPU check: {name}", ""]
         if self.card is None:
-            lines += ["A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.", ""]
+            lines += [
+                "A rehearsal on the CPU: live tensors only, no kernels' workspace. It says nothing about a GPU.",
+                "",
+            ]
         if runs:
             at = runs[-1].environment
             cudnn = f", CUDA {at.cuda}, cuDNN {at.cudnn}, driver {at.driver}" if at.cudnn else ""
@@ -221,7 +227,7 @@ class Report:
                 "import the runs where there are such programs."
             )
         if not compared:
-            return f"{title}\n\nNo run came to an end yet."
+            return f"{title}\n\nNo run has ended yet."
         known = [(one, error) for one in compared if (error := one.allocated_error) is not None]
         lines = [title, ""]
         if known:
@@ -229,17 +235,17 @@ class Report:
             worst, error = max(known, key=lambda pair: abs(pair[1]))
             median = statistics.median(abs(error) for _, error in known)
             lines.append(
-                f"Of {_count(len(known))} to the end, the allocated peak of {within} is predicted within "
+                f"{_count(len(known))} finished, {within} of them with an allocated peak predicted within "
                 f"{AGREES_WITHIN:.1%}; the median is off by {median:.2%}. The worst is {_name(worst.run)}: predicted "
                 f"{gib(worst.allocated_bytes or 0)}, measured {gib(worst.run.measured.peak_allocated_bytes or 0)}, "
-                f"{error:+.2%}."
+                f"{signed_percent(error)}."
             )
         wrong = [one for one in compared if one.is_verdict_wrong]
-        lines += [f"- **{_name(one.run)}**: said `{one.verdict}`, it {_happened(one.run)}." for one in wrong]
+        lines += [f"- **{_name(one.run)}**: predicted `{one.verdict}`, but it {_happened(one.run)}." for one in wrong]
         if self.card is not None and not wrong:
             lines.append("No verdict was wrong.")
         rows = sorted(compared, key=lambda one: -abs(one.allocated_error or 0.0))
-        header = ("request", "came out", "dry run says", "allocated", "predicted", "off by")
+        header = ("request", "outcome", "dry run", "allocated", "predicted", "off by")
         reserved = ("reserved", "predicted", "off by") if self.card else ()
         cells = [
             (
@@ -281,13 +287,13 @@ class Report:
                 )
             )
         header = ("request", "predicted", "share", "only measured, largest", "only predicted, largest")
-        note = "Allocations above 1 MiB, one by one; differences.json has all of them and the modules that made them."
+        note = "Allocations above 1 MiB are compared one by one; differences.json has all of them and their modules."
         return "\n".join(["## Allocation by allocation", "", note, "", _table(header, rows, right=(1, 2))])
 
     def _workspaces(self, differences: Sequence[dict[str, Any]]) -> str:
         title = "## Workspace of each convolution"
         if self.card is None:
-            return f"{title}\n\nNot on the CPU: no kernel's workspace comes from an allocator with a history."
+            return f"{title}\n\nNot measured: on the CPU no kernel's workspace comes from an allocator with a history."
         recorded = [(one["name"], row) for one in differences for row in one.get("convolutions", ())]
         if not recorded:
             return ""
@@ -321,7 +327,7 @@ class Report:
                 "calls",
                 "took, MiB",
                 "predicted, MiB",
-                "no room for, MiB",
+                "refused, MiB",
             )
             lines += ["", _table(header, rows, right=(4, 5, 6, 7))]
         if len(off) > MOST_CONVOLUTIONS:
@@ -353,7 +359,7 @@ class Report:
             return ""
         found = [one.run.measured.context_bytes for one in compared if one.run.measured.context_bytes is not None]
         if not found:
-            return "## CUDA context\n\nThe driver did not say what the CUDA context takes."
+            return "## CUDA context\n\nThe driver did not report the size of the CUDA context."
         low, high = self.card.context_low_bytes, self.card.context_bytes
         return (
             f"## CUDA context\n\nMeasured {gib(min(found))} to {gib(max(found))}, median "
@@ -369,7 +375,7 @@ class Report:
         lines += [f"- {plan.name_of(one)}: {reason}" for one, reason in self.crashed]
         if self.unkept:
             lines.append(
-                f"- {_count(len(self.unkept))} could not be kept in history.db, and stand in runs.jsonl all the same"
+                f"- {_count(len(self.unkept))} could not be kept in history.db; runs.jsonl has them all the same"
             )
         return "\n".join(["## Failed", "", "The next start tries these again, after all others.", "", *lines])
 
@@ -382,14 +388,14 @@ class Report:
         lines = []
         if self.not_reached:
             chosen = [one for one in self.not_reached if plan.is_chosen(one)]
-            lines += [f"{len(self.not_reached)} experiments were not reached, for {self.not_reached_because}; the same "
+            lines += [f"{len(self.not_reached)} experiments were not reached: {self.not_reached_because}; the same "
                       "command with the same folder goes on from here.", ""]  # fmt: skip
             lines += [f"- {plan.name_of(one)}: {one.why}" for one in chosen]
             if len(chosen) < len(self.not_reached):
                 lines.append(f"- {len(self.not_reached) - len(chosen)} more of the grid of `verify --sweep`")
         if self.cannot:
             where = "on the CPU" if self.card is None else "on this GPU"
-            lines += ["", f"What cannot be done {where}:", ""] if lines else [f"What cannot be done {where}:", ""]
+            lines += ["", f"These cannot run {where}:", ""] if lines else [f"These cannot run {where}:", ""]
             lines += [f"- {plan.name_of(one)} ({one.why}): {reason}" for one, reason in self.cannot]
         if self.card is None:
             lines += ["- reserved peaks, the CUDA context, allocator retries and workspaces: the CPU has none of them"]
@@ -400,8 +406,8 @@ class Report:
     def _import(self) -> str:
         return (
             "## Use it\n\n```console\n$ python -m planner history import runs.jsonl\n```\n\nbrings the runs into the "
-            "planner of any machine, where they count as measured ones. `differences.json` and `recordings/` are for "
-            "whoever corrects the dry run."
+            "planner of any machine, where they count as measured runs. `differences.json` and `recordings/` help to "
+            "correct the dry run."
         )
 
 
@@ -435,8 +441,7 @@ def _mib(size_bytes: int) -> str:
 
 
 def _percent(error: float | None) -> str:
-    # Rounded first, so that what is shown as nothing has no sign.
-    return "-" if error is None else f"{round(error, 4) + 0.0:+.2%}"
+    return "-" if error is None else signed_percent(error)
 
 
 def _seconds(seconds: float | None) -> str:
@@ -448,7 +453,7 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _only(sizes: Sequence[dict[str, Any]]) -> str:
-    """Write the three largest sizes that only one side has, with the first module of each."""
+    """Write the three largest sizes that only one side has, each with its first module."""
     shown = []
     for one in sizes[:3]:
         module = f" in {one['modules'][0]}" if one["modules"] and one["modules"][0] else ""

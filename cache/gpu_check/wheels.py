@@ -1,8 +1,8 @@
-"""Which wheels of a folder the running Python lacks: ``python -m cache.gpu_check.wheels FOLDER`` prints their paths.
+"""Print the wheels of a folder that this Python lacks: ``python -m cache.gpu_check.wheels FOLDER``.
 
-A torch that is there is what is to be measured, so neither it nor what comes with it is ever replaced. Of diffusers,
-transformers and accelerate the wheel's version is wanted; anything else is wanted only where it is missing. The
-standard library must do here, for this runs before anything is installed.
+The installed torch is to be measured, so it and the packages that come with it are never replaced. diffusers,
+transformers and accelerate are installed in the wheel's version, and any other package only if it is missing. This
+module runs before anything is installed, so it uses the standard library alone.
 """
 
 import re
@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Those that decide memory, of which another version than the wheel's would answer another question.
+# These packages affect memory, so their versions must be those of the wheels.
 PINNED = frozenset({"diffusers", "transformers", "accelerate"})
 _OF_TORCH = re.compile(r"torch|torch(vision|audio)|triton|pytorch-triton|nvidia-(?!ml-py$).+")
 
 
 def canonical(name: str) -> str:
-    """Spell a package's name as indexes compare it."""
+    """Return a package's name in the form in which indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -25,7 +25,7 @@ def lacking(wheels: Iterable[Path]) -> list[Path]:
     """Choose the wheels to install, one of each package.
 
     Raises:
-        ValueError: a file has no wheel's name.
+        ValueError: the name of a file is not a wheel's.
     """
     wanted: dict[str, Path] = {}
     for path in sorted(wheels):

@@ -1,4 +1,4 @@
-"""One measuring job: what was asked, how far it is, and how it ended."""
+"""One measuring job: its request, its progress and its end."""
 
 import threading
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from cache.machine.device import Device, Weights
 from cache.records import Environment, Measured, Measurement, Prediction
 from planner.request import GenerationRequest
 
-# Where each phase begins and ends on the progress bar.
+# Each phase has a begin and an end on the progress bar, in [0, 1].
 _REACHED = {
     "waiting": (0.0, 0.0),
     "starting": (0.0, 0.02),
@@ -28,7 +28,10 @@ ENDED: tuple[JobState, ...] = ("ok", "out-of-memory", "cancelled", "failed", "ca
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """A job as it stands at one moment. Times in seconds; `phases` are those passed, with how long each took."""
+    """Hold the state of a job at one moment; times are seconds.
+
+    `phases` are the phases that have ended, with how long each took.
+    """
 
     job_id: str
     request: GenerationRequest
@@ -45,17 +48,17 @@ class JobView:
     measurement_id: str | None = None
     reason: str | None = None
     measured: Measured | None = None
-    # The run where the history could not keep it, as an import would take it in.
+    # This is the run if the history could not keep it; its line can be imported later.
     unkept: Measurement | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Tell whether the job has ended."""
         return self.state in ENDED
 
     @property
     def fraction(self) -> float:
-        """How far it is, in [0, 1]: a picture of progress, since phases take unlike times on unlike cards."""
+        """Estimate the progress in [0, 1]; how long phases take differs from card to card."""
         if self.ended:
             return 1.0
         if self.phase not in _REACHED:
@@ -67,7 +70,7 @@ class JobView:
 
 @dataclass
 class Job:
-    """The mutable side of a job, guarded by the queue's lock."""
+    """Hold the mutable state of a job; the queue's lock guards it."""
 
     job_id: str
     request: GenerationRequest
@@ -93,26 +96,26 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def enter(self, message: dict[str, Any], at: float) -> None:
-        """Take a progress message: a new phase closes the one before."""
+        """Apply a progress message received at the time `at`; a new phase closes the one before."""
         if message["phase"] != self.phase:
             self.close_phase(at)
             self.phase, self.phase_started = message["phase"], at
         self.detail, self.step, self.of = message.get("detail"), message.get("step"), message.get("of")
 
     def close_phase(self, at: float) -> None:
-        """Note how long the current phase took."""
+        """Add the current phase to `phases` with its seconds until `at`."""
         if self.phase is not None:
             self.phases.append((self.phase, at - self.phase_started))
             self.phase = None
 
     def resident_key(self) -> tuple[Any, ...]:
-        """What a worker must have loaded to serve this job."""
+        """Return the key of what a worker must have loaded to serve this job."""
         request = self.request
-        # Offload hooks belong to one pipeline object, so there the task counts as well.
+        # Offload hooks belong to one pipeline object, so with offload the task is part of the key.
         task = request.task if request.offload != "none" else None
         return (
             self.device.key,
-            # A limit stays with the process that it was set in.
+            # A worker keeps the limit that was set in it.
             self.device.emulated_bytes,
             self.environment.weights,
             request.safety_checker,
@@ -122,7 +125,7 @@ class Job:
         )
 
     def view(self, ahead: int, now: float) -> JobView:
-        """The job as it stands now, with so many jobs ahead of it."""
+        """Return the state of the job at the time `now`, with `ahead` jobs before it in the queue."""
         at = self.ended_at or now
         return JobView(
             job_id=self.job_id,

@@ -1,4 +1,4 @@
-"""Hold a device against every other planner on this machine."""
+"""Lock a device against every other planner on this machine."""
 
 import contextlib
 import fcntl
@@ -15,16 +15,16 @@ from planner.errors import CannotWrite
 
 @contextlib.contextmanager
 def device_lock(device: Device, waiting: Callable[[], None], cancelled: threading.Event) -> Generator[None]:
-    """Hold the device against every other planner on this machine; `waiting` is called once if it must wait.
+    """Lock the device against other planners; call `waiting` once if it must wait.
 
     Raises:
         Cancelled: `cancelled` was set while waiting.
         CannotWrite: there is no place for the lock.
     """
-    # Not TMPDIR, which differs between users and batch jobs that share a card.
+    # TMPDIR would not do: it differs between users and batch jobs that share a card.
     path = Path("/tmp") / f"will-it-fit-{device.key}.lock"
     try:
-        # Another user's file may be read and locked, but in a sticky directory not created again.
+        # Another user's file can be opened for reading and locked, but O_CREAT may be refused in a sticky directory.
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         try:

@@ -1,6 +1,7 @@
-"""Who owns a job: a lock on a file beside the history, which the system drops when its process ends, however it ends.
+"""The owner of a job: a lock on a file beside the history, which the system drops when the process ends.
 
-Process ids are used again, differ between containers that share a history, and start times move with the clock.
+Process ids would not do: they are used again, and differ between containers that share a history. Start times change
+with the clock.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ def _file_of(history: Path, name: str) -> Path:
 
 
 class Owner:
-    """A claim that holds while this object lives in this process."""
+    """Hold a claim for as long as this process lives, or until it is given up."""
 
     def __init__(self, history: Path, name: str, descriptor: int):
         self.name = name
@@ -26,7 +27,7 @@ class Owner:
 
     @classmethod
     def claim(cls, history: Path) -> Self:
-        """A new owner, named by chance.
+        """Claim a new owner with a random name.
 
         Raises:
             HistoryRefused: no file can be made beside the history.
@@ -41,14 +42,14 @@ class Owner:
 
     @staticmethod
     def is_alive(history: Path, name: str) -> bool:
-        """Whether the owner's process still runs; what a dead one left behind is removed."""
+        """Tell whether the owner's process still runs, and remove the file of one that ended."""
         path = _file_of(history, name)
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return False
         except OSError:
-            # A file of another user that may not be read: nothing says that its process has ended.
+            # The file of another user may not be readable, and then nothing says that its process has ended.
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +62,7 @@ class Owner:
         return False
 
     def leave(self) -> None:
-        """Give the claim up."""
+        """Give up the claim."""
         with contextlib.suppress(OSError):
             self._file.unlink()
             os.close(self._descriptor)

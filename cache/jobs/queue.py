@@ -1,7 +1,7 @@
-"""A queue of measuring jobs and the worker that serves them.
+"""A queue of measuring jobs, and the worker that serves them.
 
-One thread runs one job at a time and never touches Streamlit. The model stays resident in the worker between jobs and
-is released by ending the process: after an idle time, an out-of-memory, a cancel, a failure, or on request.
+One thread runs one job at a time, and never uses Streamlit. The model stays resident in the worker between jobs. The
+queue ends the worker after an idle time, an out-of-memory, a cancel or a failure, and on request.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ from planner.components import MODEL_ID
 from planner.errors import NoGpu, PlannerError
 from planner.request import GenerationRequest
 
-# Longer than any single kernel or weight file should take; a worker silent for so long hangs.
+# No single kernel or weight file should take so long, so a worker that is silent for longer hangs.
 SILENCE_S = 900.0
 IDLE_S = 180.0
-# Jobs remembered in memory for the page that started them; the history keeps all.
+# So many jobs stay in memory for the page that started them; the history keeps all.
 REMEMBERED = 50
 
 
 def close_orphans(store: Store) -> None:
-    """Close jobs whose queue is gone, so that a crash of the planner itself leaves a row too."""
+    """Close jobs whose queue has ended, so that a crash of the planner leaves a row as well."""
     for row in store.open_jobs():
         if not Owner.is_alive(store.path, row["owner"]):
             store.close_orphan(row, "the planner ended while this job was open")
 
 
 class Jobs:
-    """The queue. Make one per process; `close` it to end the worker."""
+    """Queue jobs and run them; make one per process, and `close` it to end the worker."""
 
     def __init__(
         self,
@@ -56,7 +56,10 @@ class Jobs:
         idle_s: float = IDLE_S,
         on_unkept: Callable[[Measurement, str], None] | None = None,
     ):
-        """`on_unkept` is told of each run that the history could not keep, and why."""
+        """Close orphaned jobs, and start the thread.
+
+        `on_unkept` is called with each run that the history could not keep, and the reason.
+        """
         self.store = store
         self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
         self._on_unkept = on_unkept
@@ -65,7 +68,7 @@ class Jobs:
         self._worker: WorkerProcess | None = None
         self._resident: tuple[Any, ...] | None = None
         self._closing = False
-        # Held for as long as this queue lives, however it ends: that is how others know that its jobs are orphans.
+        # The claim lasts as long as this process, so that others know when its jobs are orphans.
         self._owner = Owner.claim(store.path)
         try:
             close_orphans(store)
@@ -75,7 +78,7 @@ class Jobs:
         self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
         self._thread.start()
 
-    # What pages and the CLI call
+    # These methods are for pages and the CLI.
 
     def submit(
         self,
@@ -88,18 +91,18 @@ class Jobs:
         force: bool = False,
         record_to: Path | None = None,
     ) -> str:
-        """Queue a run and return its job id; a request already measured under the same key is answered at once.
+        """Queue a run and return its job id.
 
-        `predict` gives what is kept with the run as its predictions. It is not called where the history answers, since
-        predicting takes longer than that.
-        With `record_to` it is measured in any case, and the file then has a `cache.allocations.Recording` of it.
+        A run with the same key in the history answers at once. `predict` gives the predictions that are kept with the
+        run; it is not called where the history answers, since predicting takes longer. With `record_to` the request is
+        measured in any case, and the file then holds its `cache.allocations.Recording`.
 
         Raises:
             InvalidArgument: the request cannot run on this device.
-            HistoryRefused: the job cannot be noted, so its run could not be kept either.
+            HistoryRefused: the history cannot note the job, so it could not keep its run either.
         """
         check_runnable(request, device, model_dir)
-        # The worker runs in another folder.
+        # The worker runs in another folder, so a relative path would not be found.
         model_dir = str(Path(model_dir).resolve()) if model_dir else None
         job = Job(
             job_id=str(uuid.uuid4()),
@@ -121,7 +124,7 @@ class Jobs:
                 raise PlannerError("this queue was closed - reload the page and start again")
             alike = self._open_job_like(job)
             if alike:
-                # A second press joins the run that is under way.
+                # A second press of the button joins the run that is under way.
                 return alike.job_id
             if known is None:
                 self.store.add_job(job.job_id, request, job.environment, self._owner.name)
@@ -141,7 +144,7 @@ class Jobs:
         return next((one for one in still_open if asks(one) == asks(job)), None)
 
     def view(self, job_id: str) -> JobView | None:
-        """The job as it stands, or None when this process does not know it."""
+        """Return the state of the job, or None if this process does not know it."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None:
@@ -151,7 +154,7 @@ class Jobs:
             return job.view(ahead, time.monotonic())
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a queued or running job, in whatever phase; nothing happens to one that ended."""
+        """Cancel a queued or running job in any phase; do nothing to a job that has ended."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None:
@@ -159,13 +162,13 @@ class Jobs:
             job.cancelled.set()
             waits = job.state == "queued"
             if waits:
-                # Out of the queue at once: the job ahead may take an hour.
+                # It leaves the queue at once, since the job ahead may take an hour.
                 job.state, job.started = "running", time.monotonic()
         if waits:
             self._finish(job, Measured(outcome="cancelled", reason="cancelled"), ())
 
     def wait(self, job_id: str, on_change: Callable[[JobView], None] | None = None, poll_s: float = 0.1) -> JobView:
-        """The job once it has ended; `on_change` sees it on the way.
+        """Wait until the job has ended and return its state; call `on_change` at each poll.
 
         Raises:
             KeyError: this process does not know the job.
@@ -181,19 +184,19 @@ class Jobs:
             time.sleep(poll_s)
 
     def active(self) -> list[JobView]:
-        """Queued and running jobs, in order."""
+        """List the queued and running jobs in order."""
         with self._changed:
             ids = [job.job_id for job in self._jobs.values() if job.state in ("queued", "running")]
         return [view for view in map(self.view, ids) if view is not None]
 
     @property
     def worker_pid(self) -> int | None:
-        """The process that holds a resident model now, or None."""
+        """Return the id of the process that holds a resident model now, or None."""
         worker = self._worker
         return worker.pid if worker and worker.alive else None
 
     def release(self) -> bool:
-        """End an idle worker and so free its device; False when a job is running on it."""
+        """End an idle worker and so free its device; return False if a job is running on it."""
         with self._changed:
             if any(job.state == "running" for job in self._jobs.values()):
                 return False
@@ -201,7 +204,7 @@ class Jobs:
         return True
 
     def close(self) -> None:
-        """Cancel everything, end the worker and the thread."""
+        """Cancel all jobs, and end the worker and the thread."""
         with self._changed:
             self._closing = True
             for job in self._jobs.values():
@@ -210,7 +213,7 @@ class Jobs:
         self._thread.join(timeout=30)
         self._owner.leave()
 
-    # The thread
+    # These methods run in the thread.
 
     def _serve(self) -> None:
         while True:
@@ -245,15 +248,16 @@ class Jobs:
                 holders = self._holders(card, worker.pid)
                 measured = self._outcome_of(job, worker)
                 if measured.outcome == "out-of-memory" and measured.free_before_bytes is None and card:
-                    # A worker without room for itself cannot say what was free, which is all that such a run tells.
+                    # A worker without room for itself cannot say how much was free, and such a run has no other fact.
                     measured = replace(measured, free_before_bytes=card.free_bytes)
-                # After a retry cuDNN remembers the smaller plans it fell back to; the next run deserves its choice.
+                # After a retry cuDNN remembers the smaller plans that it fell back to, and would use them again in the
+                # next run.
                 if measured.outcome != "ok" or measured.num_alloc_retries:
                     self._end_worker()
         except Cancelled:
             measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
         except Exception as error:
-            # A bug of ours must not end the queue: it is kept where the user sees it.
+            # A bug of ours must not end the queue: it becomes a failed run, which the user sees.
             self._end_worker()
             reason = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
             measured = Measured(outcome="failed", reason=reason[:2000], ended_in=job.phase)
@@ -292,7 +296,7 @@ class Jobs:
 
     @staticmethod
     def _card_now(device: Device) -> AttachedCard | None:
-        """The job's card as the run begins, or None on the CPU and where the driver does not tell."""
+        """Read the job's card as the run begins, or None on the CPU and if no driver lists it."""
         try:
             return next(card for card in attached_cards() if device.card and card.uuid == device.card.uuid)
         except (NoGpu, StopIteration):
@@ -300,7 +304,7 @@ class Jobs:
 
     @staticmethod
     def _holders(card: AttachedCard | None, worker_pid: int) -> tuple[dict[str, Any], ...]:
-        """Other processes on the card as the run begins."""
+        """List the other processes on the card as the run begins."""
         return tuple(
             {"pid": holder.pid, "name": holder.name, "used_bytes": holder.used_bytes}
             for holder in (card.holders if card else ())
@@ -310,7 +314,7 @@ class Jobs:
     def _end_worker(self) -> None:
         with self._changed:
             worker, self._worker, self._resident = self._worker, None, None
-        # Outside the lock: a process may take its time to die, and pages must not wait for it.
+        # The lock is not held here, since a process may take long to end and pages must not wait for it.
         if worker:
             worker.end()
 
@@ -322,7 +326,7 @@ class Jobs:
         elif message["type"] == "facts":
             counts = {name: tuple(pair) for name, pair in message["counts"].items()}
             model = job.environment.weights if job.weights == "local" else MODEL_ID
-            # The next run counts them again; this one is worth more than they are.
+            # The run matters more than the counts, which the next run makes again.
             with contextlib.suppress(HistoryError):
                 self.store.save_model_facts(model, installed(), counts)
 
@@ -336,7 +340,7 @@ class Jobs:
                 job.job_id, job.request, job.environment, measured, predictions=job.predictions, holders=holders
             )
         except Exception as error:
-            # The run is over either way; what could not be kept is said where it is looked for.
+            # The run has ended in any case. The run that could not be kept stays with the job, for the page that waits.
             unkept = Measurement(
                 measurement_id=str(uuid.uuid4()),
                 created_at=now(),

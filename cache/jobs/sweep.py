@@ -1,6 +1,6 @@
-"""Many requests on one device in one go: which ones, at what capacity, in what order, and which can run there.
+"""A sweep of many requests on one device: the requests and their capacities, their order, and which can run.
 
-A history that covers sizes, batches and options tells more than one run of each; the grid is made to be such a one.
+The built-in grid varies sizes, batches and options together, which takes far fewer runs than all combinations.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ MAX_ENTRIES = 10_000
 MAX_FILE_BYTES = 16 * 1024**2
 
 _SQUARES = tuple((side, side) for side in (256, 512, 768, 1024, 1536, 2048))
-# Latents with odd sides, and sides unlike each other.
+# The latents of these sizes have odd sides, and width and height differ.
 _ODD = ((520, 776), (1000, 1304), (1096, 616))
 
-# Emulated in the grid: what many cards in use have, and where each outcome is at hand. By the dry run the first fits,
-# the next three are tight, or out of memory for txt2img, and the last is out of memory.
+# The grid emulates a capacity that many cards have and at which every outcome occurs. By the dry run the first request
+# fits, the next three are tight, or out of memory for txt2img, and the last is out of memory.
 GRID_CAPACITY_BYTES = 16 * GIB
 _AT_CAPACITY = (
     {"width": 1536, "height": 1536},
@@ -31,7 +31,7 @@ _AT_CAPACITY = (
     {"width": 768, "height": 768, "batch": 16},
 )
 
-# The fields of a request that the grid varies, whatever they are in its base.
+# The grid varies these fields of a request, and ignores their values in its base.
 VARIED = ("task", "width", "height", "batch", "guidance_scale", "vae_tiling", "channels_last")
 
 _CAPACITY = "capacity_bytes"
@@ -43,18 +43,18 @@ _ENTRY = table(
 
 
 class Entry(NamedTuple):
-    """A request of a sweep, and the capacity to emulate for it; None is the whole card."""
+    """Hold a request of a sweep and the capacity to emulate for it; None is the whole card."""
 
     request: GenerationRequest
     capacity_bytes: int | None = None
 
     def device(self, device: Device) -> Device:
-        """The device as this entry wants it."""
+        """Return the device with this entry's capacity."""
         return replace(device, emulated_bytes=self.capacity_bytes)
 
 
 class Skipped(NamedTuple):
-    """An entry that cannot run on the device, and why."""
+    """Hold an entry that cannot run on the device, and the reason."""
 
     entry: Entry
     error: InvalidArgument
@@ -70,7 +70,7 @@ def _changes() -> Iterable[dict[str, Any]]:
         yield from (change(task, size) for task in TASKS)
         yield change(one, size, guidance_scale=1.0)
         yield change(other, size, channels_last=True)
-        # Smaller images are one tile.
+        # A smaller image is a single tile, so tiling would change nothing.
         if min(size) >= 768:
             yield from (change(task, size, vae_tiling=True) for task in TASKS)
     for batch in (2, 4, 8):
@@ -84,11 +84,11 @@ def _changes() -> Iterable[dict[str, Any]]:
 
 
 def grid(base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
-    """The built-in sweep: what is not varied, such as the steps, is the base's.
+    """Make the built-in sweep; fields that it does not vary, such as the steps, are the base's.
 
-    Not every value beside every other, which would be hundreds of runs: each size and each batch with both tasks and
-    with and without guidance, tiling wherever it moves something, and channels_last at every size. A few more, around
-    what 16 GiB can hold, are at that emulated capacity, the others at `capacity_bytes`.
+    All combinations would be hundreds of runs. Instead it has each size and each batch with both tasks and with and
+    without guidance, tiling for sizes of more than one tile, and channels_last at every size. A few more requests,
+    near the limit of 16 GiB, are at that emulated capacity, and the others at `capacity_bytes`.
     """
     plain = {"guidance_scale": 7.5, "batch": 1, "vae_tiling": False, "channels_last": False}
     limited = [plain | {"task": task} | change for change in _AT_CAPACITY for task in TASKS]
@@ -97,12 +97,14 @@ def grid(base: GenerationRequest, capacity_bytes: int | None = None) -> list[Ent
         for changes, capacity in ((_changes(), capacity_bytes), (limited, GRID_CAPACITY_BYTES))
         for change in changes
     ]
-    # The same capacity may be given for all.
+    # If `capacity_bytes` is the grid's own capacity, some requests come twice.
     return list(dict.fromkeys(found))
 
 
 def entries_in(text: bytes, base: GenerationRequest, capacity_bytes: int | None = None) -> list[Entry]:
-    """The entries of a JSON array of objects, each of which says what differs from the base and from the capacity.
+    """Read the entries of a JSON array of objects, each with its differences from the base.
+
+    An object may have a ``capacity_bytes`` of its own; without it `capacity_bytes` counts.
 
     Raises:
         InvalidArgument: it is no such array, or an entry breaks a rule; the message has the entry's index, from 0.
@@ -135,16 +137,16 @@ def _entry(index: int, entry: Any, base: Entry) -> Entry:
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries that need the same model one after another, so that it is loaded once; within them small ones first.
+    """Sort entries by the model that they need, and then by their size.
 
-    An out-of-memory ends the worker, so what may be too much comes last, and each emulated capacity, which needs a
-    worker of its own, after the whole card.
+    Each model is loaded only once. An out-of-memory ends the worker, so large requests come last. An emulated capacity
+    needs a worker of its own, so it comes after the whole card.
     """
 
     def key(entry: Entry) -> tuple[Any, ...]:
         request, capacity = entry.request, entry.capacity_bytes
         offloads = request.offload != "none"
-        # As `Job.resident_key` tells models apart.
+        # `Job.resident_key` tells models apart by the same fields.
         model = (offloads, request.channels_last, not request.safety_checker, request.task if offloads else "")
         pixels = request.effective_width * request.effective_height
         limit = (capacity is not None, capacity or 0)
@@ -154,10 +156,10 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def runnable(entries: Iterable[Entry], device: Device) -> tuple[list[Entry], list[Skipped]]:
-    """The entries that can run on the device, and those that cannot.
+    """Split the entries into those that can run on the device and those that cannot.
 
     Raises:
-        InvalidArgument: none can; it says why the first cannot.
+        InvalidArgument: no entry can run; the message says why the first cannot.
     """
     can: list[Entry] = []
     cannot: list[Skipped] = []

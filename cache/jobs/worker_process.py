@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start it, talk in JSON lines, notice every way it can die, kill it at any moment."""
+"""Start a worker, exchange JSON lines with it, notice how it ends, and kill it at any moment."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# A line longer than any message; more is not ours.
+# No message is so long, so a longer line is none of ours.
 MAX_LINE = 1 << 20
 POLL_S = 0.05
 
 
 class WorkerFailed(Exception):
-    """The worker died, hung or broke the protocol; the text says how."""
+    """The worker died, hung or broke the protocol; the message says how."""
 
 
 class Cancelled(Exception):
@@ -29,7 +29,7 @@ class Cancelled(Exception):
 
 
 class WorkerProcess:
-    """One child process that serves jobs until it is ended."""
+    """Control one child process that serves jobs until it is ended."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
         self._process = subprocess.Popen(
@@ -42,7 +42,7 @@ class WorkerProcess:
             bufsize=1,
             cwd=ROOT,
             env=dict(environment),
-            # Ctrl-C in the terminal is for the parent, which decides what becomes of the job.
+            # Ctrl-C in the terminal must reach only the parent, which decides what happens to the job.
             start_new_session=True,
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -54,12 +54,12 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """Return the child's process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the child still runs."""
+        """Tell whether the child still runs."""
         return self._process.poll() is None
 
     def _read_lines(self) -> None:
@@ -80,11 +80,13 @@ class WorkerProcess:
         cancelled: threading.Event,
         silence_s: float,
     ) -> dict[str, Any]:
-        """The measured values of one job; messages before the result go to `on_message`.
+        """Run one job and return its measured values.
+
+        Messages before the result go to `on_message`. The child is ended if this raises.
 
         Raises:
-            Cancelled: `cancelled` was set. The child is dead.
-            WorkerFailed: it died, said nothing for `silence_s`, or spoke nonsense. The child is dead.
+            Cancelled: `cancelled` was set.
+            WorkerFailed: the child died, was silent for `silence_s` seconds, or sent a line that is no message.
         """
         try:
             return self._run(job, on_message, cancelled, silence_s)
@@ -148,12 +150,12 @@ class WorkerProcess:
         return f"the worker ended with exit code {code}{said}"[:2000]
 
     def end(self) -> None:
-        """Kill the child and wait until it is gone. What it held on a GPU is free then."""
-        # The child leads a session of its own, so this reaches whatever it started.
+        """Kill the child and wait until it has ended, so that its memory on a GPU is free."""
+        # The child leads its own session, so this also kills the processes that it started.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # A process inside a broken driver may not die; the queue goes on without it.
+            # A process inside a broken driver may never end, and the queue must go on without it.
             self._process.wait(timeout=30)
         for thread in self._threads:
             thread.join(timeout=5)
@@ -162,10 +164,10 @@ class WorkerProcess:
                 try:
                     stream.close()
                 except BrokenPipeError:
-                    # A job that was never read sits in the buffer of stdin; nobody is left to read it.
+                    # The buffer of stdin may hold a job that the child never read.
                     continue
 
 
 def real_worker(device_kind: str) -> list[str]:
-    """The command of a worker that runs real pipelines."""
+    """Return the command of a worker that runs real pipelines."""
     return [sys.executable, "-m", "cache.worker", device_kind]

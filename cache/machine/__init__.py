@@ -1,1 +1,1 @@
-"""What this machine has: GPUs, libraries, model folders."""
+"""The GPUs, libraries and model folders of this machine."""

@@ -1,4 +1,4 @@
-"""The NVIDIA cards in this machine, seen through NVML: without CUDA, so that looking takes no memory on them."""
+"""The NVIDIA cards in this machine, read through NVML: without CUDA, so that reading takes no memory on them."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from planner.cards.lookup import Card, card_named, described_card
 from planner.errors import InvalidArgument, NoGpu, UnknownCard
 from planner.units import GIB
 
-# The oldest Linux driver for each CUDA major version, and the oldest card its libraries still run on.
+# These are the oldest Linux driver for each CUDA major version, and the oldest capability that its libraries support.
 # Source: CUDA 12.0 and 13.0 release notes.
 _DRIVER_FOR_CUDA = {12: 525, 13: 580}
 _CAPABILITY_FOR_CUDA = {12: (5, 0), 13: OLDEST_FOR_CUDA_13}
@@ -32,7 +32,7 @@ NEXT_STEP = (
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory on a card; its memory is None where the driver does not tell."""
+    """Describe a process that holds memory on a card, None bytes if the driver does not say."""
 
     pid: int
     name: str
@@ -41,7 +41,7 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedCard:
-    """One card as the driver sees it now."""
+    """Describe one card, or one MIG instance of it, as the driver reports it now."""
 
     index: int
     uuid: str
@@ -56,28 +56,29 @@ class AttachedCard:
 
     @property
     def uuid_hash(self) -> str:
-        """A stable key that does not give the serial away."""
+        """Return a stable key from which the UUID cannot be read back."""
         return hashlib.sha256(self.uuid.encode()).hexdigest()[:16]
 
     @property
     def place(self) -> str:
-        """Its number in the machine, ``0``; of a MIG instance as containers write it, ``0:2``."""
+        """Return its number, ``0``, or for a MIG instance ``0:2`` as containers write it."""
         return f"{self.index}" if self.instance is None else f"{self.index}:{self.instance}"
 
     @property
     def used_bytes(self) -> int:
-        """What is taken now, by whomever."""
+        """Return the bytes that all processes hold now."""
         return self.total_bytes - self.free_bytes
 
     @property
     def used_fraction(self) -> float:
-        """`used_bytes` of the whole, in [0, 1]."""
+        """Return the part of the memory that is in use, in [0, 1]."""
         return min(1.0, max(0.0, self.used_bytes / self.total_bytes))
 
     def as_card(self, own_pid: int | None = None) -> Card:
-        """The card to plan on: usable is what is free now and what our own worker holds, which it would use again.
+        """Make the card to plan on: free memory is usable, and what the process `own_pid` holds.
 
-        The context is the catalogue's where it knows the card.
+        That process is our own worker, which would use its memory again. The context is the catalogue's, or for an
+        unknown card that of similar ones.
         """
         own_bytes = sum(holder.used_bytes or 0 for holder in self.holders if holder.pid == own_pid)
         try:
@@ -85,7 +86,7 @@ class AttachedCard:
         except UnknownCard:
             capability = ".".join(str(part) for part in self.compute_capability)
             described = described_card(f"{self.total_bytes / GIB:.6f}GiB", capability)
-            # Runs on it are kept under the driver's name, and are found by it.
+            # The history keeps runs on it under the driver's name, and finds them by it.
             known = replace(described, model=self.name)
         return replace(
             known,
@@ -103,7 +104,10 @@ class AttachedCard:
 
 
 def cards_to_plan_on(found: Sequence[AttachedCard], own_pid: int | None = None) -> list[Card]:
-    """Turn attached cards into cards to plan on, as `AttachedCard.as_card`; of those of one name each has its place."""
+    """Turn attached cards into cards to plan on, as `AttachedCard.as_card` does.
+
+    Cards with the same name are told apart by their place.
+    """
     names = [one.name for one in found]
     planned = [one.as_card(own_pid) for one in found]
     return [
@@ -136,13 +140,13 @@ def _holders(handle) -> tuple[Holder, ...]:
                     name = "another container or user"
                 found[process.pid] = Holder(process.pid, name, process.usedGpuMemory)
         except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
-            # Some drivers and containers do not list processes; the free memory still counts them.
+            # Some drivers and containers do not list processes; the free memory still accounts for them.
             continue
     return tuple(found.values())
 
 
 def _memory(handle) -> tuple[int, int]:
-    """(total, free) bytes as CUDA will report them."""
+    """Read the total and the free bytes as CUDA will report them."""
     try:
         # Version 2 counts the driver's own reserve apart; torch's total_memory does not include it either.
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
@@ -153,7 +157,7 @@ def _memory(handle) -> tuple[int, int]:
 
 
 def _mig_instances(handle) -> dict[int, Any]:
-    """Handles of the card's MIG instances by number; the card itself then runs nothing."""
+    """Find the handles of a card's MIG instances by number; such a card runs nothing itself."""
     try:
         if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return {}
@@ -162,14 +166,14 @@ def _mig_instances(handle) -> dict[int, Any]:
         return {}
     instances = {}
     for index in range(count):
-        # The numbers have gaps where no instance was made.
+        # The numbers have gaps if some instances were never made.
         with suppress(pynvml.NVMLError):
             instances[index] = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
     return instances
 
 
 def _read(index: int, driver: str) -> list[AttachedCard]:
-    """The card of this index, or each of its MIG instances."""
+    """Read the card of this index, or each of its MIG instances."""
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
     instances = _mig_instances(card)
     found = []
@@ -198,7 +202,7 @@ def _read_all(driver: str) -> list[AttachedCard]:
         try:
             found += _read(index, driver)
         except pynvml.NVMLError as error:
-            # A card that is lost or not ours does not hide the others.
+            # A card that fell off the bus, or that we may not use, must not hide the others.
             problem = error
     if problem and not found:
         raise problem
@@ -206,7 +210,7 @@ def _read_all(driver: str) -> list[AttachedCard]:
 
 
 def cards() -> list[AttachedCard]:
-    """Every card the driver lists, in PCI bus order; of a card split by MIG, its instances.
+    """List the driver's cards in PCI bus order; MIG instances stand for the card they split.
 
     Raises:
         NoGpu: there is no driver, or it lists no card; the message says which and what to do.
@@ -221,7 +225,7 @@ def cards() -> list[AttachedCard]:
         advice = f"restart the driver or the machine, or {NEXT_STEP}"
         raise NoGpu(f"the NVIDIA driver does not answer ({error})", advice) from None
     if not found:
-        raise NoGpu(f"the NVIDIA driver {driver} lists no card", NEXT_STEP)
+        raise NoGpu(f"the NVIDIA driver {driver} lists no GPU", NEXT_STEP)
     return found
 
 
@@ -229,13 +233,13 @@ def plannable() -> list[Card]:
     """List the machine's own GPUs as they can be planned on now.
 
     Raises:
-        NoGpu: there is none.
+        NoGpu: the machine has none.
     """
     return cards_to_plan_on(cards())
 
 
 def why_not_usable(card: AttachedCard) -> NoGpu | None:
-    """Why the installed torch cannot run on this card and what would help, or None when it can."""
+    """Find why the installed torch cannot run on this card, with advice, or None if it can."""
     cuda = torch_cuda()
     lacking = missing()
     if lacking and "torch" in lacking.names:
@@ -251,12 +255,15 @@ def why_not_usable(card: AttachedCard) -> NoGpu | None:
     oldest = _CAPABILITY_FOR_CUDA.get(major)
     if oldest and card.compute_capability < oldest:
         has, needs = (".".join(map(str, pair)) for pair in (card.compute_capability, oldest))
-        return NoGpu(f"{card.name}: compute capability {has}, torch's CUDA {cuda} needs {needs}", "use a newer card")
+        return NoGpu(f"{card.name}: compute capability {has}, torch's CUDA {cuda} needs {needs}", "use a newer GPU")
     return None
 
 
 def _visible(found: list[AttachedCard]) -> list[AttachedCard]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, by index or by the beginning of a UUID; all where it is not set."""
+    """Keep the cards that CUDA_VISIBLE_DEVICES names, by index or by the beginning of a UUID.
+
+    All are kept if the variable is not set.
+    """
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None:
         return found
@@ -265,13 +272,15 @@ def _visible(found: list[AttachedCard]) -> list[AttachedCard]:
 
 
 def _is_called(card: AttachedCard, names: list[str]) -> bool:
-    # A number is the whole card, which an instance is not.
+    # A number names a whole card, so it never matches a MIG instance.
     by_index = not card.mig and str(card.index) in names
     return by_index or any(name.startswith(("GPU-", "MIG-")) and card.uuid.startswith(name) for name in names)
 
 
 def usable_card(device: str | None = None) -> AttachedCard:
-    """The attached card with this index or UUID (default: the one with most free memory) that torch can run on.
+    """Find the attached card with this index or UUID, by default that with most free memory.
+
+    Only cards that the installed torch can run on are considered.
 
     Raises:
         NoGpu: no card can be used; the message says why and what to do.
@@ -279,12 +288,12 @@ def usable_card(device: str | None = None) -> AttachedCard:
     """
     found = _visible(cards())
     if not found:
-        raise NoGpu("CUDA_VISIBLE_DEVICES hides every card", "unset it, or name a card that is here")
+        raise NoGpu("CUDA_VISIBLE_DEVICES hides every GPU", "unset it, or name a GPU that is here")
     if device is not None:
         known = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
         found = [card for card in found if _is_called(card, [device])]
         if not found:
-            rule = "must be an attached card's index or UUID, or cpu"
+            rule = "must be an attached GPU's index or UUID, or cpu"
             raise InvalidArgument("device", rule, device, f"here: {known}")
     problems = [why_not_usable(card) for card in found]
     usable = [card for card, problem in zip(found, problems, strict=True) if problem is None]

@@ -1,4 +1,4 @@
-"""Where a job runs: an attached card or the CPU, its environment, and what it can take."""
+"""The device of a job: an attached card or the CPU, its environment, and the requests that it can run."""
 
 import os
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 from planner.units import GIB, short_gib
 
-# A rehearsal shows the path, not a GPU: beyond this the CPU would be busy for many minutes.
+# A rehearsal tests the code path. With more pixels than this the CPU would be busy for many minutes.
 MAX_REHEARSAL_PIXELS = 512 * 512
-# The least that can be emulated: below it not even the weights would stand.
+# Smaller capacities cannot be emulated, since not even the weights would fit.
 MIN_CAPACITY_BYTES = GIB
-# What moves a peak from outside the program.
+# These environment variables change the peaks of a run.
 ALLOCATOR_SETTINGS = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
@@ -34,10 +34,10 @@ Weights = Literal["synthetic", "hub", "local"]
 
 @dataclass(frozen=True)
 class Device:
-    """Where a job runs: an attached card, or the CPU for a rehearsal when `card` is None.
+    """Name the device of a job: an attached card, or if `card` is None the CPU for a rehearsal.
 
-    With `emulated_bytes` torch is made to refuse as it would on a card of that capacity. That emulates a capacity and
-    no card: kernels and CUDA context stay those of the real one.
+    With `emulated_bytes` torch refuses memory as it would on a card of that capacity. Only the capacity is emulated:
+    kernels and CUDA context stay those of the real card.
     """
 
     card: AttachedCard | None = None
@@ -45,21 +45,24 @@ class Device:
 
     @property
     def kind(self) -> Literal["cuda", "cpu"]:
-        """Torch's device type."""
+        """Return torch's device type."""
         return "cuda" if self.card else "cpu"
 
     @property
     def key(self) -> str:
-        """A name for the device that is the same in every process of this machine, whatever is emulated on it."""
+        """Return the device's key, the same in every process of this machine and at every capacity."""
         return self.card.uuid_hash if self.card else "cpu"
 
     @property
     def free_bytes(self) -> int | None:
-        """What is free on the card now, None on the CPU."""
+        """Return the bytes that are free on the card now, None on the CPU."""
         return self.card.free_bytes if self.card else None
 
     def as_card(self, own_pid: int | None = None) -> Card | None:
-        """The card to plan on, as `AttachedCard.as_card` and at the emulated capacity; None on the CPU."""
+        """Make the card to plan on, at the emulated capacity if there is one; None on the CPU.
+
+        `own_pid` is as for `AttachedCard.as_card`.
+        """
         if self.card is None:
             return None
         card = self.card.as_card(own_pid)
@@ -67,7 +70,7 @@ class Device:
 
 
 def environment_of(device: Device, weights: Weights = "synthetic", model_dir: str | None = None) -> Environment:
-    """The environment of a run here and now, as far as it is known before torch is loaded."""
+    """Describe the environment of a run, as far as it is known before torch is loaded."""
     sources = {"synthetic": "synthetic", "hub": f"hub:{MODEL_ID}@{MODEL_REVISION}"}
     card = device.card
     versions: dict[str, Any] = dict(installed())
@@ -88,10 +91,10 @@ def environment_of(device: Device, weights: Weights = "synthetic", model_dir: st
 
 
 def check_capacity(device: Device) -> None:
-    """Refuse a capacity that cannot be emulated on this device.
+    """Check that the device's emulated capacity can be emulated on it.
 
     Raises:
-        InvalidArgument: there is no GPU, or the capacity is not below the card's memory, or too small to load a model.
+        InvalidArgument: the device is the CPU, or the capacity is too small or not below the card's memory.
     """
     emulated = device.emulated_bytes
     if emulated is None:
@@ -101,15 +104,15 @@ def check_capacity(device: Device) -> None:
         rule = "needs a GPU: on the CPU there is no CUDA allocator to limit"
         raise InvalidArgument("capacity", rule, shown, "leave it out to rehearse")
     if emulated < MIN_CAPACITY_BYTES:
-        least = short_gib(MIN_CAPACITY_BYTES)
-        raise InvalidArgument("capacity", f"must be at least {least}", shown, f"nearest: {least}")
+        minimum = short_gib(MIN_CAPACITY_BYTES)
+        raise InvalidArgument("capacity", f"must be at least {minimum}", shown, f"nearest: {minimum}")
     if emulated >= device.card.total_bytes:
-        rule = f"must be below the card's memory of {short_gib(device.card.total_bytes)}"
-        raise InvalidArgument("capacity", rule, shown, "leave it out to use the whole card")
+        rule = f"must be below the GPU's memory of {short_gib(device.card.total_bytes)}"
+        raise InvalidArgument("capacity", rule, shown, "leave it out to use the whole GPU")
 
 
 def check_runnable(request: GenerationRequest, device: Device, model_dir: str | None = None) -> None:
-    """Refuse what cannot run before anything is started.
+    """Check that a request can run on the device, before anything is started.
 
     Raises:
         InvalidArgument: the folder is no pipeline, the capacity cannot be emulated, or the CPU rehearsal is too large

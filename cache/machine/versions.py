@@ -1,4 +1,4 @@
-"""Installed versions, what is not installed, and torch's build, read from metadata: nothing is imported."""
+"""Installed and missing libraries, and torch's build, read from metadata: no library is imported."""
 
 import contextlib
 import importlib.metadata
@@ -12,20 +12,22 @@ from planner.components import LIBRARIES
 from planner.errors import NoProgram, PlannerError
 from planner.programs.files import shipped
 
-# What brings in all of them; planning alone needs requirements-plan.txt.
-INSTALL = "'pip install -r requirements.txt', which 'make run' does in .venv, installs what measures and compiles"
+# This installs all libraries; planning alone needs requirements-plan.txt.
+INSTALL = (
+    "'pip install -r requirements.txt', which 'make run' does in .venv, installs what measuring and compiling need"
+)
 
 
 class NotInstalled(PlannerError):
-    """Libraries that measuring and compiling need are not installed: `names` are which."""
+    """The libraries `names`, which measuring and compiling need, are not installed."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
-        super().__init__(f"{self.reason} - {INSTALL}; planning needs none of it")
+        super().__init__(f"{self.reason} - {INSTALL}; planning works without")
 
     @property
     def reason(self) -> str:
-        """What is wrong, without what to do."""
+        """Name the missing libraries, without advice."""
         return f"{_listed(self.names)} {'is' if len(self.names) == 1 else 'are'} not installed"
 
     def __reduce__(self):
@@ -47,16 +49,20 @@ def _versions() -> dict[str, str]:
 
 
 def missing() -> NotInstalled | None:
-    """Which of the libraries that measure and compile are not installed, or None where all are."""
+    """Find the libraries that measuring and compiling need and that are not installed.
+
+    Returns:
+        The error that names them, or None if all are installed.
+    """
     names = tuple(name for name in LIBRARIES if name not in _versions())
     return NotInstalled(names) if names else None
 
 
 def check_installed() -> None:
-    """Refuse to go on where a library that measures and compiles is missing.
+    """Check that the libraries that measuring and compiling need are installed.
 
     Raises:
-        NotInstalled: one is not installed, or more.
+        NotInstalled: at least one is not installed.
     """
     lacking = missing()
     if lacking:
@@ -65,10 +71,10 @@ def check_installed() -> None:
 
 @cache
 def installed() -> dict[str, str]:
-    """Version of each library that decides memory, and of Python.
+    """Return the version of each library that affects memory, and of Python.
 
     Raises:
-        NotInstalled: one is not installed, or more.
+        NotInstalled: at least one is not installed.
     """
     check_installed()
     return _versions() | {"python": platform.python_version()}
@@ -76,20 +82,26 @@ def installed() -> dict[str, str]:
 
 @cache
 def planned_for() -> dict[str, str]:
-    """Versions that predictions are made for: the installed ones, without them those of the shipped programs."""
+    """Return the versions that predictions are for.
+
+    They are the installed ones, or if libraries are missing those of the shipped programs.
+    """
     if missing() is None:
         return installed()
     try:
         made_for = shipped().versions
     except NoProgram:
-        # The formula, which is for no version, still answers.
+        # The formula still answers, and it depends on no version.
         made_for = {}
     return {name: made_for.get(name, "unknown") for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 @cache
 def torch_cuda() -> str | None:
-    """The CUDA version torch was built for, or None for a CPU build; read from torch/version.py as text."""
+    """Read the CUDA version that torch was built for, None for a CPU build.
+
+    The file torch/version.py is read as text.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -1,7 +1,7 @@
-"""What a worker serves, and how a backend says that the GPU has no room for it.
+"""The interface between a worker and the backend that runs its jobs.
 
-The worker runs as ``__main__``. What it shares with its backend stands here: a class that is defined in a module run by
-``-m`` and imported from there as well exists twice, and an exception of the one is never caught as the other.
+The worker runs as ``__main__``, and a class in a module that runs by ``-m`` and is imported as well exists twice: an
+exception of one is never caught as the other. So classes that worker and backend share are in this module.
 """
 
 from collections.abc import Callable
@@ -9,19 +9,19 @@ from typing import Any, Protocol
 
 from cache.records import Measured
 
-# Told the phase that begins, and by name whatever is known of it.
+# It is called with the phase that begins, and with details of it by name.
 Report = Callable[..., None]
 
 
 class DeviceFull(Exception):
-    """The GPU had no room even for what every run shares: the CUDA context and torch's own state."""
+    """The GPU had no room even for the CUDA context and torch's own state."""
 
 
 class Backend(Protocol):
-    """Runs jobs on one device, one after another."""
+    """Run jobs on one device, one after another."""
 
     def environment(self) -> dict[str, Any]:
-        """What is known of the device only in the worker."""
+        """Return the facts about the device that only the worker knows."""
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
         """Run one job.

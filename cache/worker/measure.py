@@ -1,4 +1,4 @@
-"""One measured run of a real pipeline: peaks and time by stage, the outcome, and what it ran on."""
+"""Measure one run of a real pipeline: peaks and seconds of each stage, the outcome, and the environment."""
 
 import contextlib
 import gc
@@ -20,14 +20,14 @@ from planner.components import LOAD_ORDER
 from planner.request import GenerationRequest
 from planner.tracing.pipeline import apply_options, call_arguments
 
-# Half precision on the CPU: bfloat16 takes the same 2 bytes and has fast kernels there, float16 has none.
+# bfloat16 takes 2 bytes like float16. The CPU has fast kernels for it, and none for float16.
 DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
-# Small enough to add nothing to any peak, and it makes every handle and workspace that later runs share.
+# The warm-up is too small to raise any peak, and it makes every handle and workspace that later runs share.
 WARM_UP = {"width": 64, "height": 64, "batch": 1, "steps": 1}
 
 
-# A full card also speaks through libraries that have no type for it: the CUDA runtime while it loads kernels, cuBLAS
-# and cuDNN while they make handles, and cuDNN when no plan at all found room for its workspace.
+# Libraries that have no exception type for a full card report it in words: the CUDA runtime while it loads kernels,
+# cuBLAS and cuDNN while they make handles, and cuDNN if no plan found room for its workspace.
 _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -37,18 +37,18 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device had no room, by type where there is one and else by the libraries' own codes."""
+    """Tell whether the device had no room, by the error's type or by the libraries' own codes."""
     return isinstance(error, torch.OutOfMemoryError) or any(code in str(error) for code in _OUT_OF_MEMORY)
 
 
 def _first_sentence(error: RuntimeError) -> str:
-    # What follows is the state of the card, which the row has in numbers.
+    # The rest describes the state of the card, which the row holds as numbers.
     return str(error).partition(". GPU")[0].partition("\n")[0][:500]
 
 
 @contextlib.contextmanager
 def _or_device_full() -> Generator[None]:
-    """Say of a device without room for what is inside that it is full."""
+    """Raise DeviceFull if the device has no room for what runs inside."""
     try:
         yield
     except RuntimeError as error:
@@ -58,7 +58,7 @@ def _or_device_full() -> Generator[None]:
 
 
 class _Stages:
-    """Closes one stage when the next begins, from hooks on the pipeline's own components."""
+    """Measure stages by hooks on the pipeline's components: one ends when the next begins."""
 
     def __init__(self, pipeline: Any, probe: Probe, report: Report):
         self.pipeline, self.probe, self.report = pipeline, probe, report
@@ -91,7 +91,7 @@ class _Stages:
 
     @contextlib.contextmanager
     def watching(self) -> Generator[None]:
-        """Hooks are in place inside, and gone after."""
+        """Install the hooks, and remove them at the end."""
         pipeline = self.pipeline
         handles = [
             module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
@@ -126,10 +126,10 @@ class _Stages:
 
 
 def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Probe) -> None:
-    """One pipeline call, as its user would write it; the picture is dropped."""
+    """Call the pipeline as its user would, and drop the picture."""
 
     def on_step_end(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        # Kernels run behind the host: without this all steps would seem done at once.
+        # The host runs ahead of the kernels: without this all steps would seem done at once.
         probe.synchronize()
         report("unet", step=min(index + 1, pipe.num_timesteps), of=pipe.num_timesteps)
         return tensors
@@ -138,7 +138,7 @@ def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Prob
 
 
 class PipelineBackend:
-    """Keeps one pipeline resident on one device and measures runs of it."""
+    """Keep one pipeline resident on one device, and measure runs of it."""
 
     def __init__(self, device_kind: str):
         self.device = torch.device(device_kind)
@@ -150,7 +150,7 @@ class PipelineBackend:
         self.weights_bytes: int | None = None
 
     def environment(self) -> dict[str, Any]:
-        """What is known of the device only once torch is loaded."""
+        """Return the facts about the device that are known only once torch is loaded."""
         if self.device.type == "cpu":
             return {"attention": "sdpa"}
         properties = torch.cuda.get_device_properties(self.device)
@@ -170,28 +170,29 @@ class PipelineBackend:
                 self.probe.count(module)
         self.probe.synchronize()
         self.load_seconds = time.perf_counter() - began
-        # Before the warm-up: its handles and workspaces stay, and are no weights.
+        # This is read before the warm-up, whose handles and workspaces stay and are not weights.
         self.weights_bytes, _ = self.probe.now()
 
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The components that hold weights, by name."""
+        """Return the components that hold weights, by name."""
         loaded = {name: getattr(self.pipeline, name) for name in LOAD_ORDER}
         return {name: module for name, module in loaded.items() if module is not None}
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
-        """Run the job's request once and say what it took. Being out of memory is an outcome, not an error.
+        """Run the job's request once and return its measures.
 
-        Where the job names a file to `record_to`, each allocation and each convolution's workspace goes there.
+        Out of memory is an outcome, not an error. If the job names a file in `record_to`, each allocation and each
+        convolution's workspace is written there.
 
         Raises:
-            DeviceFull: not even the driver's own questions found room.
+            DeviceFull: the device had no room even for a query of its memory.
         """
         request = GenerationRequest.from_dict(job["request"])
         source = Source(job["weights"], job.get("model_dir"))
         stages: _Stages | None = None
         recorder = Recorder(self.probe) if job.get("record_to") else None
         with _or_device_full():
-            # Before anything is loaded: on a card of that capacity the weights would count as well.
+            # The limit is set before anything is loaded, since weights count against the capacity as well.
             self.probe.limit(job.get("emulated_bytes"))
             free_before = self.probe.free_bytes()
         phase = "loading"
@@ -219,7 +220,7 @@ class PipelineBackend:
                 stages.close()
             measured = self._summary(stages, "out-of-memory", reason=_first_sentence(error), ended_in=where)
         if recorder and recorder.recording:
-            # Out of memory, it ends with what there was no room for, which is worth knowing.
+            # The recording of a run that was out of memory ends with the refused allocation, so it is kept as well.
             Path(job["record_to"]).write_text(recorder.recording.to_json())
         gc.collect()
         self.probe.finish()
@@ -258,7 +259,7 @@ class PipelineBackend:
             found = [getattr(stage, name) for stage in closed if getattr(stage, name) is not None]
             return max(found) if found else None
 
-        # Out of memory before the first stage: what was reached until then is still a lower bound.
+        # If memory ran out before the first stage, the peak until then is still a lower bound.
         allocated, reserved = self.probe.peak()
         return Measured(
             outcome=outcome,

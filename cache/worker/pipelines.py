@@ -1,6 +1,6 @@
 """Stable Diffusion v1.5 pipelines in half precision, loaded with accelerate and kept resident in the worker.
 
-Synthetic weights have the real architecture, shapes and bytes, so they take the real memory; only the picture is noise.
+Synthetic weights have the real architecture, shapes and bytes, so they take the real memory. The picture is noise.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from planner.components import LOAD_ORDER, MODEL_ID, MODEL_REVISION
 from planner.request import GenerationRequest
 from planner.tracing.pipeline import PIPELINES, assemble, component_modules
 
-# Float16 values that repeat through all weights: enough to be unlike zeros, small enough to cost nothing.
+# So many random values repeat through all weights. That is enough to differ from zeros, and costs little to make.
 PATTERN_NUMEL = 1 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: synthetic, the Hub at the pinned revision, or a local folder."""
+    """Name the source of weights: synthetic, the Hub at the pinned revision, or a local folder."""
 
     kind: str
     model_dir: str | None = None
 
 
 def parameter_counts(modules: Mapping[str, torch.nn.Module]) -> dict[str, tuple[int, int]]:
-    """(parameters, bytes of parameters and buffers as they stand) by component."""
+    """Count the parameters of each component, and the bytes of its parameters and buffers."""
     counts = {}
     for name, module in modules.items():
         tensors = [*module.parameters(), *module.buffers()]
@@ -39,14 +39,15 @@ def parameter_counts(modules: Mapping[str, torch.nn.Module]) -> dict[str, tuple[
 
 
 def _fill(module: torch.nn.Module, pattern: torch.Tensor) -> None:
-    """Give every parameter small repeating noise, scaled so that activations stay finite in half precision."""
+    """Fill parameters with repeating noise, scaled so that activations stay finite in float16."""
     for name, parameter in module.named_parameters():
         flat = parameter.data
         if flat.dim() < 2:
-            # Norms as they start in training. The safety checker's thresholds become 1, which no cosine exceeds.
+            # Norms get their values at the start of training. The safety checker's thresholds become 1, which no
+            # cosine exceeds.
             flat.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        # Weights may be laid out channels_last; the values do not care, so fill storage order.
+        # Weights may be laid out channels_last. The order of the values does not matter, so the storage is filled.
         flat = flat.as_strided((flat.numel(),), (1,))
         scale = (parameter[0].numel()) ** -0.5
         for start in range(0, flat.numel(), pattern.numel()):
@@ -59,7 +60,7 @@ def _materialise(module: torch.nn.Module, device: torch.device, dtype: torch.dty
     if channels_last and any(parameter.dim() == 4 for parameter in module.parameters()):
         module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload] (torch leaves it out of the stubs)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    # The order of `_apply`, and so of `.to(device)`: the allocator meets the weights as it would with real ones.
+    # This keeps the order of `.to(device)`, so the allocator serves the weights in the order of real ones.
     module.to_empty(device=device)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
@@ -69,7 +70,7 @@ def _materialise(module: torch.nn.Module, device: torch.device, dtype: torch.dty
 
 
 def synthetic(request: GenerationRequest, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
-    """A pipeline of the real architecture with synthetic weights, on the device unless the request offloads."""
+    """Make a pipeline with synthetic weights, on the device unless the request offloads."""
     modules = component_modules(safety_checker=request.safety_checker)
     home = torch.device("cpu") if request.offload == "model" else device
     for index, (name, module) in enumerate(modules.items()):
@@ -85,13 +86,13 @@ def _readable_errors(source: Source) -> Generator[None]:
     except OSError as error:
         where = source.model_dir or f"{MODEL_ID} on the Hub"
         cause = str(error).strip().partition("\n")[0][:300]
-        advice = "synthetic weights need none, --model-dir reads a local folder"
+        advice = "synthetic weights need no files, --model-dir reads a local folder"
         raise RuntimeError(f"the safetensors of {where} cannot be read - {advice} ({cause})") from error
 
 
 @contextlib.contextmanager
 def _still_there(tell: Callable[[], None]) -> Generator[None]:
-    """Tell every few seconds: a download of gigabytes is silent for longer than a parent waits for a hung worker."""
+    """Call `tell` every few seconds, so that a long download does not look like a hang."""
     done = threading.Event()
 
     def keep_telling() -> None:
@@ -108,7 +109,7 @@ def _still_there(tell: Callable[[], None]) -> Generator[None]:
 
 
 def _half_variant(model_dir: str | None) -> str | None:
-    """``fp16`` where such files are there: half the bytes to read. The Hub's repository has them."""
+    """Choose ``fp16`` files, half the bytes to read, if a local folder has them; the Hub does."""
     if model_dir is None or any(Path(model_dir).glob("unet/*.fp16.safetensors")):
         return "fp16"
     return None
@@ -117,14 +118,17 @@ def _half_variant(model_dir: str | None) -> str | None:
 def pretrained(
     request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report
 ) -> Any:
-    """A pipeline with real weights, from safetensors only: no pickle and no remote code is ever run."""
+    """Load a pipeline with real weights from safetensors.
+
+    No pickle and no remote code ever runs.
+    """
     report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")
     options: dict[str, Any] = (
         {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     )
     if source.model_dir is None:
         options["revision"] = MODEL_REVISION
-    # What the library says of a repository it cannot reach is about its own options, of which there are none here.
+    # The library's advice about a repository that it cannot reach names options that this planner does not have.
     with (
         _readable_errors(source),
         _still_there(lambda: report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")),
@@ -151,7 +155,7 @@ def pretrained(
 
 
 def load(request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
-    """A pipeline ready to run this request: weights where they belong, its own progress bar off."""
+    """Make a pipeline ready to run this request: weights in place, its own progress bar off."""
     if source.kind == "synthetic":
         pipeline = synthetic(request, device, dtype, report)
     else:
@@ -163,11 +167,11 @@ def load(request: GenerationRequest, source: Source, device: torch.device, dtype
 
 
 def for_task(pipeline: Any, task: str) -> Any:
-    """The same resident components as the pipeline of this task: nothing is copied or cast."""
+    """Make the pipeline of this task from the resident components, without a copy or a cast."""
     wanted = PIPELINES[task]
     if type(pipeline) is wanted:
         return pipeline
-    # Not `from_pipe`: it casts to float32 unless told otherwise.
+    # `from_pipe` would cast to float32 by default.
     other = wanted(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
     other.set_progress_bar_config(disable=True)
     return other

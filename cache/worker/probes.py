@@ -1,4 +1,4 @@
-"""What a device tells of its memory while a pipeline runs, for CUDA and for the CPU, behind one small interface."""
+"""Read a device's memory while a pipeline runs: one small interface for CUDA and for the CPU."""
 
 import os
 import weakref
@@ -13,71 +13,74 @@ from torch.utils._pytree import tree_iter
 
 from cache.allocations import CUDA, STORAGES, Recorded
 
-# More entries than any run makes: a run of 50 steps at batch 1 has some 200,000.
+# This is more than any run makes: 50 steps at batch 1 make about 200,000 entries.
 MAX_HISTORY = 4_000_000
 
 
 class Probe(Protocol):
-    """Sizes in bytes; None where the device does not tell. `history_of` says what its history lists."""
+    """Read the memory of one device: sizes are bytes, and None if the device does not say.
+
+    `history_of` says what the entries of its history are.
+    """
 
     history_of: Recorded
 
     def limit(self, capacity_bytes: int | None) -> None:
-        """From now on refuse as a device of this capacity would, None for all that there is.
+        """Refuse memory as a device of this capacity would; None lifts the limit.
 
         Raises:
-            RuntimeError: that cannot be done on this device; the message says why.
+            RuntimeError: this device cannot be limited; the message says why.
         """
 
     def start(self) -> None:
-        """Begin a run: nothing cached, peaks at zero."""
+        """Begin a run: free what is cached, and reset the peaks."""
 
     def reset_peak(self) -> None:
         """Begin a stage."""
 
     def peak(self) -> tuple[int | None, int | None]:
-        """(allocated, reserved) peaks since `reset_peak`."""
+        """Return the allocated and the reserved peak since `reset_peak`."""
 
     def now(self) -> tuple[int | None, int | None]:
-        """(allocated, reserved) now."""
+        """Return the bytes that are allocated and reserved now."""
 
     def free_bytes(self) -> int | None:
-        """What this process may use as a job begins: free on the device, or held by this process already."""
+        """Return what this process may use as a job begins: free bytes, and those it already holds."""
 
     def finish(self) -> None:
-        """End a job: give back what is only cached."""
+        """End a job: free what is only cached."""
 
     def peak_device_bytes(self) -> int | None:
-        """The most that the device held since `reset_peak`, whoever held it."""
+        """Return the most bytes that all processes held on the device since `reset_peak`."""
 
     def context_bytes(self) -> int | None:
-        """What this process holds on the device outside torch's allocator."""
+        """Return the bytes that this process holds on the device outside torch's allocator."""
 
     def retries(self) -> int | None:
-        """Times that the allocator had to flush its cache and try again, since `start`."""
+        """Count how often the allocator flushed its cache and tried again since `start`."""
 
     def synchronize(self) -> None:
-        """Wait until the device is done."""
+        """Wait until the device has finished its work."""
 
     def begin_history(self) -> None:
-        """Note each allocation from now on."""
+        """Start a history of allocations."""
 
     def allocations(self) -> int:
         """Count the allocations made since `begin_history`."""
 
     def end_history(self) -> Sequence[Mapping[str, Any]]:
-        """Note no more, and give the notes: `action`, `addr` and `size` of each, as torch's own history has them."""
+        """End the history and return its entries, each with torch's `action`, `addr` and `size`."""
 
 
 class CudaProbe:
-    """torch's own statistics, and the driver's view of the whole card."""
+    """Read torch's own statistics, and the driver's for the whole card."""
 
     history_of = CUDA
 
     def __init__(self, device: torch.device):
         self.device = device
         self._retries_before = 0
-        # Before this process has a context, so that what others hold can be told from it.
+        # This is read before this process has a context, to tell the context from what other processes hold.
         self._others_bytes = self._used_before_us()
         self._context_bytes: int | None = None
         self._capacity_bytes: int | None = None
@@ -92,7 +95,7 @@ class CudaProbe:
 
     @staticmethod
     def _used_before_us() -> int | None:
-        """What the card holds before this process touches it, or None where the driver does not tell."""
+        """Read the bytes in use before this process uses the card, None if the driver does not say."""
         # The parent names the card by UUID; asking torch for it here would already make a context.
         uuid = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         if not uuid.startswith(("GPU-", "MIG-")):
@@ -107,7 +110,7 @@ class CudaProbe:
     def _look_again(self) -> None:
         # Others may have come or gone since the last job; our context has not changed.
         if self._context_bytes is not None:
-            # Never below nothing: who left may have been counted as context.
+            # A process that ended may have been counted as context, so the difference may be negative.
             self._others_bytes = max(0, self.device_bytes() - self.now()[1] - self._context_bytes)
 
     def free_bytes(self) -> int:
@@ -124,9 +127,9 @@ class CudaProbe:
         self._keep_to_limit()
 
     def _keep_to_limit(self) -> None:
-        """Leave torch's allocator what a card of the emulated capacity would: all but this process's context.
+        """Limit torch's allocator to the emulated capacity less this process's context.
 
-        The context grows as kernels are loaded, so what is left is counted anew before each stage.
+        The context grows as kernels are loaded, so the limit is set again before each stage.
         """
         if self._capacity_bytes is None:
             return
@@ -135,7 +138,7 @@ class CudaProbe:
             raise RuntimeError("the driver does not say what the CUDA context takes, so no capacity can be emulated")
         total = torch.cuda.mem_get_info(self.device)[1]
         self._allowed_bytes = max(0, min(self._capacity_bytes - context, total))
-        # torch multiplies by the total and cuts the fraction off: half a byte more keeps the last one.
+        # torch multiplies by the total and rounds down: half a byte more keeps the last byte.
         torch.cuda.set_per_process_memory_fraction(min(1.0, (self._allowed_bytes + 0.5) / total))
 
     def start(self) -> None:
@@ -163,7 +166,7 @@ class CudaProbe:
 
     def peak_device_bytes(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
-        # A flush of the cache since the peak has given back the difference, of which others may have taken some.
+        # A flush of the cache since the peak freed the difference, and other processes may have taken part of it.
         return min(total, total - free + self.peak()[1] - self.now()[1])
 
     def context_bytes(self) -> int | None:
@@ -182,7 +185,7 @@ class CudaProbe:
         return torch.cuda.memory_stats_as_nested_dict(self.device)["allocation"]["all"]["allocated"]
 
     def begin_history(self) -> None:
-        # Stacks of calls would take longer than the run, and modules are told by hooks.
+        # Call stacks would take longer than the run, and hooks already say which module allocates.
         torch.cuda.memory._record_memory_history(context=None, max_entries=MAX_HISTORY)
         self._made_before = self._made()
 
@@ -191,7 +194,7 @@ class CudaProbe:
 
     def end_history(self) -> Sequence[Mapping[str, Any]]:
         try:
-            # A free that is only asked for while a kernel runs is noted as well.
+            # The history also needs the frees that wait for a running kernel.
             torch.cuda.synchronize(self.device)
             return torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
         finally:
@@ -199,13 +202,13 @@ class CudaProbe:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation made and that is still alive."""
+    """Count the bytes of every living storage that an operation made."""
 
     def __init__(self):
         super().__init__()
         self.live: dict[int, int] = {}
         self.allocated = self.peak = 0
-        # Births and deaths in the form of CUDA's history, where somebody asked for them.
+        # Allocations and frees are listed in the form of CUDA's history, if a recorder asked for them.
         self.history: list[dict[str, Any]] | None = None
         self.made = 0
 
@@ -237,7 +240,7 @@ class _LiveStorages(TorchDispatchMode):
 
 
 class CpuProbe:
-    """Live tensors, counted one by one: the CPU has no caching allocator, so there is no reserved and no context."""
+    """Count living tensors: the CPU has neither a caching allocator nor a context."""
 
     history_of = STORAGES
 
@@ -247,7 +250,7 @@ class CpuProbe:
         self._process = psutil.Process()
 
     def count(self, module: torch.nn.Module) -> None:
-        """Count a module's weights as live."""
+        """Count a module's weights as living tensors."""
         for tensor in (*module.parameters(), *module.buffers()):
             self.storages.see(tensor.data)
 
@@ -274,7 +277,7 @@ class CpuProbe:
         pass
 
     def peak_device_bytes(self) -> int:
-        """The resident set of this process as the stage ends."""
+        """Return the resident set of this process as the stage ends."""
         return self._process.memory_info().rss
 
     def context_bytes(self) -> None:

@@ -1,7 +1,7 @@
-"""Records what a run allocates, one allocation after another, which module made it, and what each convolution took.
+"""Record the allocations of a run in order, the module of each, and the workspace of each convolution.
 
-Allocations are counted and not timed: as each module begins and ends, the allocator's own count says which of its
-history's entries fall inside. That moves no peak, since nothing is allocated for it, and needs no clock.
+As each module begins and ends, the allocator's own count of allocations says which entries of its history belong to
+the module. That needs no clock, and raises no peak since it allocates nothing.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -17,7 +17,7 @@ from planner.replay.allocator import SMALL_SIZE
 
 
 class _Call(NamedTuple):
-    """A convolution that ran: `begin` and `end` count the allocations made before and until then."""
+    """Hold a convolution with the counts of allocations made before it and by its end."""
 
     convolution: Convolution
     begin: int
@@ -25,11 +25,11 @@ class _Call(NamedTuple):
 
 
 class Recorder:
-    """Collects what runs inside ``with recorder.watching(...)``; `recording` is complete once that has ended."""
+    """Record what runs inside ``with recorder.watching(...)``, as `recording` after it."""
 
     def __init__(self, probe: Probe):
         self._probe = probe
-        # From this count of allocations on, the innermost module is this one.
+        # Each mark says from which count of allocations on which module is the innermost.
         self._marks: list[tuple[int, str]] = [(0, "")]
         self._stack: list[tuple[str, int]] = [("", 0)]
         self._calls: list[_Call] = []
@@ -37,7 +37,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, components: Mapping[str, torch.nn.Module]) -> Generator[None]:
-        """Record all that runs inside, however it ends; hooks are gone after.
+        """Record all that runs inside, however it ends, and remove the hooks after it.
 
         Raises:
             RuntimeError: the device's history lost entries; the message says how many.
@@ -64,7 +64,7 @@ class Recorder:
 
         def left(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             count = self._probe.allocations()
-            # What raised out of a module has left its inner modules on the stack.
+            # An exception that left a module leaves its inner modules on the stack.
             while self._stack[-1][0] != name:
                 self._stack.pop()
             _, begin = self._stack.pop()
@@ -78,7 +78,7 @@ class Recorder:
         places = [place for place, entry in enumerate(trace) if entry["action"] == "alloc"]
         if len(places) < made:
             raise RuntimeError(f"the allocator's history has {len(places)} of the {made} allocations that were made")
-        # A history may begin before the run.
+        # A history may have entries from before the run, so only the last ones count.
         places = places[len(places) - made :]
         sizes, modules = [], []
         marks = iter([*self._marks, (made + 1, "")])
@@ -100,13 +100,13 @@ def _shapes_of(module: torch.nn.Conv2d, name: str, image: torch.Tensor, output: 
         weight_shape=tuple(module.weight.shape),
         output_shape=tuple(output.shape),
         dtype=str(image.dtype).removeprefix("torch."),
-        # The kernel's layout is that of what it wrote. A tensor of one channel or pixel is in every layout.
+        # The output shows the layout of the kernel. A tensor of one channel or one pixel is in every layout.
         channels_last=not output.is_contiguous() and output.is_contiguous(memory_format=torch.channels_last),
     )
 
 
 def _with_allocations(call: _Call, trace: Sequence[Mapping[str, Any]], places: Sequence[int]) -> Convolution:
-    """Add to a convolution what the history has between its begin and its end."""
+    """Add the allocations between its begin and its end to a convolution."""
     workspaces, copies, refused = [], [], []
     first = places[call.begin - 1] + 1 if call.begin else 0
     after = places[call.end] if call.end < len(places) else len(trace)

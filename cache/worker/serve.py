@@ -1,9 +1,9 @@
-"""The child process: the only place where a real pipeline runs.
+"""Serve jobs in the child process, the only place where a real pipeline runs.
 
     python -m cache.worker cuda|cpu
 
-Jobs come as JSON lines on stdin, messages go back as JSON lines on what was stdout; anything a library prints goes to
-stderr instead. End of file on stdin means that the parent is gone: the process ends itself at once, whatever it does.
+Jobs are JSON lines on stdin, and messages are JSON lines on a copy of stdout; what libraries print goes to stderr.
+End of file on stdin means that the parent has ended: the process then ends at once, in the middle of a run as well.
 """
 
 import json
@@ -25,7 +25,7 @@ def _jobs_from(stdin: TextIO) -> Iterator[dict[str, Any]]:
     def read() -> None:
         for line in stdin:
             lines.put(line)
-        # Not sys.exit: a kernel or a download in the main thread would hold it back.
+        # A kernel or a download in the main thread would delay sys.exit.
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -35,7 +35,7 @@ def _jobs_from(stdin: TextIO) -> Iterator[dict[str, Any]]:
 
 def serve(make_backend: Callable[[], Backend]) -> None:
     """Measure jobs one after another until the parent goes away."""
-    # A private copy of stdout carries messages; file descriptor 1 itself now leads to stderr.
+    # A private copy of stdout carries the messages, and file descriptor 1 itself leads to stderr from now on.
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -63,7 +63,7 @@ def serve(make_backend: Callable[[], Backend]) -> None:
             send({"type": "result", "measured": asdict(full)})
         except Exception as error:
             send({"type": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]})
-            # Whatever state the device is in now, the next job deserves a fresh process.
+            # The state of the device is unknown now, so the next job gets a new process.
             raise
 
 
@@ -75,10 +75,10 @@ def main() -> None:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        # What they warn of (casts, missing torchvision) is meant here; errors still reach the parent.
+        # Their warnings (casts, missing torchvision) are about what this worker does on purpose. Errors still show.
         diffusers_logging.set_verbosity_error()
         transformers_logging.set_verbosity_error()
-        # Torch takes seconds: the parent hears of the job before they begin. Nothing imports this module back.
+        # Loading torch takes seconds, and the parent is told before that the job began.
         from cache.worker.measure import PipelineBackend
 
         return PipelineBackend(kind)

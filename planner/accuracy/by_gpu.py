@@ -67,11 +67,11 @@ def version_words(capability: Capability) -> str:
 
 
 def off_words(error: float) -> str:
-    """Write a signed error in per cent with the digits that it takes to see it: ``-17.4 %``, ``+0.02 %``."""
+    """Write a signed error in per cent with the digits that it takes to see it: ``−17.4 %``, ``+0.02 %``."""
     digits = 1 if abs(error) >= 0.1 else 2
     # Rounded first, so that what is shown as nothing has no sign.
     value = round(100 * error, digits) + 0.0
-    return f"{value:+.{digits}f} %" if value else f"{0:.{digits}f} %"
+    return f"{value:+.{digits}f} %".replace("-", "−") if value else f"{0:.{digits}f} %"
 
 
 def median_words(error: float) -> str:

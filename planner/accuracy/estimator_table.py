@@ -18,6 +18,7 @@ from planner.formula import estimate
 from planner.programs.vae_alone import STAGE_OF
 from planner.replay.assumptions import RUN_TO_RUN
 from planner.request import GenerationRequest
+from planner.units import signed_percent
 
 if TYPE_CHECKING:
     from planner.accuracy.grading import Graded, Peak
@@ -234,14 +235,13 @@ def percent(error: float | None) -> str:
     It has as many digits as it takes to see it, and is a dash where there is none.
 
     >>> percent(0.1695), percent(-0.0063), percent(None)
-    ('+17%', '-0.63%', '-')
+    ('+17%', '−0.63%', '-')
     """
     if error is None:
         return "-"
     digits = 0 if abs(error) >= 0.0995 else 2
-    # What rounds to nothing has no sign.
-    shown = round(error, 2 + digits)
-    return f"{shown:+.{digits}%}" if shown else f"{0:.{digits}%}"
+    # An error that rounds to zero has no sign.
+    return signed_percent(error, digits) if round(error, 2 + digits) else f"{0:.{digits}%}"
 
 
 def header(section: Section) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Which GPUs exist, and shares or parts of them."""
+"""The GPUs that exist, and shares or parts of them."""

@@ -1,4 +1,4 @@
-"""A card as a capacity planner sees it."""
+"""A GPU as a capacity planner sees it: memory, compute capability, rates, and where each number is from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from planner.units import short_gib
 
-# Where the card is from: our list, a person's words, or this machine's driver.
+# A card is from our list, from a description by its user, or from this machine's driver.
 Origin = Literal["catalogue", "described", "attached"]
 
 _ARCHITECTURES = {5: "Maxwell", 6: "Pascal", 7: "Volta", 8: "Ampere", 9: "Hopper", 10: "Blackwell", 12: "Blackwell"}
@@ -22,22 +22,25 @@ TOO_OLD = (
 
 
 def family_of(capability: tuple[int, int]) -> str:
-    """The card family of a compute capability: NVIDIA's name of the architecture."""
+    """Return NVIDIA's name of the architecture of a compute capability, such as ``Turing``."""
     exceptions = {(7, 5): "Turing", (8, 9): "Ada"}
     return exceptions.get(capability) or _ARCHITECTURES.get(capability[0], f"compute capability {capability[0]}")
 
 
 def emulated_name(name: str, emulated_bytes: int | None) -> str:
-    """What a card, or a run, is called at an emulated capacity, such as ``H100, 16 GiB emulated``; the name at None."""
+    """Add an emulated capacity to the name of a card or a run, as in ``H100, 16 GiB emulated``.
+
+    Without a capacity the name stays as it is.
+    """
     return name if emulated_bytes is None else f"{name}, {short_gib(emulated_bytes)} emulated"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A card as a capacity planner sees it. Memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
+    """Hold what is known of a card: memory in bytes, bandwidth in GB/s (10^9), rate in TFLOPS.
 
     `model` is the name under which runs on such cards are found: the catalogue's, for an attached card too. `name` is
-    for people, and nothing is read back from it: what a card is stands in its fields. Of an attached card, `index` is
+    for people, and nothing is read back from it: the other fields hold the facts. Of an attached card, `index` is
     the driver's number and `instance` that of its MIG instance. `workers` processes share the card `shared_from`, which
     is None for a whole card; `emulated_bytes` is a capacity that is emulated, None where there is none.
     """
@@ -69,25 +72,28 @@ class Card:
 
     @property
     def whole(self) -> Card:
-        """The card that this is one worker's share of, or the card itself where it is whole."""
+        """Return the card that this card is a share of, or itself if it is whole."""
         return self.shared_from or self
 
     @property
     def runs_pinned_torch(self) -> bool:
-        """Whether the pinned torch runs on it; a card on which it does not can be planned for and not verified."""
+        """Tell whether the pinned torch runs on it: if not, it can be planned for and not verified."""
         return self.compute_capability >= OLDEST_FOR_CUDA_13
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said with every answer about the card, each a sentence without its name."""
+        """List the notes that go with every answer about the card, each without its name."""
         return () if self.runs_pinned_torch else (TOO_OLD,)
 
     @property
     def best_bytes(self) -> int:
-        """Give the most memory that such a card was seen to leave to a process, its context as `context_bytes` says."""
+        """Return the most bytes that such a card was seen to leave to a process.
+
+        A context of `context_bytes` is counted within them.
+        """
         return max(self.usable_bytes, self.usable_high_bytes - self.context_low_bytes + self.context_bytes)
 
     @property
     def capability(self) -> str:
-        """Compute capability as torch and NVIDIA write it, such as ``7.5``."""
+        """Return the compute capability as torch and NVIDIA write it, such as ``7.5``."""
         return f"{self.compute_capability[0]}.{self.compute_capability[1]}"

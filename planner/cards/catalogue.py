@@ -1,7 +1,7 @@
 """The catalogue of cards, each number with its source.
 
-Memory is what torch reports on Linux, as a range over the reports found, or derived where there is none: the low end
-decides until the attached card says otherwise.
+Memory is what torch reports on Linux, as a range over the reports found. Where no report was found it is derived from
+those of other cards. The low end of the range decides until the driver of an attached card reports a size.
 """
 
 from planner.cards.card import Card

@@ -1,4 +1,4 @@
-"""The rows of GeForce and Titan cards, those of desktops first, oldest first."""
+"""The rows of GeForce and Titan cards: desktop cards first, and within each kind the oldest first."""
 
 from planner.cards.catalogue_rows import Row, collected, older
 
@@ -9,7 +9,7 @@ _DOUBLED = "rate with float32 accumulation, twice the float32 shader rate, as fo
 _TURING = "rate with float32 accumulation, four times the float32 shader rate"
 _NO_TENSOR_CORES = "bandwidth: NVIDIA data sheet; it has no tensor cores, so no tensor rate"
 _LAPTOP = "no tensor rate, which depends on the laptop's power limit"
-# A capability's range of contexts, its source, and what is to be known of the rates.
+# Each compute capability has a range of contexts in GiB, the source of the range, and a note about the rates.
 _OF: dict[tuple[int, int], tuple[tuple[float, float], str, str]] = {
     (6, 1): ((0.11, 0.47), _SPANNED, ""),
     (7, 0): ((0.11, 0.53), "context: no report of this card's was found, the range spans those of server cards", ""),
@@ -30,14 +30,17 @@ def _row(
     sizes: tuple[int, ...] = (),
     **more,
 ) -> Row:
-    """A row of a card under all its names; of one that is sold in several `sizes`, the plain name means the first."""
+    """Make the row of a card under all its names.
+
+    The plain name of a card that is sold in several `sizes`, in GB, means the first of them.
+    """
     context, context_source, rated = _OF[capability]
     short = name.removeprefix("RTX ").removeprefix("GTX ")
     brand = "NVIDIA " if name.startswith("TITAN") else "NVIDIA GeForce "
     driver = f"{brand}{name} GPU" if name.endswith(" Laptop") else f"{brand}{name}"
     plain = [driver, short] if short != name else [driver]
     if name.endswith(" Laptop"):
-        # Drivers say "Laptop GPU"; Linux tools and people say mobile.
+        # Drivers call it "Laptop GPU"; Linux tools and people call it "Mobile".
         plain += [f"{name.removesuffix(' Laptop')} Mobile", f"{short.removesuffix(' Laptop')} Mobile"]
     sized = [f"{name} {memory}GB", *(f"{each} {memory}GB" for each in plain)]
     is_plain = not sizes or memory == sizes[0]

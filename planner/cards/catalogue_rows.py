@@ -1,4 +1,4 @@
-"""One row of the catalogue, and the card it stands for: what was reported, and what is derived where nothing was."""
+"""The rows of the catalogue: each becomes a card, and memory that nobody reported is derived from other rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 from planner.cards.card import Card
 from planner.units import gib_to_bytes
 
-# Newer drivers keep more of a card: between the reports of one kind of card lay at most this, on T4s.
+# Newer drivers keep more of a card's memory. Reports of one kind of card differ by at most this, on T4s.
 DRIVER_GIB = 0.20
-# Where ECC is on, GDDR memory keeps its code in this part of itself.
+# With ECC on, GDDR memory uses this part of itself for the code.
 _ECC_PART = 1 / 16
 
 _COLLECTED = "usable memory: total_memory as torch reports it on Linux, collected from public reports, lowest first"
@@ -30,7 +30,7 @@ _ECC = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A card as its data sheet and reports have it. Memory in GiB, bandwidth in GB/s, rate in TFLOPS.
+    """Hold a card's data sheet and reports: memory in GiB, bandwidth in GB/s, rate in TFLOPS.
 
     `usable` is the range over reports, None where there is none; `is_lowered` says that they are older than today's
     drivers, or few. `names` are other names that mean this card, and `shared_names` those by which drivers call it
@@ -56,17 +56,20 @@ class Row:
 
     @property
     def low_memory(self) -> float:
-        """What is left of the memory where ECC is on, if it can be."""
+        """Return the GiB that are left with ECC on, if the card has ECC."""
         return self.memory * (1 - _ECC_PART) if self.ecc != "off" else self.memory
 
     @property
     def high_memory(self) -> float:
-        """What is left of the memory where ECC is off, if it can be."""
+        """Return the GiB that are left with ECC off, if it can be switched off."""
         return self.memory * (1 - _ECC_PART) if self.ecc == "on" else self.memory
 
     @property
     def reported(self) -> tuple[float, float] | None:
-        """The range over reports, its low end with what newer drivers keep, or None without a report."""
+        """Return the range over reports in GiB, or None without a report.
+
+        The low end is lowered by what newer drivers keep, if `is_lowered` says so.
+        """
         if self.usable is None:
             return None
         low, high = self.usable
@@ -74,21 +77,21 @@ class Row:
 
 
 def collected(low: float, high: float) -> dict:
-    """Fields of a row whose range was collected from public reports, newer drivers among them."""
+    """Return the fields of a row with a range from public reports that include newer drivers."""
     return {"usable": (low, high), "usable_source": _COLLECTED}
 
 
 def older(low: float, high: float) -> dict:
-    """Fields of a row whose reports are older than today's drivers, or few, so that the low end is lowered."""
+    """Return the fields of a row with few or old reports, whose low end is lowered."""
     return {"usable": (low, high), "is_lowered": True}
 
 
 def usable_of(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
-    """The range of usable GiB of a card: as reported, else derived from the reported `rows` of its capability.
+    """Find the range of usable GiB: as reported, else derived from `rows` of its capability.
 
-    What a card lacks of its memory grows with it. So at the low end a card lacks as much as the next larger one, and
-    where there is none the same part as the largest; at the high end as much as the next smaller, or the same part as
-    the smallest.
+    The part of its memory that a card lacks grows with the memory. So at the low end a card lacks as much as the next
+    larger one, or the same fraction as the largest; at the high end it lacks as much as the next smaller one, or the
+    same fraction as the smallest.
     """
     if row.reported is not None:
         return row.reported
@@ -109,7 +112,7 @@ def usable_of(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def card_of(row: Row, rows: Sequence[Row]) -> Card:
-    """The card of a row among all `rows`, each number with its source."""
+    """Make the card of a row among all `rows`, each number with its source."""
     low, high = usable_of(row, rows)
     if row.reported is None:
         usable = "; ".join(part for part in (_DERIVED, _ECC[row.ecc]) if part)

@@ -1,4 +1,4 @@
-"""The rows of server cards, those that are rented first."""
+"""The rows of server cards: those that clouds rent come first."""
 
 from planner.cards.catalogue_rows import Row, collected, older
 

@@ -36,7 +36,10 @@ def _row(
 
 
 def _pro(number: int, memory: int, bandwidth: int, *names: str, **more) -> Row:
-    """A card of the RTX PRO Blackwell series; what its ECC would take is not known to be taken of its memory."""
+    """Make the row of an RTX PRO Blackwell card.
+
+    No report says that its ECC is taken from its memory, so nothing is taken off for it.
+    """
     name = f"RTX PRO {number}"
     short = f"PRO {number}"
     drivers = (f"NVIDIA {name} Blackwell", short, f"{short} Blackwell")
@@ -56,7 +59,7 @@ WORKSTATION: tuple[Row, ...] = (
     _row("Quadro RTX 4000", 8, (7, 5), _TURING, (416, 57), is_ecc=False, note="RTX 4000 alone means this card"),
     _row("Quadro RTX 5000", 16, (7, 5), _TURING, (448, 89), note="RTX 5000 alone means this card"),
     _row("Quadro RTX 6000", 24, (7, 5), _TURING, (672, 130), note="RTX 6000 alone means this card"),
-    # Drivers call both A2000 the same.
+    # Drivers have one name for both sizes of the A2000.
     _row("RTX A2000", 6, (8, 6), _AMPERE, (288, 31), "NVIDIA RTX A2000", "A2000"),
     Row(
         name="RTX A2000 12GB",

@@ -1,6 +1,6 @@
-"""Cards by name, by description, and by their share.
+"""Find cards by name or by description, and make shares and emulated capacities of them.
 
-Names match as `planner.cards.names` compares them; never by substring, where "A10" would also be an A100.
+Names match as `planner.cards.names` compares them, never by substring: "A10" would also be an A100.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ __all__ = (
 )
 
 DEFAULT_CARDS = ("T4", "A10", "A100")
-# Processes that share one card; a limit that keeps a typing mistake from becoming a page of zeros.
+# This limits the processes that share one card, so that a typing mistake does not print a page of zeros.
 MAX_WORKERS = 64
 
 _BY_NAME = {normalised(name): card for card in (*CATALOGUE, *SLICES) for name in (card.name, *card.aliases)}
@@ -41,11 +41,11 @@ for _card in CATALOGUE:
 def card_named(name: str, total_bytes: int | None = None) -> Card:
     """Find the card of this name or alias, in any case and with or without its brand.
 
-    Drivers call cards of several sizes the same: with `total_bytes`, it is the one whose memory is nearest, else the
-    smallest.
+    Drivers have one name for cards of several sizes: with `total_bytes` it means the card whose memory is nearest,
+    else the smallest.
 
     Raises:
-        UnknownCard: there is none; the message names the nearest where one is near.
+        UnknownCard: no card has this name; the message names a similar one if there is any.
     """
     key = normalised(name)
     card = _BY_NAME.get(key)
@@ -60,13 +60,13 @@ def card_named(name: str, total_bytes: int | None = None) -> Card:
 
 
 def described_card(gpu_memory: str, compute_capability: str) -> Card:
-    """A card that is not in the catalogue, from its memory (``16GiB``) and compute capability (``7.5``).
+    """Make a card from its memory (``16GiB``) and its compute capability (``7.5``).
 
-    Its context range is the widest of the catalogue's cards of the same compute capability, else of the same major
-    one, else of all.
+    Its context range covers the catalogue's cards of the same compute capability. Without such cards it covers those
+    of the same major version, or else all.
 
     Raises:
-        InvalidArgument: either text breaks its rule.
+        InvalidArgument: one of the texts breaks its rule.
     """
     usable_bytes = parse_bytes("gpu_memory", gpu_memory)
     major, dot, minor = compute_capability.partition(".")
@@ -82,7 +82,7 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
         or list(CATALOGUE)
     )
     return Card(
-        name=f"{gib(usable_bytes)} card, compute capability {compute_capability}",
+        name=f"{gib(usable_bytes)} GPU, compute capability {compute_capability}",
         usable_bytes=usable_bytes,
         usable_high_bytes=usable_bytes,
         context_low_bytes=min(card.context_low_bytes for card in alike),
@@ -93,11 +93,11 @@ def described_card(gpu_memory: str, compute_capability: str) -> Card:
 
 
 def shared_card(card: Card, workers: int) -> Card:
-    """One worker's share of a card that `workers` processes use at the same time; the whole card for one.
+    """Make the share of one worker where `workers` processes use a card at the same time.
 
-    A share of a share is taken of the same whole card. Each has an equal part of the usable memory and of the rates,
-    and a CUDA context of its own, whole, within it.
-    Runs measured on the whole card do not speak of a share: they had all of it.
+    One worker has the whole card, and a share of a share is a share of the whole card. Each share has an equal part of
+    the usable memory and of the rates, and a CUDA context of full size within its memory. Runs measured on the whole
+    card are no evidence for a share, so its `model` is its own name.
 
     Raises:
         InvalidArgument: `workers` is not a whole number from 1 to `MAX_WORKERS`.
@@ -127,10 +127,10 @@ def shared_card(card: Card, workers: int) -> Card:
 
 
 def emulated_card(card: Card, capacity_bytes: int) -> Card:
-    """The card as it is once torch is made to refuse beyond this capacity, its CUDA context within it.
+    """Limit a card to a capacity in bytes beyond which torch refuses memory.
 
-    Kernels, context and the model under which runs are found are the real card's. Of a share, it is the whole card
-    that has this capacity.
+    The CUDA context counts within the capacity. Kernels, context and the model under which runs are found stay those
+    of the real card. For a share, the whole card is limited.
     """
     if card.shared_from is not None:
         return shared_card(emulated_card(card.whole, capacity_bytes), card.workers)
@@ -147,7 +147,7 @@ def emulated_card(card: Card, capacity_bytes: int) -> Card:
 
 
 def card_row(card: Card) -> dict:
-    """The card as JSON: bytes as integers, sources included."""
+    """Return the card as JSON: bytes as integers, sources included."""
     return {
         "name": card.name,
         "aliases": list(card.aliases),

@@ -1,6 +1,6 @@
 """The MIG slices that people rent or cut themselves, as cards beside the catalogue.
 
-Estimates, and every one says so in its `source`: a slice that is attached is planned on by what the driver reports.
+They are estimates, and each says so in its `source`. For an attached slice the driver's report counts instead.
 """
 
 from dataclasses import replace
@@ -10,27 +10,29 @@ from planner.cards.catalogue import CATALOGUE
 from planner.units import gib_to_bytes
 
 _GB = 10**9
-# The least context in the catalogue: a slice has fewer multiprocessors than its card, and each takes of the context.
+# A slice has fewer multiprocessors than its card, and each takes part of the context, so its context may be as small
+# as the smallest of the catalogue.
 _CONTEXT_LOW = min(card.context_low_bytes for card in CATALOGUE)
 _SOURCE = (
     "an estimate from the profile's name, not a report of such a slice: usable memory from {low}% of its GB as 10^9 "
     "bytes up to its GB as GiB; context up to the whole card's; rates in eighths of the whole card's"
 )
-# The whole card, the percentage of a profile's GB is counted on, and its profiles: eighths of the card, and GB.
-# An H200's names are rounded up to odd numbers of GB, so more is taken off them.
+# Each line has the whole card, the percentage of a profile's GB that is usable, and the profiles as compute slices and
+# GB.
+# The GB in the names of an H200's profiles are rounded up, so less of them is usable.
 _PROFILES: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...] = (
     ("A100-40GB", 100, ((1, 5), (2, 10), (3, 20))),
     ("A100-80GB", 100, ((1, 10), (2, 20), (3, 40))),
     ("H100-80GB", 100, ((1, 10), (2, 20), (3, 40))),
     ("H200", 95, ((1, 18), (2, 35), (3, 71))),
 )
-# Compute slices with the memory of half the card: a 3g profile has four of the card's eight memory slices.
+# This maps compute slices to memory slices: a 3g profile has four of the card's eight memory slices.
 _MEMORY_EIGHTHS = {1: 1, 2: 2, 3: 4}
 
 
 def _slice(whole: Card, compute: int, size_gb: int, percent: int) -> Card:
     profile = f"{compute}g.{size_gb}gb"
-    # The driver calls an instance by its card's full name, and "MIG".
+    # The driver's name of an instance is the full name of its card with "MIG" after it.
     names = [f"{alias} MIG {profile}" if " " in alias else f"{alias} {profile}" for alias in whole.aliases]
     return replace(
         whole,

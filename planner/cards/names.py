@@ -1,7 +1,7 @@
-"""Names of cards as drivers, clouds and people write them, brought into one form and compared.
+"""Compare names of cards as drivers, clouds and people write them.
 
-Two names are the same card where nothing but case, spaces, hyphens, underscores and the maker's brands differ. A name
-is never found inside another: "A10" is no "A100", and "4070" no "4070 Ti".
+Two names mean the same card if only case, spaces, hyphens, underscores and the maker's brands differ. A name never
+matches a part of another: "A10" is not "A100", and "4070" is not "4070 Ti".
 """
 
 import re
@@ -18,19 +18,22 @@ def normalised(name: str) -> str:
     ('rtx2080ti', 'rtx2080ti', 'a100sxm4 80gb')
     """
     text = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
-    # Two numbers side by side stay two; everywhere else a space says nothing.
+    # A space between two numbers keeps them apart; any other space is dropped.
     text = re.sub(r"(?<![0-9]) | (?![0-9])", "", text).removesuffix("gpu")
     return re.sub(r"^(nvidia)?(geforce|tesla|quadro)?", "", text)
 
 
 def _series(key: str) -> tuple[str, str]:
-    """The letters and the number that a name begins with; RTX and GTX before a number say nothing of the series."""
+    """Split off the letters and the number that a name begins with, without RTX and GTX."""
     letters, number = re.findall(r"^([^0-9]*)([0-9]*)", key)[0]
     return re.sub(r"^[rg]tx", "", letters) if number else letters, number
 
 
 def _is_near(number: str, other: str) -> bool:
-    """Whether two numbers of a series differ in one digit, one of the last two and not the first of several."""
+    """Tell whether two numbers differ in a single digit near their end.
+
+    It is one of the last two digits, and never the first of several.
+    """
     if len(number) != len(other):
         return False
     differing = [place for place, pair in enumerate(zip(number, other, strict=True)) if pair[0] != pair[1]]
@@ -38,10 +41,10 @@ def _is_near(number: str, other: str) -> bool:
 
 
 def nearest(name: str, names: Mapping[str, str]) -> str | None:
-    """Find what a wrong name may mean among `names`, which are by normalised name; None where none is near.
+    """Suggest the name that a wrong name may mean, or None if no name is similar.
 
-    Near are names of the same letters and number, else of the same letters and a number with one other digit at its
-    end: the nearest to an RTX 2071 is an RTX 2070, and an RTX 9070 has none.
+    `names` maps normalised names to names. Similar names have the same letters and number, or the same letters and a
+    number with one other digit at its end: RTX 2071 suggests RTX 2070, and RTX 9070 suggests nothing.
     """
     key = normalised(name[:_LONGEST])
     letters, number = _series(key)

@@ -1,1 +1,1 @@
-"""The terminal: one file a command, and the only part of the planner that imports the cache."""
+"""The command line: one file for each command, and the only part of the planner that imports the cache."""

@@ -1,4 +1,4 @@
-"""``accuracy`` on the terminal: how wrong predictions were on each GPU, the runs with sources, what they confirm."""
+"""The command ``accuracy``: how wrong predictions were on each GPU, by which runs, and what they confirm."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from planner.report.accuracy import NOTES, accuracy_markdown, accuracy_object, a
 
 
 def _asked(plan: Plan, graded: Sequence[Graded]) -> list[Gpu]:
-    """List the GPUs that are asked about, or every one that was measured."""
+    """List the GPUs that the plan names, or all that were measured."""
     if plan.gpus or plan.gpu_memory:
         return list(dict.fromkeys(gpu_of(card) for card in cards_of(plan)))
     return measured_gpus(graded)
@@ -29,13 +29,13 @@ def _asked(plan: Plan, graded: Sequence[Graded]) -> list[Gpu]:
 def accuracy_command(plan: Plan, as_format: str) -> int:
     """Say how wrong predictions were on each GPU that was measured, with runs and sources.
 
-    The exit code is 12 where a GPU that was asked for, or all of them, have no run of a whole pipeline.
+    The exit code is 12 if a GPU that was asked for has no run of a whole pipeline, or no GPU has any.
     """
-    # A wrong name is said at once: grading takes seconds.
+    # Grading takes seconds, so a wrong name is reported before it.
     _asked(plan, ())
     library = library_here()
     if library is None:
-        raise NoProgram("there are no memory programs to grade runs by")
+        raise NoProgram("there are no memory programs to predict the runs with")
     evidence, notice = gather(library, with_reference=plan.published)
     if notice:
         say(f"{notice}; the answer stands without it")

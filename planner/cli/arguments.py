@@ -1,7 +1,6 @@
-"""Options that several commands share: each decorator adds some and hands over what they come to.
+"""Options that several commands share: each decorator adds some, and passes their values to the command.
 
-Names, help and defaults of a request's options and of a plan's are those of their fields. The cache is imported where
-an option needs it: a plan of catalogue GPUs needs none of it.
+Names, help and defaults of the options of a request and of a plan are those of their fields.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from cache.history.location import HistoryError, anything_measured
+from cache.tokens import count_tokens
 from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.cli.output import say
 from planner.errors import InvalidArgument
@@ -21,17 +22,18 @@ from planner.plan import ATTACHED, GPU_KEY, PLAN_FIELDS, Plan
 from planner.report.markdown import FORMATS
 from planner.request import DEFAULT, FIELDS, MAX_PROMPT_TOKENS, GenerationRequest, field_named
 
+# At run time these imports would bring numpy, which a formula's answer does not need.
 if TYPE_CHECKING:
     from planner.calibration.evidence import Evidence
     from planner.programs.library import Library
 
 Command = Callable[..., int]
 
-# The option that leaves reference runs out is older than the name of its field.
+# The option that leaves out reference runs is older than the name of its field.
 _FLAGS = {"published": "--no-reference"}
-# Help of the options that switch something off; a field's own says what it is when it is on.
+# These are the help texts of options that switch something off; a field's own help describes it when it is on.
 _OFF_HELP = {"safety_checker": "Load no safety checker.", "published": "Leave out the reference runs that ship."}
-# Errors of these are said under the names of their options; those of other fields under the field's own.
+# Errors of these fields use the names of their options; those of other fields use the field's own name.
 _SAID_AS_OPTIONS = (GPU_KEY, "gpu_memory", "compute_capability", "workers")
 
 
@@ -50,7 +52,7 @@ def _completing(words: Sequence[str]) -> Callable[..., list[CompletionItem]]:
 
 
 def _option(field: Field, metavar: str | None = None) -> Callable[[Command], Command]:
-    """Make the option of a field; it is given as text, or for a switch whether it was given."""
+    """Make the option of a field: its value is text, or for a switch whether it was given."""
     flag = _FLAGS.get(field.name, field.flag)
     if isinstance(field, Switch):
         text = _OFF_HELP.get(field.name, f"Switch off: {field.plain_help}") if field.default else field.plain_help
@@ -67,20 +69,18 @@ def _option(field: Field, metavar: str | None = None) -> Callable[[Command], Com
 
 
 def _value(field: Field, given: Any) -> Any:
-    """Read what an option was given."""
+    """Read the value of an option, or use the field's default."""
     if isinstance(field, Switch):
         return field.default is not given
     return field.default if given is None else field.parse(given)
 
 
 def _tokens(prompt: str | None, prompt_tokens: str | None) -> int:
-    """Read the number of tokens, or count those of a prompt."""
+    """Read the number of tokens, or count the tokens of a prompt."""
     if prompt is None:
         return _value(field_named("prompt_tokens"), prompt_tokens)
     if prompt_tokens is not None:
         raise InvalidArgument("--prompt", "must not be given with --prompt-tokens", prompt, "leave one of them out")
-    from cache.tokens import count_tokens
-
     counted = count_tokens(prompt)
     tokens = min(counted, MAX_PROMPT_TOKENS)
     cut = f", cut to {MAX_PROMPT_TOKENS}" if counted > tokens else ""
@@ -89,9 +89,9 @@ def _tokens(prompt: str | None, prompt_tokens: str | None) -> int:
 
 
 def request_options(command: Command) -> Command:
-    """Add the options of a request; the command is given it as `request`.
+    """Add the options of a request, and pass it to the command as `request`.
 
-    The decorated command raises InvalidArgument where a value breaks its rule.
+    The decorated command raises InvalidArgument if a value breaks its rule.
     """
 
     @wraps(command)
@@ -109,15 +109,15 @@ def request_options(command: Command) -> Command:
     for field in reversed(FIELDS):
         with_options = _option(field)(with_options)
         if field.name == "prompt_tokens":
-            prompt = click.option("--prompt", metavar="TEXT", help="A prompt, of which only its tokens count.")
+            prompt = click.option("--prompt", metavar="TEXT", help="A prompt; only the number of its tokens matters.")
             with_options = prompt(with_options)
     return with_options
 
 
 def plan_options(*names: str) -> Callable[[Command], Command]:
-    """Add ``--gpu`` and the options of a plan's fields `names`; the command is given the plan as `plan`.
+    """Add ``--gpu`` and the options of the fields `names`, and pass the plan on as `plan`.
 
-    The decorated command raises InvalidArgument where a value breaks its rule, and UnknownCard.
+    The decorated command raises InvalidArgument if a value breaks its rule, and UnknownCard.
     """
     fields = [field for field in PLAN_FIELDS if field.name in names]
 
@@ -151,7 +151,7 @@ def plan_options(*names: str) -> Callable[[Command], Command]:
 
 
 def said_as_options(make: Callable[[], Any]) -> Any:
-    """Call `make`, and say the errors of options that choose GPUs under the options' names."""
+    """Call `make`, and put the names of options into errors of fields that choose GPUs."""
     try:
         return make()
     except InvalidArgument as error:
@@ -169,15 +169,15 @@ def _as_options(text: str) -> str:
 
 
 def cards_of(plan: Plan) -> list[Card]:
-    """List the plan's GPUs, those of this machine among them.
+    """List the plan's GPUs, including this machine's own if the plan asks for them.
 
     Raises:
-        InvalidArgument: a described one breaks its rule.
-        NoGpu: the machine's own are asked for, and there is none.
+        InvalidArgument: the description of a GPU breaks its rule.
+        NoGpu: the machine's own GPUs are asked for, and it has none.
     """
 
     def attached() -> Sequence[Card]:
-        # The driver's library is loaded for nobody else.
+        # Only a plan of this machine's GPUs needs psutil and the driver's library, which take 15 ms.
         from cache.machine.attached import plannable
 
         return plannable()
@@ -188,28 +188,30 @@ def cards_of(plan: Plan) -> list[Card]:
 def evidence_for(
     cards: Sequence[Card], library: Library | None, *, with_reference: bool
 ) -> tuple[Evidence | None, str | None]:
-    """Gather the runs on GPUs like these, None where there are none, and what is wrong with the history, or None."""
-    from cache.history.location import HistoryError, anything_measured
+    """Gather the runs on GPUs like these, and a notice about a history that cannot be used.
 
+    Either is None if there is none.
+    """
     try:
         if not anything_measured((card.compute_capability for card in cards), with_reference=with_reference):
             return None, None
     except HistoryError as error:
         return None, str(error)
+    # The observations bring numpy and the formats of runs, which a plan without measured runs does not need.
     from cache.history.observations import gather
 
     return gather(library, with_reference=with_reference)
 
 
 def json_option(command: Command) -> Command:
-    """Add ``--json``; the command is given whether it was chosen as `as_json`."""
+    """Add ``--json``, and pass on whether it was chosen as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; sizes are bytes.")(command)
 
 
 def format_options(command: Command) -> Command:
-    """Add ``--json`` and ``--format``; the command is given one of `FORMATS` as `as_format`.
+    """Add ``--json`` and ``--format``, and pass on one of `FORMATS` as `as_format`.
 
-    The decorated command raises InvalidArgument for another format, or for two at once.
+    The decorated command raises InvalidArgument for another format, or if both options contradict each other.
     """
 
     @wraps(command)
@@ -231,7 +233,7 @@ def format_options(command: Command) -> Command:
 
 
 def reference_option(command: Command) -> Command:
-    """Add ``--no-reference``; the command is given whether reference runs count as `with_reference`."""
+    """Add ``--no-reference``, and pass on whether reference runs count as `with_reference`."""
 
     @wraps(command)
     def run(*, no_reference: bool, **given: Any) -> int:

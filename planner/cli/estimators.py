@@ -1,4 +1,4 @@
-"""``estimators`` on the terminal: how far off other tools' formulas and ours are on every measured run."""
+"""The command ``estimators``: the errors of other tools' formulas and of ours on every measured run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def nothing_to_compare(comparison: Comparison, *, with_reference: bool) -> str:
-    """Say in one sentence why there is no table, and what to do about it."""
+    """Write in one sentence why there is no table, and what to do about it."""
     left = ", ".join(f"{count} left out with {reason}" for reason, count in comparison.left_out.items())
     found = f" ({left})" if left else ""
     reference = "" if with_reference else ", and without --no-reference the reference runs count"
@@ -46,9 +46,9 @@ def nothing_to_compare(comparison: Comparison, *, with_reference: bool) -> str:
 @reference_option
 @format_options
 def estimators_command(with_reference: bool, as_format: str) -> int:
-    """Compare the errors of other tools' formulas, the published one and the dry run on every measured run.
+    """Compare other tools' formulas, the published one and the dry run by their errors.
 
-    The exit code is 12 where there is no run to compare with.
+    Every measured run counts. The exit code is 12 if there is no run to compare with.
     """
     library = library_here()
     evidence, notice = gather(library, with_reference=with_reference)
@@ -61,7 +61,7 @@ def estimators_command(with_reference: bool, as_format: str) -> int:
         say(nothing_to_compare(comparison, with_reference=with_reference))
         return EXIT_CODES["unknown"]
     if as_format == "md":
-        # Markdown has the notes in itself.
+        # The Markdown text includes the notes.
         print(comparison_markdown(comparison))
     elif as_format != "json":
         print(comparison_text(comparison))

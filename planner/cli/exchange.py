@@ -1,4 +1,4 @@
-"""``history export`` and ``history import``: runs that go from one machine to another as a file."""
+"""The commands ``history export`` and ``history import``: move runs between machines as a file."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ def reading(argument: str, name: str) -> Generator[BinaryIO]:
         InvalidArgument: it cannot be read.
     """
     try:
-        # Standard input stays open.
+        # `nullcontext` leaves standard input open at the end.
         with contextlib.nullcontext(sys.stdin.buffer) if name == STANDARD else open(name, "rb") as file:
             yield file
     except OSError as error:
@@ -42,7 +42,7 @@ def _write(file: BinaryIO, runs: Sequence[Measurement]) -> None:
 
 
 def _write_at_once(path: Path, runs: Sequence[Measurement]) -> None:
-    """Write all lines under the name, or leave what was there: nobody ever reads half a file."""
+    """Write all lines at once, so that a reader finds either the old or the new file."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -57,16 +57,16 @@ def _write_at_once(path: Path, runs: Sequence[Measurement]) -> None:
 
 
 def _export_to(name: str, history: HistoryFile, runs: Sequence[Measurement]) -> None:
-    # Where a link leads, so that it still leads there.
+    # A link stays a link if the file that it leads to is replaced.
     path = Path(os.path.realpath(name))
     if history.is_part(path):
         raise InvalidArgument("file", "must not be the history itself", name)
     if history.is_set_aside(path):
-        raise InvalidArgument("file", "must not be a damaged history, whose runs can still be saved", name)
+        raise InvalidArgument("file", "must not be a damaged history, since its runs can still be saved", name)
     try:
         _write_at_once(path, runs)
     except OSError as error:
-        raise InvalidArgument("file", "must be one that can be written, or -", name, error.strerror) from None
+        raise InvalidArgument("file", "must be a file that can be written, or -", name, error.strerror) from None
 
 
 @click.command("export")
@@ -96,7 +96,7 @@ def export_command(file: str, as_json: bool) -> int:
 def import_command(file: str, as_json: bool) -> int:
     """Bring in the runs of FILE, all of them or none; known ones stay as they are. - is stdin."""
     with reading("file", file) as lines:
-        # Before the history is opened, so that a bad file leaves no trace.
+        # The file is read before the history is opened, so that a bad file does not create one.
         runs = read_runs(lines_in(lines))
     done = open_store().import_measurements(runs)
     say(f"imported {count_text(done.added)}, {done.known} {'was' if done.known == 1 else 'were'} known")

@@ -1,4 +1,4 @@
-"""``fit`` on the terminal: which GPUs run this request, and by how much."""
+"""The command ``fit``: which GPUs run this request, and by how much."""
 
 import click
 
@@ -38,14 +38,14 @@ def fit_command(plan: Plan, as_format: str) -> int:
     if as_format == "json":
         print_json(plan_object(found))
     elif as_format == "md":
-        # Only Markdown names the versions that were planned for.
+        # Only Markdown names the versions. Their module imports numpy, which a formula's answer does not need.
         from cache.machine.versions import planned_for
 
         print(fit_markdown(plan.request, found.answers, planned_for(), plan.command(cards)))
     else:
         print(fit_text(plan.request, found.answers))
     if as_format != "md":
-        # Markdown has them in itself.
+        # The Markdown text includes the notes.
         for note in fit_notes(plan.request, found.answers):
             say(note)
     return EXIT_CODES[found.verdict]

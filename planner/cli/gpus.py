@@ -1,4 +1,4 @@
-"""``gpus`` on the terminal: the catalogue."""
+"""The command ``gpus``: the catalogue."""
 
 import click
 

@@ -18,14 +18,14 @@ from planner.cli.output import print_json, say
 from planner.components import LIBRARIES, STAGE_NAMES
 from planner.errors import InvalidArgument, PlannerError
 from planner.report.text import text_table
-from planner.units import gib, short_gib
+from planner.units import gib, short_gib, signed_percent
 
-# What a run is of that is half of a VAE alone.
+# A run of half a VAE alone is named by its scope.
 _HALVES = {"vae.encode": "VAE encoder alone", "vae.decode": "VAE decoder alone"}
 
 
 def open_store() -> Store:
-    """The history; one that was damaged is said.
+    """Open the history, and say on stderr if it was damaged and set aside.
 
     Raises:
         HistoryError: it cannot be used.
@@ -38,28 +38,28 @@ def open_store() -> Store:
 
 
 def recover_hint(path: Path) -> str:
-    """How to get at the runs of a history that was set aside."""
+    """Write how to save the runs of a history that was set aside."""
     command = f"python -m planner history recover {shlex.quote(str(path))}"
-    return f"'{command}' saves the runs that can be read; with --discard it is mentioned no more"
+    return f"'{command}' saves the runs that can be read; with --discard the file is no longer mentioned"
 
 
 def count_text(runs: int) -> str:
-    """So many runs, in words."""
+    """Write a number of runs, such as ``2 runs``."""
     return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 def size_text(size_bytes: int | None) -> str:
-    """The size in GiB, or a dash."""
+    """Write a size in GiB, or a dash for None."""
     return "-" if size_bytes is None else gib(size_bytes)
 
 
 def percent_text(error: float | None) -> str:
-    """A signed share as a percentage, or a dash."""
-    return "-" if error is None else f"{error:+.2%}"
+    """Write a signed share as a percentage, or a dash for None."""
+    return "-" if error is None else signed_percent(error)
 
 
 def _comparison_table(measurement: Measurement) -> str:
-    """Each peak as predicted by each basis, as measured, and how far off each was."""
+    """Write a table of each peak: measured, predicted by each basis, and the error of each."""
     columns = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
     header = ["peak", "measured"]
     for basis in columns:
@@ -74,7 +74,7 @@ def _comparison_table(measurement: Measurement) -> str:
 
 
 def _work_of(measurement: Measurement) -> str:
-    """What was run, in one line."""
+    """Describe the work of a run in one line."""
     if measurement.scope == "pipeline":
         return measurement.request.describe()
     request = measurement.request
@@ -84,7 +84,7 @@ def _work_of(measurement: Measurement) -> str:
 
 
 def measurement_text(measurement: Measurement) -> str:
-    """One run in full, as a person would paste it into a ticket."""
+    """Write one run in full, ready to be pasted into a ticket."""
     measured, environment = measurement.measured, measurement.environment
     card = environment.card_name + (f", driver {environment.driver}" if environment.driver else "")
     versions = [f"{name} {getattr(environment, name)}" for name in LIBRARIES]
@@ -98,7 +98,7 @@ def measurement_text(measurement: Measurement) -> str:
         ("outcome", measured.outcome),
     ]
     if measurement.origin != "own":
-        facts.insert(1, ("from", f"{measurement.origin}, {measurement.source or 'its file does not say from where'}"))
+        facts.insert(1, ("from", f"{measurement.origin}, {measurement.source or 'its file does not name a source'}"))
     if measured.reason:
         where = f" (in {STAGE_NAMES.get(measured.ended_in, measured.ended_in)})" if measured.ended_in else ""
         facts.append(("reason", f"{measured.reason}{where}"))
@@ -122,16 +122,19 @@ def measurement_text(measurement: Measurement) -> str:
         parts.append(_comparison_table(measurement))
     if environment.emulated_bytes is not None:
         parts.append(
-            f"{short_gib(environment.emulated_bytes)} emulated: torch refused beyond, the CUDA context within it. "
+            f"{short_gib(environment.emulated_bytes)} emulated: torch refused more, the CUDA context included. "
             f"Kernels and context are those of {environment.card}."
         )
     if environment.device_kind == "cpu":
-        parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It judges no GPU.")
+        parts.append("A rehearsal on the CPU: live tensors only, no kernels' workspace. It says nothing about a GPU.")
     return "\n\n".join(parts)
 
 
 def _runs_table(found: Sequence[Measurement]) -> str:
-    """One line a run; who measured them is said once somebody else did, and options once a run has one."""
+    """Write a table with one line for each run.
+
+    The column of origins is left out if all runs are own ones, and that of options if no run has any.
+    """
     versions = planned_for()
     is_mixed = any(measurement.origin != "own" for measurement in found)
     has_options = any(measurement.options for measurement in found)
@@ -176,7 +179,7 @@ def list_command(reference: bool, as_json: bool) -> int:
         store = open_store()
         found = store.measurements()
         for path in store.damaged_files():
-            # What has just been set aside is said already.
+            # A file that was set aside just now has been mentioned already.
             if path != store.moved_aside:
                 say(f"{path} is a damaged history that was set aside")
                 say(recover_hint(path))
@@ -190,7 +193,7 @@ def list_command(reference: bool, as_json: bool) -> int:
 
 
 def _run_named(name: str) -> Measurement:
-    """The run whose id begins so, or where the history has none the reference run."""
+    """Find the run whose id begins with `name`, in the history or else in the reference runs."""
     store = open_store()
     try:
         return store.measurement(name)

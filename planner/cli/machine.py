@@ -1,4 +1,4 @@
-"""``compile`` and ``doctor`` on the terminal: what this machine has, and what it lacks."""
+"""The commands ``compile`` and ``doctor``: make memory programs, and check this machine."""
 
 import sys
 from dataclasses import asdict
@@ -14,9 +14,9 @@ from planner.cli.output import print_json, say
 
 
 @click.command("compile")
-@click.option("--force", is_flag=True, help="Compile again even where there is one.")
+@click.option("--force", is_flag=True, help="Compile again even if there are programs for these versions.")
 def compile_command(force: bool) -> int:
-    """Compile memory programs for the installed versions, unless there are some."""
+    """Compile memory programs for the installed versions, unless there are some already."""
     check_installed()
     found = find()
     if found.library is not None and found.notice is None and not force:
@@ -46,7 +46,10 @@ def compile_command(force: bool) -> int:
 @click.command("doctor")
 @json_option
 def doctor_command(as_json: bool) -> int:
-    """Check GPU, driver, versions, history and model, and say what to do; the exit code is always 0."""
+    """Check GPU, driver, versions, history and model, and say what to do.
+
+    The exit code is always 0.
+    """
     found = checks()
     if as_json:
         print_json({"schema": SCHEMA, "checks": [asdict(check) for check in found]})

@@ -1,7 +1,7 @@
-"""The terminal: find a command, run it, and turn what goes wrong into one line and an exit code.
+"""The command line: find a command, run it, and turn errors into one line and an exit code.
 
 stdout is data, stderr is prose and progress. A command's module is imported only when that command runs, since most
-of them import what `fit` needs not.
+of them import libraries that `fit` does not need.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from planner import __version__
 from planner.cli.output import say
@@ -24,16 +25,16 @@ from planner.fields import did_you_mean
 
 USAGE_ERROR = 2
 PROGRAM = "will-it-fit"
-# Set by the lines that docs/use.md gives for a shell's start-up file.
+# The lines that docs/use.md gives for a shell's start-up file set this variable.
 _COMPLETE = "_WILL_IT_FIT_COMPLETE"
-# What a disk answers that takes no more.
+# A disk that is full, failing or read-only answers with one of these.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
-# Each command with the function that runs it, in this package, and one line of help.
+# Each command has the function of this package that runs it, and one line of help.
 COMMANDS = {
     "fit": ("fit:fit_command", "Say which GPUs run this request, and by how much."),
     "sizes": ("sizes:sizes_command", "Find the largest sizes and batch that fit, by the dry run."),
-    "verify": ("verify:verify_command", "Run the request for real and keep what it took."),
+    "verify": ("verify:verify_command", "Run the request for real and keep the peaks."),
     "gpus": ("gpus:gpus_command", "List the GPUs of the catalogue, with sources in --json."),
     "accuracy": ("accuracy:accuracy_command", "Say how wrong predictions were on each GPU that was measured."),
     "estimators": (
@@ -50,7 +51,7 @@ HISTORY_COMMANDS = {
     "delete": ("history:delete_command", "Remove one run."),
     "export": ("exchange:export_command", "Write all runs to a file, one a line, oldest first."),
     "import": ("exchange:import_command", "Bring in the runs of a file, all or none; known ones stay as they are."),
-    "recover": ("recover:recover_command", "Save what can be read of a damaged history."),
+    "recover": ("recover:recover_command", "Save the readable runs of a damaged history."),
 }
 
 _EXAMPLES = """\b
@@ -71,7 +72,7 @@ Exit codes:
 
 
 class _LateCommands(click.Group):
-    """A group of commands that are imported when they run."""
+    """Import each command of a group when it runs."""
 
     def __init__(self, places: Mapping[str, tuple[str, str]], **settings):
         super().__init__(**settings)
@@ -130,18 +131,18 @@ def _checked_text(argv: Sequence[str]) -> list[str]:
 
 
 def _forget_stdout() -> None:
-    # Python would try once more, and complain, while closing it.
+    # Otherwise Python would try to write again, and complain, while it closes stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop_on_closed_pipe() -> NoReturn:
-    # The reader is gone (`... | head`).
+    # The reader of the pipe has ended, as in `... | head`.
     _forget_stdout()
     sys.exit(141)
 
 
 def _usage_problem(error: click.UsageError) -> str:
-    """Say in one line what is wrong with the command line, and where its options are listed."""
+    """Write in one line what is wrong with the command line, and where its options are listed."""
     path = error.ctx.command_path if error.ctx else program()
     if isinstance(error, click.NoSuchOption):
         options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
@@ -149,11 +150,11 @@ def _usage_problem(error: click.UsageError) -> str:
     else:
         problem = error.format_message().rstrip(".")
         problem = problem[:1].lower() + problem[1:]
-    return f"error: {problem}; '{path} --help' lists what there is"
+    return f"error: {problem}; '{path} --help' lists them all"
 
 
 def program() -> str:
-    """Give the name that the program was started by."""
+    """Return the name by which the program was started."""
     return PROGRAM if Path(sys.argv[0]).name == PROGRAM else "python -m planner"
 
 
@@ -162,10 +163,10 @@ def _run(argv: list[str]) -> int:
         with commands.make_context(program(), argv) as context:
             return commands.invoke(context) or 0
     except click.exceptions.Exit as done:
-        # After --help and --version.
+        # click raises this after --help and --version.
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        # Help, but never the exit code of a verdict.
+        # The help is printed with an exit code that is none of a verdict's.
         say(error.format_message())
         return USAGE_ERROR
     except click.UsageError as error:
@@ -177,12 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A gate must not fail because a terminal cannot show a sign.
+            # A script that reads the exit code must not fail because a terminal cannot show a sign.
             stream.reconfigure(errors="replace")
     if argv is None and (instruction := os.environ.get(_COMPLETE)):
-        # A shell asks for completions; only then is this part of click of use.
-        from click.shell_completion import shell_complete
-
         return shell_complete(commands, {}, PROGRAM, _COMPLETE, instruction)
     try:
         code = _run(_checked_text(sys.argv[1:] if argv is None else argv))
@@ -194,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _stop_on_closed_pipe()
     except OSError as error:
-        # Files have names, and their errors are said where they are written; stdout has none.
+        # stdout has no file name. Errors with a file name are handled where that file is written.
         if error.filename is not None or error.errno not in _UNWRITABLE:
             raise
         _forget_stdout()

@@ -1,4 +1,4 @@
-"""``history recover``: what is left of a damaged history goes into the one in use."""
+"""The command ``history recover``: save the runs of a damaged history into the one in use."""
 
 from pathlib import Path
 
@@ -15,21 +15,21 @@ from planner.errors import CannotWrite, InvalidArgument
 
 @click.command("recover")
 @click.argument("file")
-@click.option("--discard", is_flag=True, help="Save nothing, and mention the file no more.")
+@click.option("--discard", is_flag=True, help="Save nothing, and no longer mention the file.")
 @json_option
 def recover_command(file: str, discard: bool, as_json: bool) -> int:
-    """Save every run of a damaged history that is certainly as it was kept.
+    """Save the runs of a damaged history that are certainly unchanged.
 
     FILE is one that 'history list' and 'doctor' name, or another history.
     """
     path = Path(file)
     if discard:
         return _discard(path, file, as_json)
-    # Before the history is opened, so that a file that is none leaves no trace.
+    # The file is read before the history is opened, so that a wrong file does not create one.
     salvaged = salvage(path, file)
     done = recover(open_store(), path, salvaged)
     were = "was" if done.known == 1 else "were"
-    say(f"saved {count_text(done.saved)}, {done.known} {were} known, {done.lost} could not be read whole")
+    say(f"saved {count_text(done.saved)}, {done.known} {were} known, {done.lost} could not be read completely")
     if done.stays:
         say(f"{path} is still mentioned, since it cannot be renamed ({done.stays})")
     elif done.path != path:

@@ -1,4 +1,4 @@
-"""``sizes`` on the terminal: what fits on each GPU, and the smallest GPU for the request."""
+"""The command ``sizes``: the largest sizes that fit on each GPU, and the smallest GPU for the request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _size_object(size: Size | None) -> dict[str, int] | None:
 
 
 def sizes_row(one: CardSizes) -> dict[str, Any]:
-    """Give one entry of ``gpus`` in ``sizes --json``: sizes in pixels, null where none fits."""
+    """Return one entry of ``gpus`` in ``sizes --json``: sizes in pixels, null if none fits."""
     return {
         "name": one.card.name,
         "basis": one.basis,
@@ -35,7 +35,7 @@ def sizes_row(one: CardSizes) -> dict[str, Any]:
 
 
 def sizes_object(request: GenerationRequest, found: Sequence[CardSizes], smallest: Card | None) -> dict[str, Any]:
-    """Give the whole JSON object of ``sizes --json``."""
+    """Return the whole JSON object of ``sizes --json``."""
     return {
         "schema": SCHEMA,
         "request": request.to_dict(),
@@ -52,7 +52,7 @@ def _cell(what: Size | Batch | None) -> str:
 
 
 def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
-    """Write what fits as a table under the request; a ``+`` marks the largest that is tried."""
+    """Write the sizes that fit as a table; a ``+`` marks the largest size that is tried."""
     size = f"{request.effective_width}×{request.effective_height}"
     header = ("GPU", "usable", *RATIOS, f"batch at {size}", "basis")
     rows = [
@@ -73,7 +73,7 @@ def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
 @plan_options("gpu_memory", "compute_capability", "workers")
 @json_option
 def sizes_command(plan: Plan, as_json: bool) -> int:
-    """Find the largest sizes and batch that fit on each GPU, and the smallest GPU for the request."""
+    """Find the largest sizes and batch that fit each GPU, and the smallest GPU for the request."""
     request, cards = plan.request, cards_of(plan)
     library = library_here()
     found = [sizes(request, card, library) for card in cards]
@@ -85,7 +85,7 @@ def sizes_command(plan: Plan, as_json: bool) -> int:
     for note in card_notes(cards):
         say(note)
     if any(what and what.is_limit for one in found for what in (*one.sizes.values(), one.batch)):
-        say("+ is the largest that the planner takes; nothing larger was tried")
+        say("+ marks the limit of the planner; larger ones were not tried")
     if smallest:
         say(f"the smallest of these GPUs for the request: {smallest.name}")
     else:

@@ -1,4 +1,4 @@
-"""``verify``: run one request for real, or many, and keep what each took."""
+"""The command ``verify``: run one request or many for real, and keep the peaks of each."""
 
 import json
 import sys
@@ -38,12 +38,12 @@ from planner.request import GenerationRequest
 from planner.units import parse_bytes
 
 WEIGHTS: tuple[Weights, ...] = ("synthetic", "hub")
-# As a shell reports a command that Ctrl-C ended.
+# Shells report this exit code for a command that Ctrl-C ended.
 INTERRUPTED = 130
 
 
 class _Progress:
-    """Job progress on stderr: one line that changes on a terminal, one line a change elsewhere."""
+    """Print job progress on stderr: a changing line on a terminal, else a line for each change."""
 
     def __init__(self):
         self._last, self._phase, self._passed = "", "", 0
@@ -67,7 +67,7 @@ class _Progress:
         self._last, self._phase = text, view.phase
 
     def _say_missed(self, view: JobView) -> None:
-        """Phases that came and went between two looks."""
+        """Print the phases that began and ended between two polls."""
         for phase, seconds in view.phases[self._passed :]:
             if phase != self._phase:
                 say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
@@ -80,7 +80,7 @@ class _Progress:
 
 
 class _Asked(NamedTuple):
-    """What the options of ``verify`` come to, beside the request."""
+    """Hold the values of the options of ``verify``, beside the request."""
 
     weights: Weights
     model_dir: str | None
@@ -96,13 +96,13 @@ class _Ran(NamedTuple):
 
 
 class _Bench:
-    """The queue, the device and what predictions are made of, for one run after another."""
+    """Hold the queue, the device, and the programs and runs that predictions are made from."""
 
     def __init__(self, asked: _Asked):
         self.asked = asked
         self.store = open_store()
         self.library = find().library
-        # As it stood before the first of these runs: none of them is predicted from another.
+        # The evidence is read before the first of these runs, so that none of them is predicted from another.
         self.evidence = gather(self.library).evidence
         self.jobs = Jobs(self.store)
 
@@ -110,11 +110,14 @@ class _Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Cancels what runs.
+        # Closing the queue cancels a job that runs.
         self.jobs.close()
 
     def submit(self, request: GenerationRequest, device: Device, record_to: Path | None = None) -> str:
-        """Queue the request with what is predicted of it; as `Jobs.submit` with `record_to`."""
+        """Queue the request with its predictions, and return the job id.
+
+        `record_to` is as for `Jobs.submit`.
+        """
         facts = self.store.model_facts(MODEL_ID, installed()) or SD_V15
         return self.jobs.submit(
             request,
@@ -127,7 +130,7 @@ class _Bench:
         )
 
     def wait(self, job_id: str) -> JobView:
-        """The job once it has ended, with its progress on stderr."""
+        """Wait until the job has ended and return its state; print its progress on stderr."""
         progress = _Progress()
         try:
             return self.jobs.wait(job_id, progress)
@@ -135,19 +138,20 @@ class _Bench:
             progress.end()
 
     def kept(self, view: JobView) -> _Ran:
-        """The run of a job that ended.
+        """Return the run of a job that ended.
 
         Raises:
-            HistoryError: it could not be kept; what it measured was said, and printed as a line that can be imported.
+            HistoryError: the history could not keep it; the run was printed on stderr as text, and on stdout as a line
+                that can be imported.
         """
         if view.measurement_id is not None:
             return _Ran(self.store.measurement(view.measurement_id), view.state == "cached")
         if view.unkept is None:
             raise HistoryError(f"{view.reason} - see 'python -m planner doctor'")
-        # An hour's measuring is shown even where it cannot be kept, and can be kept later.
+        # A run may take an hour, so it is printed even if it could not be kept, and can be imported later.
         say(f"not kept:\n{measurement_text(view.unkept)}")
         print(line_of(view.unkept))
-        way = "the line on stdout is the run, which 'python -m planner history import FILE' takes in"
+        way = "the line on stdout is the run; 'python -m planner history import FILE' reads it"
         raise HistoryError(f"{view.reason}; {way}")
 
 
@@ -172,27 +176,27 @@ Exit codes: 0 ran to the end, 11 with allocator retries, 10 out of memory,
 @click.option(
     "--device",
     metavar="N|UUID|cpu",
-    help="An attached GPU, by default the freest; cpu rehearses the path without a GPU.",
+    help="An attached GPU, by default the one with most free memory; cpu rehearses the path without a GPU.",
 )
 @click.option(
     "--capacity",
     metavar="SIZE",
-    help="16GiB: run as if the GPU had no more, its CUDA context included. That emulates the capacity of a smaller "
-    "GPU, not its kernels. By default the whole GPU.",
+    help="Run as if the GPU had only so much memory, such as 16GiB, its CUDA context included. That emulates the "
+    "capacity of a smaller GPU, not its kernels. By default the whole GPU.",
 )
 @click.option("--force", "is_forced", is_flag=True, help="Measure again even if the answer is known.")
 @click.option(
     "--workspaces",
     metavar="FILE",
-    help="Measure, and write what the allocator's history says as JSON: the workspace of each convolution beside the "
-    "predicted one, and each allocation that only the run or only the dry run has. Needs a GPU.",
+    help="Measure, and write a comparison of the allocator's history with the dry run as JSON: the workspace of each "
+    "convolution beside the predicted one, and each allocation that only one of the two has. Needs a GPU.",
 )
 @click.option(
     "--sweep",
     metavar="FILE|grid",
-    help="Many requests in one go: a JSON array of objects, each with what differs from this request (- reads stdin), "
-    "or the built-in grid of 100. The same command goes on where it was stopped. Suggested: --steps 5; more take time "
-    "and move no peak.",
+    help="Run many requests: a JSON array of objects, each with its differences from this request (- reads stdin), "
+    "or the built-in grid of 100. The same command goes on where it was stopped. Suggested: --steps 5; more steps take "
+    "longer and do not change the peaks.",
 )
 @json_option
 def verify_command(
@@ -206,8 +210,11 @@ def verify_command(
     is_forced: bool,
     as_json: bool,
 ) -> int:
-    """Run the request for real and keep what it took, or answer from the history; with --sweep, many requests."""
-    # Before the device is looked for: without the libraries no device helps.
+    """Run the request for real and keep the peaks, or answer from the history.
+
+    With --sweep, run many requests.
+    """
+    # Without the libraries no device helps, so they are checked first.
     check_installed()
     asked = _Asked(
         weights=_weights_from(weights, model_dir),
@@ -248,7 +255,7 @@ def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
 
 
 def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool) -> None:
-    """Refuse what would end, after the run, in no file of workspaces."""
+    """Check before the run that a file of workspaces can be written after it."""
     if device.card is None:
         rule = "needs a GPU: on the CPU no kernel's workspace comes from an allocator with a history"
         raise InvalidArgument("workspaces", rule, workspaces, "leave it out to rehearse")
@@ -256,13 +263,13 @@ def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool) -> Non
         rule = "must not be given with --sweep: it is for one request"
         raise InvalidArgument("workspaces", rule, workspaces, "'make gpu-check' records several")
     if not Path(workspaces).absolute().parent.is_dir():
-        raise InvalidArgument("workspaces", "must be a file in a folder that is there", workspaces)
+        raise InvalidArgument("workspaces", "must be a file in a folder that exists", workspaces)
 
 
 def _write_workspaces(name: str, record_to: Path, measurement: Measurement, library: Library | None) -> None:
-    """Write what was recorded of a run beside its dry run; a run that ended before it began has nothing to write."""
+    """Write the recording of a run beside its dry run, unless the run recorded nothing."""
     if not record_to.exists():
-        say(f"{name} was not written: nothing was recorded of a run that is {measurement.measured.outcome}")
+        say(f"{name} was not written: the run recorded nothing and its outcome is {measurement.measured.outcome}")
         return
     found = recording_report(Recording.read(record_to), library or shipped(), measurement)
     report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | found
@@ -283,7 +290,7 @@ def _weights_from(given: str | None, model_dir: str | None) -> Weights:
 
 
 def _check_unvaried(base: GenerationRequest) -> None:
-    """Refuse what the grid would pass over: a value of a field that it varies."""
+    """Check that no field that the grid varies has a value, which the grid would ignore."""
     plain = GenerationRequest()
     for name in VARIED:
         value = getattr(base, name)
@@ -302,7 +309,7 @@ def _entries_to_sweep(sweep: str, base: GenerationRequest, device: Device) -> li
 
 def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
     device = asked.device
-    # A folder that is no model is nothing to skip: it would be the same for each request.
+    # A folder without a model is an error, and not a reason to skip each request.
     check_runnable(GenerationRequest(), device, asked.model_dir)
     planned, skipped = runnable(in_order(_entries_to_sweep(sweep, base, device)), device)
     total = len(planned) + len(skipped)

@@ -1,4 +1,4 @@
-"""How wrong predictions were, as text, Markdown and JSON: by GPU, the runs with sources, what they confirm."""
+"""Write how wrong predictions were as text, Markdown and JSON: by GPU, by run, and what runs confirm."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from planner.report.text import text_table
 from planner.units import MIB
 
 OWN = "history"
-NOTHING_AT_ALL = "not measured: no run on a GPU is in the history, and no published one counts"
+NOTHING_AT_ALL = "not measured: no run on a GPU is in the history, and no reference run counts"
 NOTES = (
-    "off by: predicted against measured; negative is a prediction that was too low. Each run is predicted from the "
-    "others alone",
-    f"confirmed: runs that the dry run meets within {100 * CONFIRMED_WITHIN:.1f} %, of all that have the condition",
+    "off by: predicted against measured; negative if the prediction was too low. Each run is predicted from the "
+    "other runs alone",
+    f"confirmed: runs that the dry run predicts within {100 * CONFIRMED_WITHIN:.1f} %, of all runs with the condition",
 )
 
 Sources = Mapping[str, str]
-RUN_HEADER = ("GPU", "what ran", "peak", "measured, MiB", "predicted, MiB", "off by", "inside", "with", "source")
+RUN_HEADER = ("GPU", "request", "peak", "measured, MiB", "predicted, MiB", "off by", "inside", "with", "source")
 _RUN_RIGHT = (3, 4, 5)
 CONFIRMED_HEADER = ("compute capability", "measured on", *STATES)
 GPU_HEADER = ("GPU", "runs", "peak", "median error", "worst")
 
 
 def _run_lines(one: Graded, sources: Sources) -> list[tuple[str, ...]]:
-    """Write a run's line, and another for its reserved peak where both were measured."""
+    """Write a run's line, and another for its reserved peak if both were measured."""
     notes = [note for note in circumstances(one) if note != "reserved"]
     ends = ", ".join([versions_words(one), *notes]), sources.get(one.observation.run_id, OWN)
 
@@ -85,14 +85,14 @@ def _escaped(text: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Write rows as a Markdown table; the columns named in `right` are flush right."""
+    """Write rows as a Markdown table; the columns in `right` are flush right."""
     ruler = ("---:" if index in right else "---" for index in range(len(header)))
     lines = [header, tuple(ruler), *(tuple(map(_escaped, row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def gpu_table(graded: Sequence[Graded]) -> str:
-    """Write one Markdown line for each GPU whose whole pipelines were measured, and each kind of peak."""
+    """Write a Markdown line for each GPU with measured whole pipelines, and each kind of peak."""
     rows = []
     for gpu in measured_gpus(one for one in graded if one.is_whole):
         told = by_gpu(graded, gpu)
@@ -109,7 +109,7 @@ def _shown(told: Sequence[GpuAccuracy], *, is_whole: bool) -> list[Graded]:
 
 
 def accuracy_text(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources: Sources) -> str:
-    """Write a sentence for each GPU, then the runs with their sources, then what runs confirm."""
+    """Write a sentence for each GPU, the runs with sources, and the confirmed conditions."""
     lines = []
     for gpu in told:
         lines += [gpu.sentence(), *(f"  {line}" for line in gpu.further_sentences())]
@@ -124,7 +124,7 @@ def accuracy_text(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources
 
 
 def accuracy_markdown(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources: Sources) -> str:
-    """Write the same as Markdown sections: by GPU, whole pipelines, halves of the VAE, what is confirmed."""
+    """Write Markdown sections: by GPU, whole pipelines, halves of the VAE, conditions."""
     lines = []
     for gpu in told:
         lines += [f"- **{gpu.sentence()}.**", *(f"  - {line}" for line in gpu.further_sentences())]
@@ -140,13 +140,13 @@ def accuracy_markdown(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sou
         for is_whole, name in ((True, "Whole pipelines"), (False, "Halves of the VAE"))
         if (families := confirmed(graded, is_whole=is_whole))
     ]
-    within = f"Runs that the dry run meets within {100 * CONFIRMED_WITHIN:.1f} %, of all that have the condition."
+    within = f"Runs that the dry run predicts within {100 * CONFIRMED_WITHIN:.1f} %, of all runs with the condition."
     sections.append("\n\n".join(["## What is confirmed", within, *tables]))
     return "\n\n".join(sections)
 
 
 def accuracy_object(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sources: Sources) -> dict[str, Any]:
-    """Give the whole JSON object of ``accuracy --json``."""
+    """Return the whole JSON object of ``accuracy --json``."""
     shown = [*_shown(told, is_whole=True), *_shown(told, is_whole=False)]
     return {
         "schema": SCHEMA,
@@ -160,7 +160,7 @@ def accuracy_object(graded: Sequence[Graded], told: Sequence[GpuAccuracy], sourc
 
 
 def tally_row(found: Tally | None) -> dict[str, Any] | None:
-    """Give a tally as JSON: errors are signed fractions, null where there are no runs."""
+    """Return a tally as JSON: errors are signed fractions, null if there are no runs."""
     if found is None:
         return None
     return {
@@ -173,7 +173,7 @@ def tally_row(found: Tally | None) -> dict[str, Any] | None:
 
 
 def run_row(one: Graded, source: str) -> dict[str, Any]:
-    """Give one graded run as JSON: bytes are whole, `predicted_bytes` is by basis, errors are signed fractions."""
+    """Return one graded run as JSON: sizes in bytes, errors as signed fractions, both by basis."""
     observation = one.observation
     low, high = one.interval_bytes
     return {
@@ -196,7 +196,7 @@ def run_row(one: Graded, source: str) -> dict[str, Any]:
 
 
 def gpu_row(told: GpuAccuracy) -> dict[str, Any]:
-    """Give what is told of one GPU as JSON, without its runs."""
+    """Return the accuracy on one GPU as JSON, without its runs."""
     return {
         "name": told.gpu.name,
         "compute_capability": version_words(told.gpu.capability),
@@ -226,7 +226,7 @@ def _agreeing(found: Tally | None) -> dict[str, Any] | None:
 
 
 def confirmed_row(one: Confirmed) -> dict[str, Any]:
-    """Give what is confirmed on one compute capability as JSON."""
+    """Return the confirmed conditions of one compute capability as JSON."""
     return {
         "compute_capability": version_words(one.capability),
         "family": family_of(one.capability),

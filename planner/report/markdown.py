@@ -1,4 +1,4 @@
-"""The plan as Markdown for a ticket: the request, the verdicts, what they rest on, and how to have them again."""
+"""Write a plan as Markdown for a ticket: request, verdicts, notes, and the command that repeats it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ FORMATS = ("table", "json", "md")
 
 
 def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str]:
-    """What must be known beside the table, a line each: reasons, measured runs, thresholds, assumptions, omissions."""
+    """List the notes: reasons, measured runs, thresholds, assumptions, omissions."""
     notes = list(dict.fromkeys(answer.reason for answer in answers if answer.reason))
     notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
     notes += card_notes([answer.card for answer in answers])
@@ -30,7 +30,7 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
 
 
 def _escaped(text: str) -> str:
-    """The text as text: names and reasons have no Markdown in them that is meant."""
+    """Escape Markdown, which names and reasons contain only by accident."""
     return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
@@ -53,7 +53,7 @@ def _row(answer: Answer, *more: str) -> str:
 
 
 def _images_lines(images: Listed) -> list[str]:
-    """The worst of the listed images on each card as a table, and the list."""
+    """Write the worst of the listed images on each card as a table, and then the list."""
     listed = "; ".join(row.text for row in images.rows)
     return [
         f"**{images.title}**",
@@ -62,7 +62,7 @@ def _images_lines(images: Listed) -> list[str]:
         "|---|---|---|---:|---:|---:|---|",
         *(_row(answer, row.text) for row, answer in images.worst),
         "",
-        f"The list: {listed}. Each with the task and the options of the request above.",
+        f"The list: {listed}. Each has the task and the options of the request above.",
     ]
 
 
@@ -73,9 +73,9 @@ def fit_markdown(
     *commands: str,
     images: Listed | None = None,
 ) -> str:
-    """The answers as a Markdown section: request, table, notes, the versions planned with, and the commands.
+    """Write the answers as a Markdown section: request, table, notes, versions and commands.
 
-    Where `images` are listed beside the request, the worst of them on each card follows the request's own table.
+    If `images` are listed beside the request, the worst of them on each card follows the request's own table.
     """
     lines = [
         "## Will it fit?",
@@ -93,11 +93,11 @@ def fit_markdown(
         lines += ["", *(f"- {_escaped(note)}" for note in notes)]
     lines += [
         "",
-        "Need is the card memory at which the request runs comfortably, the CUDA context included. Headroom is usable "
-        "minus need: negative is by how much it misses.",
+        "Need is the GPU memory with which the request runs comfortably, the CUDA context included. Headroom is usable "
+        "minus need: if it is negative, so much memory is missing.",
         "",
         f"Stable Diffusion v1.5 with {', '.join(f'{name} {version}' for name, version in versions.items())}. "
-        "To have it again:",
+        "To repeat it:",
         "",
         "```console",
         *(f"$ {command}" for command in commands),

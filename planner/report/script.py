@@ -1,9 +1,9 @@
-"""The planned pipeline call as a Python script, ready to run where there is a GPU."""
+"""Write the planned pipeline call as a Python script, ready to run on a machine with a GPU."""
 
 from planner.components import MODEL_ID, MODEL_REVISION, PIPELINE_CLASSES
 from planner.request import OPTIONS, GenerationRequest, field_named
 
-# diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
+# Source: diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
 DEFAULT_STRENGTH = 0.8
 _PROMPT = "a fantasy landscape, trending on artstation"
 
@@ -36,7 +36,7 @@ def _loading(request: GenerationRequest) -> list[str]:
 def _call(request: GenerationRequest) -> list[str]:
     lines = ["images = pipe(", "    prompt=prompts,"]
     if request.task == "img2img":
-        # With the default strength of 0.8 one step would round to none.
+        # With the default strength of 0.8 a single step would round to zero steps.
         lines += ["    image=inputs,", f"    strength={max(DEFAULT_STRENGTH, 1 / request.steps)},"]
     else:
         lines += [f"    width={request.width},", f"    height={request.height},"]
@@ -44,17 +44,17 @@ def _call(request: GenerationRequest) -> list[str]:
         *lines,
         f"    num_inference_steps={request.steps},",
         f"    guidance_scale={request.guidance_scale},",
-        # The latents are drawn on the host, as the plan has it.
+        # The plan assumes that the host draws the latents.
         "    generator=torch.Generator().manual_seed(0),",
         ").images",
     ]
 
 
 def snippet(request: GenerationRequest) -> str:
-    """A script that makes exactly the pipeline call that this request stands for, and prints what torch reserved."""
+    """Write a script that makes the pipeline call of this request and prints the reserved peak."""
     is_image = request.task == "img2img"
     inputs = [
-        "# Put your own pictures here, at this size.",
+        "# Put your own images here, of this size.",
         f'inputs = [Image.new("RGB", ({request.width}, {request.height}), "gray")] * {request.batch}',
     ]
     return "\n".join(
@@ -74,7 +74,7 @@ def snippet(request: GenerationRequest) -> str:
             "",
             "for number, image in enumerate(images):",
             '    image.save(f"image-{number}.png")',
-            "# The plan's need is this and the CUDA context, which torch does not count.",
+            "# The plan's need is this peak and the CUDA context, which torch does not count.",
             'print(f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB reserved at the peak")',
             "",
         ]

@@ -14,7 +14,7 @@ from planner.units import exact_size, gib, signed_gib
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
-    """One entry of ``gpus`` in the JSON contract; integers are bytes, null where the basis has no answer."""
+    """Return one entry of ``gpus`` in the JSON contract: bytes, null without an answer."""
     return {
         "name": answer.card.name,
         "verdict": answer.verdict,
@@ -42,7 +42,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
 
 
 def formula_row(breakdown: Breakdown) -> dict[str, int]:
-    """``formula`` in the JSON contract."""
+    """Return ``formula`` of the JSON contract, in bytes."""
     return {
         "base_bytes": breakdown.base_bytes,
         "vae_encoder_bytes": breakdown.vae_encoder_bytes,
@@ -53,7 +53,7 @@ def formula_row(breakdown: Breakdown) -> dict[str, int]:
 
 
 def fit_object(request: GenerationRequest, answers: Sequence[Answer], breakdown: Breakdown) -> dict[str, Any]:
-    """The whole JSON object of ``fit --json``."""
+    """Return the whole JSON object of ``fit --json``."""
     return {
         "schema": SCHEMA,
         "request": request.to_dict(),
@@ -63,13 +63,13 @@ def fit_object(request: GenerationRequest, answers: Sequence[Answer], breakdown:
 
 
 def plan_object(found: PlanAnswer) -> dict[str, Any]:
-    """Give the JSON object of ``fit --json``, with ``images`` where images are listed."""
+    """Return the JSON object of ``fit --json``, with ``images`` if images are listed."""
     body = fit_object(found.plan.request, found.answers, found.formula)
     return body | {"images": images_object(found.images)} if found.images else body
 
 
 def images_object(images: Listed) -> dict[str, Any]:
-    """Give ``images`` beside ``gpus``: the list, and for each GPU its worst image with that answer's row."""
+    """Return ``images`` of the JSON object: the list, and the worst image for each GPU."""
 
     def row_of(row: ImageRow) -> dict[str, int]:
         return {"width": row.width, "height": row.height, "batch": row.count}
@@ -81,7 +81,7 @@ def images_object(images: Listed) -> dict[str, Any]:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows in aligned columns, those named in `right` flush right, as a person would paste them into a ticket."""
+    """Write rows in aligned columns; the columns in `right` are flush right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -99,7 +99,7 @@ def _size(size_bytes: int | None) -> str:
 
 
 def fit_text(request: GenerationRequest, answers: Sequence[Answer]) -> str:
-    """The answers as a table under the request."""
+    """Write the answers as a table under the request."""
     rows = [
         (
             answer.card.name,
@@ -116,25 +116,25 @@ def fit_text(request: GenerationRequest, answers: Sequence[Answer]) -> str:
 
 
 def threshold_notes(answers: Sequence[Answer]) -> list[str]:
-    """For each card that is not simply fit or unknown, one line on how it could run, or by how much it cannot."""
+    """Write how each tight GPU may still run, and by how much memory each failing one misses."""
     notes = []
     for answer in answers:
         minimum, usable = answer.minimum_bytes, answer.card.usable_bytes
-        # What was measured has one size, and its own words for what it does not say.
+        # A measured answer has a single size and explains its own limits.
         if minimum is None or answer.basis in ("formula", "measured"):
             continue
         if answer.verdict == "tight" and answer.need_bytes is not None and answer.need_bytes <= usable:
             upper = gib(answer.worst_need_bytes or 0)
-            said = f"the need fits, the upper end of its range, {upper}, does not"
+            said = f"the need fits, but the upper end of its range, {upper}, does not"
             notes.append(f"{answer.card.name}: {said}")
         elif answer.verdict == "tight" and minimum > usable:
-            better = "where memory and CUDA context are at the better end of what was seen of such cards"
-            notes.append(f"{answer.card.name}: the least is {gib(minimum)}; it may run {better}{_capped(answer)}")
+            better = "on a GPU whose usable memory and CUDA context are at the better end of the reports"
+            notes.append(f"{answer.card.name}: the minimum is {gib(minimum)}; it may run {better}{_capped(answer)}")
         elif answer.verdict == "tight":
             slower = f"with slower kernels or allocator retries{_capped(answer)}"
             notes.append(f"{answer.card.name}: runs from {gib(minimum)}, {slower}")
         elif answer.verdict == "no":
-            notes.append(f"{answer.card.name}: even the least, {gib(minimum)}, is {gib(minimum - usable)} too much")
+            notes.append(f"{answer.card.name}: even the minimum, {gib(minimum)}, is {gib(minimum - usable)} too much")
     return notes
 
 
@@ -146,7 +146,7 @@ def _capped(answer: Answer) -> str:
 
 
 def card_notes(cards: Sequence[Card]) -> list[str]:
-    """List what is to be said with every answer about these cards, each note once, after the cards' names."""
+    """List the notes on these cards, each note once, after the names of its cards."""
     names: dict[str, list[str]] = {}
     for card in cards:
         for note in card.notes:
@@ -155,13 +155,16 @@ def card_notes(cards: Sequence[Card]) -> list[str]:
 
 
 def verify_command(request: GenerationRequest, emulated_bytes: int | None = None) -> str:
-    """Write the command that measures this request, at an emulated capacity if one is given; defaults are left out."""
+    """Write the command that measures this request; options with default values are left out.
+
+    With `emulated_bytes` it measures at that capacity.
+    """
     capacity = [] if emulated_bytes is None else [f"--capacity {exact_size(emulated_bytes)}"]
     return " ".join(["python -m planner verify", *request.arguments(), *capacity])
 
 
 def cards_text(cards: Sequence[Card]) -> str:
-    """The catalogue as a table."""
+    """Write the catalogue as a table."""
     rows = [
         (
             card.name,

@@ -1,4 +1,4 @@
-"""Allocation by allocation on a real card, against the program. Skipped, with the reason, where there is none."""
+"""Compare each allocation on a real card with the program; without a card, these tests are skipped."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cache.allocations import CUDA, Recording, compared
+from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from cache.machine.attached import usable_card
 from cache.machine.device import Device
@@ -34,16 +35,14 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """One worker for all requests."""
-    from cache.history.store import Store
-
+    """Run all requests in one worker."""
     jobs = Jobs(Store(tmp_path_factory.mktemp("events") / "planner.db"))
     yield jobs
     jobs.close()
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=GenerationRequest.describe)
-def test_allocations_are_those_of_the_program(jobs, tmp_path, request_):
+def test_allocations_equal_the_programs(jobs, tmp_path, request_):
     path = tmp_path / "recording.json"
     view = jobs.wait(jobs.submit(request_, Device(CARD), record_to=path))
     assert view.state == "ok", view.reason

@@ -1,10 +1,11 @@
-"""On a real card. Skipped, with the reason, where there is none."""
+"""Measure on a real card; without one, these tests are skipped with the reason."""
 
 import json
 from functools import partial
 
 import pytest
 
+from cache.history.store import Store
 from cache.jobs.queue import Jobs
 from cache.machine.attached import usable_card
 from cache.machine.device import Device
@@ -30,9 +31,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Every request once, in one worker, in one history."""
-    from cache.history.store import Store
-
+    """Run every request once in one worker, with one history."""
     store = Store(tmp_path_factory.mktemp("gpu") / "planner.db")
     jobs, device, runs = Jobs(store), Device(CARD), []
     try:
@@ -44,7 +43,7 @@ def measured(tmp_path_factory):
     return runs
 
 
-def test_each_request_runs_and_carries_what_was_promised(measured):
+def test_each_request_runs_and_has_all_measures(measured):
     for run in measured:
         assert run.measured.outcome == "ok", run.measured.reason
         for name in ("weights", "peak_allocated", "peak_reserved", "peak_device", "free_before"):
@@ -74,10 +73,8 @@ def test_a_larger_image_takes_more(measured):
     assert small < large and small_txt < large_txt
 
 
-def test_an_impossible_request_is_an_outcome(tmp_path):
-    """The largest request there is, on any card: out of memory is a result, and the next job runs."""
-    from cache.history.store import Store
-
+def test_an_impossible_request_is_out_of_memory(tmp_path):
+    """Run the largest request: out of memory is a result, and the next job runs."""
     jobs, device = Jobs(Store(tmp_path / "planner.db")), Device(CARD)
     huge = GenerationRequest(task="txt2img", width=8192, height=8192, batch=16, steps=1)
     try:
@@ -88,17 +85,15 @@ def test_an_impossible_request_is_an_outcome(tmp_path):
         jobs.close()
 
 
-# Its workspace is larger than the GiB that is taken from it: by the dry run it goes on with smaller plans.
+# Its workspace is larger than 1 GiB, so by the dry run it also runs with 1 GiB less, with smaller plans.
 LARGE = GenerationRequest(task="txt2img", width=1024, height=1024, steps=3)
-# A stage's kernels are loaded as it runs, and the limit is set anew only as the next one begins.
+# Kernels are loaded while a stage runs, and the limit is set again only as the next stage begins.
 LOADED_IN_A_STAGE = 256 * MIB
 
 
 @pytest.fixture(scope="module")
 def around_a_capacity(tmp_path_factory):
-    """The capacity, and the same request on the whole card, where a GiB of what it took is lacking, and there again."""
-    from cache.history.store import Store
-
+    """Run a request on the whole card, at a capacity of 1 GiB less than it took, and on the whole card again."""
     store = Store(tmp_path_factory.mktemp("capacity") / "planner.db")
     jobs = Jobs(store)
 
@@ -118,14 +113,14 @@ def around_a_capacity(tmp_path_factory):
         jobs.close()
 
 
-def test_at_an_emulated_capacity_reserved_and_context_stay_within_it(around_a_capacity):
+def test_a_run_stays_within_an_emulated_capacity(around_a_capacity):
     capacity, whole, limited, _ = around_a_capacity
     measured = limited.measured
     assert measured.outcome in ("ok", "out-of-memory"), measured.reason
     assert measured.peak_reserved_bytes + measured.context_bytes <= capacity + LOADED_IN_A_STAGE
     assert measured.free_before_bytes <= capacity
     assert measured.weights_bytes == whole.measured.weights_bytes
-    # What it took on the whole card was not to be had, so it met its end.
+    # The capacity is below the need on the whole card, so the allocator reached the limit.
     assert measured.num_alloc_retries > 0 or measured.outcome == "out-of-memory"
     assert limited.environment.emulated_bytes == capacity
     assert limited.environment.card_name.endswith(" emulated")

@@ -298,7 +298,7 @@ def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_b
     [
         ("8GB", "Capacity must be a number with B, KiB, MiB or GiB, got '8GB' (for example 8GiB)."),
         ("0.5GiB", "Capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)."),
-        ("16GiB", "Capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole"),
+        ("16GiB", "Capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole"),
     ],
 )
 def test_a_capacity_that_cannot_be_emulated_is_said_in_place(open_page, nvml, cuda_build, text, message):

@@ -61,17 +61,17 @@ def test_a_cpu_run_has_no_reserved_line():
         ({"outcome": "cancelled"}, "unknown", 12),
     ],
 )
-def test_what_a_run_says_of_its_card(changes, verdict, code):
+def test_verdict_of_a_run(changes, verdict, code):
     run = a_run(**changes)
     assert (verdict_of(run), exit_code_of(run)) == (verdict, code)
 
 
-def test_only_a_run_that_ended_well_has_a_peak_error():
+def test_only_a_finished_run_has_a_peak_error():
     assert peak_error(a_run(), PREDICTION) == pytest.approx(2_151_410_518 / 3_500_000_000 - 1)
     assert peak_error(a_run(outcome="out-of-memory"), PREDICTION) is None
 
 
-def test_a_rehearsal_is_compared_but_judges_nothing():
+def test_a_rehearsal_has_errors_but_no_verdict():
     live, formula = predictions_for(GenerationRequest(), Device())
     assert (live.basis, live.verdict, live.need_bytes, live.peak_reserved_bytes) == ("dry-run", "unknown", None, None)
     # Living storages alone: no rounding and no workspace, so less than on any card.
@@ -80,14 +80,14 @@ def test_a_rehearsal_is_compared_but_judges_nothing():
     assert replace(formula, verdict="fits") == PREDICTION
 
 
-def test_a_card_is_predicted_by_what_is_free_on_it(nvml):
+def test_predictions_use_the_free_memory_of_a_card(nvml):
     nvml.free[0] = 1_000_000_000
     predictions = predictions_for(GenerationRequest(), Device(cards()[0]))
     assert [(one.basis, one.verdict) for one in predictions] == [("dry-run", "no"), ("formula", "no")]
 
 
-def test_a_run_at_an_emulated_capacity_is_predicted_for_that_much_memory(nvml):
-    """The same sizes as on the whole card, with its kernels and context, and another verdict."""
+def test_a_run_at_a_capacity_is_predicted_for_that_capacity(nvml):
+    """Expect the sizes of the whole card, with its kernels and context, and another verdict."""
     request, card = GenerationRequest(width=1280, height=1280), cards()[0]
     device = Device(card, 4 * GIB)
     assert device.as_card().name == "Tesla T4 (attached), 4 GiB emulated"

@@ -7,7 +7,7 @@ from cache.jobs.queue import Jobs
 
 @pytest.fixture
 def jobs_with(store):
-    """A queue whose workers follow a script; every worker is ended after the test."""
+    """Make queues whose workers follow a script, and end every worker after the test."""
     opened = []
 
     def make(script: str, once=None, **options) -> Jobs:
@@ -23,7 +23,7 @@ def jobs_with(store):
 
 @pytest.fixture(scope="module")
 def small_pipeline():
-    """A pipeline of the right kind with a few thousand parameters, so that a folder of it is small."""
+    """Make a pipeline of the right kind with a few thousand parameters, so that its folder is small."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

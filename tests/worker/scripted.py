@@ -1,7 +1,7 @@
-"""A real worker process with a scripted backend, started as ``python -m tests.worker.scripted SCRIPT [FILE]``.
+"""Run a real worker process with a scripted backend: ``python -m tests.worker.scripted SCRIPT [FILE]``.
 
-The script says what happens in each job; FILE, where given, makes it happen only once, so that the next worker is well.
-`then-hang-in:PHASE` serves one job well and hangs in the second; after `cpu:` it tells no more than a CPU does.
+The script says what happens in each job. With FILE it happens only once, so that the next worker runs normally.
+`then-hang-in:PHASE` serves one job and hangs in the second; after `cpu:` it reports only what a CPU does.
 """
 
 import ctypes

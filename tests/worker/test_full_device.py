@@ -1,4 +1,4 @@
-"""A GPU without room for the worker itself, through ``python -m cache.worker`` as the queue starts it."""
+"""A GPU without room for the worker itself: the real worker process, as the queue starts it."""
 
 import json
 import os
@@ -37,14 +37,14 @@ cache.worker.probes.CpuProbe = Full
 
 @pytest.fixture
 def full_device(tmp_path, monkeypatch):
-    """Every worker that is started now finds no room for itself; all else of it is real."""
+    """Let every new worker find no room for itself; the rest of it is real."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(FULL_FROM_THE_START)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 
 
-def test_a_full_device_is_out_of_memory_to_the_real_worker(full_device, capsys, own_history):
+def test_a_full_device_is_out_of_memory(full_device, capsys, own_history):
     code = main([*SMALL, "--json"])
     out, err = capsys.readouterr()
     assert code == 10, err
@@ -57,7 +57,7 @@ def test_a_full_device_is_out_of_memory_to_the_real_worker(full_device, capsys, 
     assert (run.measured.peak_allocated_bytes, observation_of(run)) == (None, None)
 
 
-def test_the_lower_bound_of_a_run_on_a_full_gpu_is_what_was_free(jobs_with, store, nvml):
+def test_the_free_memory_bounds_a_run_on_a_full_gpu(jobs_with, store, nvml):
     nvml.free[0] = GIB // 4
     card = cards()[0]
     jobs = jobs_with("device-full")
@@ -71,7 +71,7 @@ def test_the_lower_bound_of_a_run_on_a_full_gpu_is_what_was_free(jobs_with, stor
     assert store.already_measured(REQUEST, run.environment, 14 * GIB) is None
 
 
-def test_what_a_worker_says_was_free_stands(jobs_with, store, nvml):
+def test_the_workers_own_free_memory_is_kept(jobs_with, store, nvml):
     jobs = jobs_with("out-of-memory")
     view = jobs.wait(jobs.submit(REQUEST, Device(cards()[0])))
     assert (view.state, view.measured.free_before_bytes) == ("out-of-memory", nvml.free[0])
@@ -81,7 +81,7 @@ def test_what_a_worker_says_was_free_stands(jobs_with, store, nvml):
 
 
 @pytest.mark.parametrize("question", ["limit", "free_bytes"])
-def test_a_device_too_full_for_a_question_is_full(monkeypatch, question):
+def test_a_failed_memory_query_means_a_full_device(monkeypatch, question):
     backend = PipelineBackend("cpu")
 
     def full(*_):
@@ -93,7 +93,7 @@ def test_a_device_too_full_for_a_question_is_full(monkeypatch, question):
         backend.measure(job, lambda *_, **__: None)
 
 
-def test_another_failure_of_the_device_is_not_called_full(monkeypatch):
+def test_another_failure_is_not_a_full_device(monkeypatch):
     def broken():
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 

@@ -1,4 +1,4 @@
-"""The GPU check: to its end, cut off anywhere and started again, with a GPU that is faked below it, and for real."""
+"""The GPU check: complete, interrupted and started again; with scripted workers, a faked GPU, and for real."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Workers of this process follow a script."""
+    """Let workers of this process follow a script."""
 
     def follow(script: str, once=None) -> None:
         command = [sys.executable, "-m", "tests.worker.scripted", script, *([str(once)] if once else [])]
@@ -57,7 +57,7 @@ def scripted(monkeypatch):
 
 @pytest.fixture
 def started(tmp_path, out):
-    """Start the check as a process whose workers follow a script; it is ended after the test."""
+    """Start the check as a process whose workers follow a script, and end it after the test."""
     begun = []
 
     def start(script: str, *argv: str) -> subprocess.Popen:
@@ -92,7 +92,7 @@ def log_of(out: Path) -> str:
 
 
 def wait_for_the_second(out: Path) -> None:
-    """Until the second experiment is under way, as the history says."""
+    """Wait until the history says that the second experiment runs."""
     deadline = time.monotonic() + 120
     while not (out / "progress.log").exists() or log_of(out).count("begin: ") < 2:
         assert time.monotonic() < deadline, "it never came"
@@ -116,7 +116,7 @@ def test_a_rehearsal_runs_all_that_a_cpu_can_and_names_the_rest(scripted, out, c
     assert "Everything that can be run here was reached." in summary
     for reason in ("device cpu rehearses at most", "offload must be none on the CPU", "capacity needs a GPU"):
         assert reason in summary
-    assert "the CPU has none of them" in summary and "It judges no GPU" in summary
+    assert "the CPU has none of them" in summary and "It says nothing about a GPU" in summary
     # The user's own history is not touched; an import brings the runs there.
     assert not own_history.exists() and os.environ["PLANNER_DB"] == str(own_history)
     assert planner_main(["history", "import", str(out / "runs.jsonl")]) == 0
@@ -127,11 +127,11 @@ def test_a_rehearsal_runs_all_that_a_cpu_can_and_names_the_rest(scripted, out, c
     assert environment["card"] is None and environment["versions"]["torch"]
 
 
-def test_started_again_it_runs_nothing_twice(scripted, out):
+def test_a_second_start_runs_nothing_twice(scripted, out):
     scripted("cpu:good")
     argv = [str(out), "--device", "cpu", "--minutes", "5", "--limit", "3"]
     assert main(argv) == 0
-    assert "experiments were not reached, for --limit 3 was reached" in (out / "summary.md").read_text()
+    assert "experiments were not reached: --limit 3 was reached" in (out / "summary.md").read_text()
     first = [run.measurement_id for run in runs_in(out)]
     assert main(argv) == 0
     again = [run.measurement_id for run in runs_in(out)]
@@ -148,7 +148,7 @@ def t4(nvml, cuda_build):
     return nvml
 
 
-def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
+def test_each_run_on_a_gpu_is_compared_with_its_dry_run(scripted, t4, out):
     scripted("good")
     assert main([str(out), "--minutes", "5", "--limit", "4"]) == 0
     runs = runs_in(out)
@@ -167,12 +167,12 @@ def test_on_a_gpu_each_run_stands_beside_its_dry_run(scripted, t4, out):
     summary = (out / "summary.md").read_text()
     assert "| img2img 1800×1200, batch 1, guided (UNet batch 2), 3 steps | ran | tight | 0.00 GiB |" in summary
     assert "8 GiB emulated: short of memory" in summary
-    assert "capacity must be below the card's memory of 14.56 GiB" in summary
+    assert "capacity must be below the GPU's memory of 14.56 GiB" in summary
     environment = json.loads((out / "environment.json").read_text())
     assert environment["card"]["name"] == "Tesla T4" and environment["as_run"]["cudnn"] == "91002"
 
 
-def test_a_folder_begun_elsewhere_is_not_compared_with_this_gpu(scripted, t4, out):
+def test_runs_of_another_gpu_are_not_compared(scripted, t4, out):
     scripted("good")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
     t4.uuids = ["GPU-99999999-cccc"]
@@ -181,11 +181,11 @@ def test_a_folder_begun_elsewhere_is_not_compared_with_this_gpu(scripted, t4, ou
     assert sorted(line.split(" | ")[2] for line in table) == ["fits", "unknown"]
 
 
-def test_out_of_memory_is_a_result_that_is_said(scripted, t4, out):
+def test_out_of_memory_is_reported_as_a_result(scripted, t4, out):
     scripted("out-of-memory")
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
     summary = (out / "summary.md").read_text()
-    assert "said `fits`, it was out of memory in UNet" in summary
+    assert "predicted `fits`, but it was out of memory in UNet" in summary
     assert [run.measured.outcome for run in runs_in(out)] == ["out-of-memory"]
 
 
@@ -204,7 +204,7 @@ def test_an_experiment_that_breaks_its_worker_does_not_end_the_check(scripted, o
     assert "## Failed" not in (out / "summary.md").read_text()
 
 
-def test_an_error_of_the_check_itself_is_told_and_the_others_run(scripted, out, monkeypatch):
+def test_an_error_of_the_check_does_not_stop_the_others(scripted, out, monkeypatch):
     scripted("cpu:good")
     real, calls = check.predictions_for, []
 
@@ -223,7 +223,7 @@ def test_an_error_of_the_check_itself_is_told_and_the_others_run(scripted, out, 
 # Cut off
 
 
-def test_what_is_killed_leaves_importable_results_and_goes_on(started, scripted, out, own_history):
+def test_a_killed_check_leaves_results_and_goes_on(started, scripted, out, own_history):
     child = started("cpu:then-hang-in:unet")
     wait_for_the_second(out)
     child.send_signal(signal.SIGKILL)
@@ -260,10 +260,10 @@ def test_the_time_ends_a_run_that_hangs(scripted, out):
     assert main([str(out), "--device", "cpu", "--minutes", "0.1"]) == 0
     assert "cut off after" in log_of(out) and "the time is used up" in log_of(out)
     assert runs_in(out) == []
-    assert "No run came to an end yet." in (out / "summary.md").read_text()
+    assert "No run has ended yet." in (out / "summary.md").read_text()
 
 
-def test_what_does_not_fit_in_the_time_is_left_for_what_does(scripted, out, monkeypatch):
+def test_experiments_too_long_for_the_time_are_skipped(scripted, out, monkeypatch):
     scripted("cpu:good")
     long = plan.candidates(check.Device())[1]
     real = plan.seconds_of
@@ -279,16 +279,14 @@ def test_what_does_not_fit_in_the_time_is_left_for_what_does(scripted, out, monk
 
 @pytest.fixture
 def other_versions(monkeypatch):
-    """An older torch than the programs are for."""
+    """Pretend that an older torch is installed than the programs are for."""
     versions = dict(programs.installed()) | {"torch": "2.11.0"}
     monkeypatch.setattr("cache.programs.installed", lambda: versions)
     return {name: versions[name].partition("+")[0] for name in LIBRARIES}
 
 
-def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
-    scripted, t4, out, other_versions, monkeypatch
-):
-    """The child compiles nothing and keeps the shipped program under the other versions, once a run is done."""
+def test_programs_for_another_torch_are_compiled_beside_the_runs(scripted, t4, out, other_versions, monkeypatch):
+    """Replace the compile by a child that keeps the shipped program under the other versions after a run."""
     scripted("good")
     compiles = (
         "import os, pathlib, time; from cache.history.store import Store\n"
@@ -311,7 +309,7 @@ def test_with_another_torch_programs_are_compiled_beside_and_comparisons_wait(
     assert len(json.loads((out / "differences.json").read_text())) == 2
 
 
-def test_a_compile_that_fails_is_said_and_nothing_is_compared(scripted, t4, out, other_versions, monkeypatch):
+def test_a_failed_compile_is_reported_without_comparisons(scripted, t4, out, other_versions, monkeypatch):
     scripted("good")
     monkeypatch.setattr(check, "COMPILE", (sys.executable, "-c", "raise SystemExit(2)"))
     assert main([str(out), "--minutes", "5", "--limit", "1"]) == 0
@@ -395,7 +393,7 @@ def test_each_request_is_planned_once_and_every_kind_is_among_the_chosen():
     assert len(found) - len(chosen) > 50
 
 
-def test_what_meets_the_end_of_memory_comes_after_what_fits_and_the_grid_last():
+def test_tight_experiments_come_late_and_the_grid_last():
     card, found = on("T4")
     found = [one for one in found if one.capacity_bytes is None or one.capacity_bytes < card.usable_bytes]
     verdicts = {one: plan.verdict_on(one, card, shipped()) for one in found}
@@ -416,7 +414,7 @@ def test_what_meets_the_end_of_memory_comes_after_what_fits_and_the_grid_last():
     # Denoising loops of huggingface/diffusers, docs/optimization/torch2.0.md: seconds of a guided step.
     [("T4", "txt2img", 1, 0.144), ("T4", "txt2img", 4, 0.559), ("A100-40GB", "img2img", 1, 0.0446)],
 )
-def test_a_step_takes_what_was_published(name, task, batch, seconds):
+def test_estimated_seconds_are_near_published_ones(name, task, batch, seconds):
     card, _ = on(name)
     one = plan.Experiment(
         request=plan.GenerationRequest(task=task, batch=batch, steps=50), why="", records=False, capacity_bytes=None
@@ -431,7 +429,7 @@ def test_a_step_takes_what_was_published(name, task, batch, seconds):
 
 
 def wheel(folder: Path, name: str, number: str) -> Path:
-    """A wheel of one module that has the package's name."""
+    """Make a wheel of one module that has the package's name."""
     path = folder / f"{name}-{number}-py3-none-any.whl"
     info = f"{name}-{number}.dist-info"
     with zipfile.ZipFile(path, "w") as file:
@@ -442,7 +440,7 @@ def wheel(folder: Path, name: str, number: str) -> Path:
     return path
 
 
-def test_only_wheels_that_are_missing_are_wanted_and_never_a_torch(tmp_path):
+def test_only_missing_wheels_are_chosen_and_never_torch(tmp_path):
     names = ["torch-99.0", "triton-9.0", "nvidia_cudnn_cu13-9.0", "nvidia_ml_py-0.1", "numpy-0.1", "absent_one-1.0"]
     names += ["diffusers-0.1"]
     for name in names:
@@ -455,7 +453,7 @@ def test_only_wheels_that_are_missing_are_wanted_and_never_a_torch(tmp_path):
         lacking(tmp_path.glob("*.whl"))
 
 
-def test_the_script_uses_the_torch_that_is_there_and_wheels_beside_it(tmp_path, out):
+def test_the_script_keeps_the_installed_torch(tmp_path, out):
     site, wheels = tmp_path / "site", tmp_path / "wheels of mine"
     site.mkdir()
     wheels.mkdir()
@@ -502,7 +500,7 @@ def test_the_script_says_what_is_missing(tmp_path):
 # The machine may be busy with other tests.
 @pytest.mark.timeout(900)
 def test_a_rehearsal_for_real(out):
-    """The real worker, one request: what it allocates is what the dry run says, one by one."""
+    """Run one request in the real worker, and compare its allocations with the dry run's."""
     done = subprocess.run(
         [sys.executable, "-m", "cache.gpu_check", str(out), "--minutes", "14", "--device", "cpu", "--limit", "1"],
         cwd=ROOT,
@@ -515,11 +513,11 @@ def test_a_rehearsal_for_real(out):
     assert run.measured.outcome == "ok" and run.predictions[0].basis == "dry-run"
     (found,) = json.loads((out / "differences.json").read_text())
     assert found["share"] > 0.99 and found["of"] == "storages"
-    assert "Of 1 run to the end" in (out / "summary.md").read_text()
+    assert "1 run finished, 1 of them" in (out / "summary.md").read_text()
 
 
 def test_a_report_keeps_what_it_compared(scripted, out, monkeypatch):
-    """Each run is compared once, however often the summary is written."""
+    """Write the summary twice, and expect one comparison of each run."""
     scripted("cpu:good")
     compared = []
     real = Report._compare
@@ -550,7 +548,7 @@ def test_a_run_that_recorded_nothing_writes_nothing(scripted, t4, tmp_path, caps
     scripted("killed")
     path = tmp_path / "convolutions.json"
     assert planner_main(["verify", "--device", "0", "--workspaces", str(path)]) == 12
-    assert "was not written: nothing was recorded of a run that is failed" in capsys.readouterr().err
+    assert "was not written: the run recorded nothing and its outcome is failed" in capsys.readouterr().err
     assert not path.exists()
 
 
@@ -568,7 +566,7 @@ def test_workspaces_are_refused_before_anything_runs(t4, tmp_path, capsys, own_h
 
 def test_a_file_of_workspaces_needs_its_folder(t4, capsys, own_history):
     assert planner_main(["verify", "--device", "0", "--workspaces", "/nowhere/file.json"]) == 2
-    said = "error: workspaces must be a file in a folder that is there, got '/nowhere/file.json'\n"
+    said = "error: workspaces must be a file in a folder that exists, got '/nowhere/file.json'\n"
     assert capsys.readouterr().err == said and not own_history.exists()
 
 
@@ -600,7 +598,7 @@ def test_the_notebook_runs_from_top_to_bottom_as_a_rehearsal(tmp_path, out, own_
     assert done.returncode == 0, done.stderr[-3000:]
     assert [run.measured.outcome for run in runs_in(out)] == ["ok"]
     text = executed.read_text()
-    assert "stays; installed: nothing" in text and "Of 1 run to the end" in text
+    assert "stays; installed: nothing" in text and "1 run finished, 1 of them" in text
     with zipfile.ZipFile(tmp_path / "gpu-check.zip") as file:
         names = set(file.namelist())
         (tmp_path / "runs.jsonl").write_bytes(file.read("runs.jsonl"))
@@ -609,7 +607,7 @@ def test_the_notebook_runs_from_top_to_bottom_as_a_rehearsal(tmp_path, out, own_
     assert len(Store(own_history).measurements()) == 1
 
 
-def test_the_notebook_is_kept_without_output_and_leaves_torch_alone():
+def test_the_notebook_has_no_output_and_keeps_torch():
     kept = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)

@@ -1,4 +1,4 @@
-"""The queue and its worker: a real child process that does well, dies, hangs or talks nonsense."""
+"""The queue and its worker: a real child process that works, dies, hangs or sends nonsense."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def eventually(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_good_run_is_kept_with_its_environment(jobs_with, store):
+def test_a_finished_run_is_kept_with_its_environment(jobs_with, store):
     jobs = jobs_with("good")
     seen = []
     view = jobs.wait(jobs.submit(REQUEST, CPU), seen.append, poll_s=0.001)
@@ -54,7 +54,7 @@ def test_a_good_run_is_kept_with_its_environment(jobs_with, store):
     assert all(0 <= fraction <= 1 for fraction in fractions) and fractions[-1] == 1
 
 
-def test_the_worker_stays_for_the_next_job_and_tells_its_environment_again(jobs_with, store):
+def test_the_worker_stays_for_the_next_job(jobs_with, store):
     jobs = jobs_with("good")
     jobs.wait(jobs.submit(REQUEST, CPU))
     pid = jobs.worker_pid
@@ -63,7 +63,7 @@ def test_the_worker_stays_for_the_next_job_and_tells_its_environment_again(jobs_
     assert {run.environment.cuda for run in store.measurements()} == {"13.0"}
 
 
-def test_a_request_that_needs_another_model_gets_another_worker(jobs_with):
+def test_another_model_gets_another_worker(jobs_with):
     jobs = jobs_with("good")
     jobs.wait(jobs.submit(REQUEST, CPU))
     pid = jobs.worker_pid
@@ -105,7 +105,7 @@ def test_a_run_at_a_capacity_answers_only_at_that_capacity(jobs_with, nvml):
 
 def test_a_capacity_that_cannot_be_emulated_starts_nothing(jobs_with, store, nvml):
     jobs = jobs_with("good")
-    with pytest.raises(InvalidArgument, match="capacity must be below the card's memory"):
+    with pytest.raises(InvalidArgument, match="capacity must be below the GPU's memory"):
         jobs.submit(REQUEST, Device(cards()[0], 80 * GIB))
     with pytest.raises(InvalidArgument, match="capacity needs a GPU"):
         jobs.submit(REQUEST, Device(emulated_bytes=8 * GIB))
@@ -218,7 +218,7 @@ def test_a_closed_queue_takes_no_job(jobs_with):
         jobs.submit(REQUEST, CPU)
 
 
-def test_a_run_with_retries_is_kept_and_its_worker_is_not(jobs_with, store):
+def test_a_run_with_retries_ends_its_worker(jobs_with, store):
     jobs = jobs_with("retries")
     view = jobs.wait(jobs.submit(REQUEST, CPU))
     assert (view.state, view.measured.num_alloc_retries) == ("ok", 3)
@@ -233,7 +233,7 @@ def test_a_device_too_full_for_the_worker_itself_is_out_of_memory(jobs_with, sto
     assert store.measurements()[0].measured.ended_in == "loading"
 
 
-def test_what_a_worker_started_dies_with_it(jobs_with):
+def test_children_of_a_worker_end_with_it(jobs_with):
     jobs = jobs_with("child")
     job_id = jobs.submit(REQUEST, CPU)
     eventually(lambda: jobs.view(job_id).phase == "unet")
@@ -255,7 +255,7 @@ def test_an_idle_worker_is_released(jobs_with):
     assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
 
 
-def test_release_frees_the_device_but_never_under_a_running_job(jobs_with, tmp_path):
+def test_release_does_not_end_a_running_job(jobs_with, tmp_path):
     jobs = jobs_with("hang-in:unet", once=tmp_path / "once")
     job_id = jobs.submit(REQUEST, CPU)
     eventually(lambda: jobs.view(job_id).phase == "unet")
@@ -382,14 +382,14 @@ def test_a_history_that_fails_does_not_end_the_queue(jobs_with, store, monkeypat
         (REQUEST, "/nowhere", "model_dir must be a folder with model_index.json"),
     ],
 )
-def test_what_cannot_run_is_refused_before_it_is_queued(jobs_with, store, request_, model_dir, message):
+def test_a_request_that_cannot_run_is_refused(jobs_with, store, request_, model_dir, message):
     jobs = jobs_with("good")
     with pytest.raises(InvalidArgument, match=message):
         jobs.submit(request_, CPU, model_dir=model_dir)
     assert store.open_jobs() == []
 
 
-def test_a_model_folder_is_keyed_by_what_is_in_it(tmp_path):
+def test_a_model_folder_is_keyed_by_its_content(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     before = environment_of(CPU, model_dir=str(tmp_path)).weights
     assert before.startswith("local:")
@@ -455,7 +455,7 @@ def test_a_queue_that_cannot_begin_leaves_nothing_behind(store, own_history, mon
     assert not list(own_history.parent.glob("*.owner-*"))
 
 
-def test_facts_that_cannot_be_kept_do_not_end_a_run(store, monkeypatch):
+def test_model_facts_that_cannot_be_kept_do_not_end_a_run(store, monkeypatch):
     def full(*_, **__):
         raise HistoryRefused(store.path, "written", "database or disk is full", "free space")
 

@@ -1,4 +1,4 @@
-"""What the worker makes of a run: stages, out of memory wherever it strikes, and CUDA's numbers from a stand-in."""
+"""The worker's measures of a run: stages, out of memory in any phase, and CUDA's numbers from a stand-in."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ GIB = 2**30
 
 @pytest.fixture
 def backend(small_pipeline, monkeypatch):
-    """A backend on the CPU that loads the small pipeline."""
+    """Make a backend on the CPU that loads the small pipeline."""
     monkeypatch.setattr("cache.worker.pipelines.load", lambda *_: small_pipeline.to(torch.bfloat16))
     small_pipeline.set_progress_bar_config(disable=True)
     return PipelineBackend("cpu")
@@ -31,7 +31,7 @@ def reports():
     return seen, lambda phase, **detail: seen.append((phase, detail))
 
 
-def test_stages_and_steps_are_reported_as_they_come(backend):
+def test_stages_and_steps_are_reported_in_order(backend):
     seen, report = reports()
     measured = backend.measure(JOB, report)
     assert measured.outcome == "ok"
@@ -48,7 +48,7 @@ def test_stages_and_steps_are_reported_as_they_come(backend):
     assert measured.weights_bytes == sum(size for _, size in dict(seen)["facts"]["counts"].values())
 
 
-def test_hooks_are_gone_after_a_run(backend):
+def test_hooks_are_removed_after_a_run(backend):
     _, report = reports()
     backend.measure(JOB, report)
     pipeline = backend.pipeline
@@ -127,7 +127,7 @@ def test_another_error_is_not_taken_for_out_of_memory(backend, monkeypatch):
 
 
 class Traced(_LiveStorages):
-    """What the CUDA allocator would note of what runs inside: each result, and a workspace at each convolution."""
+    """Write the history of the CUDA allocator: each result, and a workspace at each convolution."""
 
     WORKSPACE = 3 << 20
 
@@ -146,8 +146,8 @@ class Traced(_LiveStorages):
         return out
 
 
-def test_the_allocators_history_gives_each_convolution_of_a_pipeline_its_workspace(cuda, small_pipeline, monkeypatch):
-    """The real pipeline and hooks; torch.cuda's history is written by what runs on the CPU."""
+def test_the_history_gives_each_convolution_its_workspace(cuda, small_pipeline, monkeypatch):
+    """Use the real pipeline and hooks; operations on the CPU write torch.cuda's history."""
     traced = Traced()
     asked = []
     monkeypatch.setattr(
@@ -174,7 +174,7 @@ def test_the_allocators_history_gives_each_convolution_of_a_pipeline_its_workspa
     assert [options.get("enabled", "on") for options in asked] == ["on", None]
 
 
-def test_a_job_that_names_a_file_is_recorded_and_another_is_not(backend, tmp_path):
+def test_only_a_job_that_names_a_file_is_recorded(backend, tmp_path):
     _, report = reports()
     path = tmp_path / "recording.json"
     backend.measure(JOB, report)
@@ -189,7 +189,7 @@ def test_a_job_that_names_a_file_is_recorded_and_another_is_not(backend, tmp_pat
     assert not backend.pipeline.unet.conv_in._forward_hooks
 
 
-def test_out_of_memory_is_recorded_until_there(backend, monkeypatch, tmp_path):
+def test_a_run_out_of_memory_is_recorded_until_then(backend, monkeypatch, tmp_path):
     _, report = reports()
     backend.measure(JOB, report)
     path = tmp_path / "recording.json"
@@ -207,7 +207,7 @@ def test_out_of_memory_is_recorded_until_there(backend, monkeypatch, tmp_path):
 
 
 class FakeCuda:
-    """A card of 16 GiB that others share, as torch.cuda and NVML tell of it."""
+    """Stand in for a card of 16 GiB that others share, as torch.cuda and NVML report it."""
 
     def __init__(self, monkeypatch):
         self.others, self.context = 2 * GIB, 0
@@ -270,7 +270,7 @@ def cuda(monkeypatch):
     return FakeCuda(monkeypatch)
 
 
-def test_the_context_is_what_neither_torch_nor_others_hold(cuda):
+def test_the_context_excludes_torch_and_other_processes(cuda):
     probe = CudaProbe(torch.device("cuda"))
     cuda.take(3 * GIB, 4 * GIB)
     assert probe.context_bytes() == GIB // 2
@@ -281,7 +281,7 @@ def test_the_context_is_what_neither_torch_nor_others_hold(cuda):
     assert probe.context_bytes() == GIB // 2
 
 
-def test_a_card_that_was_not_named_has_no_known_context(cuda, monkeypatch):
+def test_without_a_uuid_the_context_is_unknown(cuda, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert CudaProbe(torch.device("cuda")).context_bytes() is None
 
@@ -295,8 +295,8 @@ def test_the_devices_peak_outlives_a_flush(cuda):
     assert probe.peak_device_bytes() == 2 * GIB + GIB // 2 + 6 * GIB
 
 
-def test_no_size_is_above_what_the_card_has_whoever_comes_and_goes(cuda):
-    """Such a run would not go from one history to another."""
+def test_no_size_is_above_the_cards_memory(cuda):
+    """Keep sizes below the total: no history would import such a run."""
     cuda.others = 0
     probe = CudaProbe(torch.device("cuda"))
     cuda.others = 10 * GIB
@@ -314,8 +314,8 @@ def test_no_size_is_above_what_the_card_has_whoever_comes_and_goes(cuda):
     assert probe.peak_device_bytes() == 16 * GIB
 
 
-def test_a_torch_that_counts_nothing_measures_nothing(cuda, monkeypatch):
-    """PYTORCH_NO_CUDA_MEMORY_CACHING goes round the allocator and its statistics."""
+def test_a_torch_without_statistics_is_refused(cuda, monkeypatch):
+    """Refuse PYTORCH_NO_CUDA_MEMORY_CACHING, which goes round the allocator and its statistics."""
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     with pytest.raises(RuntimeError, match="PYTORCH_NO_CUDA_MEMORY_CACHING") as caught:
         CudaProbe(torch.device("cuda"))
@@ -330,7 +330,7 @@ def test_retries_count_from_the_start_of_the_run(cuda):
     assert probe.retries() == 3
 
 
-def test_what_is_only_cached_goes_back_after_a_job(cuda):
+def test_cached_memory_is_freed_after_a_job(cuda):
     probe = CudaProbe(torch.device("cuda"))
     cuda.take(1 * GIB, 6 * GIB)
     probe.finish()
@@ -338,7 +338,7 @@ def test_what_is_only_cached_goes_back_after_a_job(cuda):
 
 
 @pytest.mark.parametrize("capacity", [8 * GIB, 8 * GIB + 1, 15_634_661_376, 16 * GIB - 1])
-def test_at_a_capacity_torch_is_allowed_all_but_the_context_to_the_byte(cuda, capacity):
+def test_a_capacity_less_the_context_is_torchs_limit(cuda, capacity):
     probe = CudaProbe(torch.device("cuda"))
     assert cuda.allowed is None
     probe.limit(capacity)
@@ -346,7 +346,7 @@ def test_at_a_capacity_torch_is_allowed_all_but_the_context_to_the_byte(cuda, ca
     assert cuda.allowed == capacity - GIB // 2
 
 
-def test_what_is_free_at_a_capacity_is_no_more_than_torch_is_allowed(cuda):
+def test_free_memory_at_a_capacity_is_at_most_the_limit(cuda):
     probe = CudaProbe(torch.device("cuda"))
     assert probe.free_bytes() == 16 * GIB - 2 * GIB - GIB // 2
     probe.limit(8 * GIB)
@@ -356,8 +356,8 @@ def test_what_is_free_at_a_capacity_is_no_more_than_torch_is_allowed(cuda):
     assert probe.free_bytes() == 16 * GIB - 12 * GIB - GIB // 2
 
 
-def test_a_context_that_grows_takes_from_what_torch_is_allowed(cuda):
-    """Kernels are loaded as they are first used, in the warm-up and in a stage."""
+def test_a_growing_context_lowers_the_limit(cuda):
+    """Load kernels at their first use, in the warm-up and in a stage."""
     probe = CudaProbe(torch.device("cuda"))
     probe.limit(8 * GIB)
     cuda.take(3 * GIB, 4 * GIB)
@@ -370,7 +370,7 @@ def test_a_context_that_grows_takes_from_what_torch_is_allowed(cuda):
     assert probe.context_bytes() + cuda.allowed == 8 * GIB
 
 
-def test_others_that_come_between_two_jobs_are_no_context(cuda):
+def test_processes_that_start_between_jobs_are_not_context(cuda):
     probe = CudaProbe(torch.device("cuda"))
     probe.limit(8 * GIB)
     cuda.others += 3 * GIB
@@ -384,7 +384,7 @@ def test_a_capacity_below_the_context_leaves_nothing(cuda):
     assert cuda.allowed == 0
 
 
-def test_a_limit_is_lifted_and_without_one_torch_is_not_touched(cuda):
+def test_a_limit_is_lifted_and_never_set_without_need(cuda):
     probe = CudaProbe(torch.device("cuda"))
     for step in (lambda: probe.limit(None), probe.start, probe.reset_peak):
         step()
@@ -397,7 +397,7 @@ def test_a_limit_is_lifted_and_without_one_torch_is_not_touched(cuda):
     assert cuda.allowed == 16 * GIB
 
 
-def test_a_context_that_is_not_known_is_not_guessed(cuda, monkeypatch):
+def test_an_unknown_context_refuses_a_capacity(cuda, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     probe = CudaProbe(torch.device("cuda"))
     probe.limit(None)
@@ -407,7 +407,7 @@ def test_a_context_that_is_not_known_is_not_guessed(cuda, monkeypatch):
     assert cuda.allowed is None
 
 
-def test_the_limit_is_there_before_the_weights_are(backend, monkeypatch):
+def test_the_limit_is_set_before_the_weights_load(backend, monkeypatch):
     seen, order = reports()[1], []
     load = pipelines.load
     monkeypatch.setattr("cache.worker.pipelines.load", lambda *arguments: order.append("load") or load(*arguments))

@@ -1,4 +1,4 @@
-"""Programs for other versions than the shipped ones: noticed, said, made, kept and found again."""
+"""Memory programs for other versions than the shipped ones: noticed, compiled, kept and found again."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from planner.request import GenerationRequest
 
 @pytest.fixture
 def other_versions(monkeypatch):
-    """A newer diffusers than the programs are for."""
+    """Pretend that a newer diffusers is installed than the programs are for."""
     versions = dict(programs.installed()) | {"diffusers": "0.43.0"}
     monkeypatch.setattr("cache.programs.installed", lambda: versions)
     return {name: versions[name].partition("+")[0] for name in LIBRARIES}
@@ -31,7 +31,7 @@ def other_versions(monkeypatch):
 
 @pytest.fixture
 def fast_compile(monkeypatch, other_versions):
-    """A child that writes the shipped programs under the installed versions, and says how far it is."""
+    """Replace the compile by a child that writes the shipped programs under the installed versions."""
     library = shipped()
     renamed = Library(other_versions, library.routines, library.modules, library.weights)
 
@@ -48,14 +48,14 @@ def test_the_installed_versions_have_their_programs():
     assert library is shipped() and notice is None
 
 
-def test_other_versions_are_noticed_and_the_shipped_programs_answer_until_then(other_versions):
+def test_other_versions_are_noticed_and_shipped_programs_answer(other_versions):
     library, notice = find()
     assert library is shipped()
     assert "not for the installed diffusers 0.43.0 (but for 0.42.1)" in notice
     assert "python -m planner compile" in notice
 
 
-def test_what_was_compiled_is_kept_and_found_again(fast_compile, other_versions, own_history):
+def test_compiled_programs_are_kept_and_found_again(fast_compile, other_versions, own_history):
     said = []
     compile_installed(lambda done, what: said.append((done, what)))
     assert said == [(0.5, "half of it")]
@@ -82,7 +82,7 @@ def test_compile_does_nothing_when_there_is_nothing_to_do(capsys):
     assert "are there" in capsys.readouterr().err
 
 
-def test_compile_makes_what_is_missing(capsys, fast_compile):
+def test_compile_makes_missing_programs(capsys, fast_compile):
     assert main(["compile"]) == 0
     err = capsys.readouterr().err
     assert "[ 50%] half of it" in err and "has memory programs for the installed versions" in err
@@ -108,7 +108,7 @@ def test_a_compile_that_fails_is_one_line(monkeypatch, capsys, other_versions):
 
 
 def child(monkeypatch, code: str) -> list[list[str]]:
-    """Compiles run this instead; the commands that were started."""
+    """Replace compiles, and list the commands that were started."""
     real, started = subprocess.Popen, []
 
     def popen(command, **options):
@@ -119,7 +119,7 @@ def child(monkeypatch, code: str) -> list[list[str]]:
     return started
 
 
-def test_a_compile_that_fails_is_said_and_not_begun_again_by_every_call(monkeypatch, capsys, other_versions):
+def test_a_failed_compile_is_not_repeated_by_every_call(monkeypatch, capsys, other_versions):
     started = child(monkeypatch, "import sys; sys.exit('boom')")
     assert programs.repair_in_background()
     programs._started.pop().wait()
@@ -133,7 +133,7 @@ def test_a_compile_that_fails_is_said_and_not_begun_again_by_every_call(monkeypa
     assert "failed (boom)" in err and "in the background" not in err
 
 
-def test_a_failure_is_of_the_versions_that_failed(monkeypatch, other_versions):
+def test_a_failure_counts_for_its_versions_alone(monkeypatch, other_versions):
     child(monkeypatch, "import sys; sys.exit('boom')")
     with pytest.raises(CompileFailed):
         compile_installed(lambda *_: None)
@@ -142,7 +142,7 @@ def test_a_failure_is_of_the_versions_that_failed(monkeypatch, other_versions):
     assert programs.last_failure() is None
 
 
-def test_a_child_that_warns_a_lot_is_not_stopped_by_it(monkeypatch, other_versions):
+def test_many_warnings_do_not_block_the_compile(monkeypatch, other_versions):
     child(monkeypatch, "import sys; sys.stderr.write('UserWarning: no\\n' * 100_000); sys.exit('too much')")
     with pytest.raises(CompileFailed, match="too much"):
         compile_installed(lambda *_: None)
@@ -176,7 +176,7 @@ def test_whether_a_compile_is_under_way_can_be_seen(own_history):
         (".json", lambda content: b"[]"),
     ],
 )
-def test_damaged_programs_are_said_and_the_formula_answers(monkeypatch, tmp_path, capsys, suffix, damage):
+def test_damaged_programs_are_reported_and_the_formula_answers(monkeypatch, tmp_path, capsys, suffix, damage):
     save(shipped(), tmp_path / "sd15")
     path = (tmp_path / "sd15").with_suffix(suffix)
     path.write_bytes(damage(path.read_bytes()))
@@ -191,8 +191,8 @@ def test_damaged_programs_are_said_and_the_formula_answers(monkeypatch, tmp_path
         shipped.cache_clear()
 
 
-def test_an_interrupted_write_is_no_program(monkeypatch, tmp_path):
-    """The numbers are replaced first: under the old header they are noticed."""
+def test_an_interrupted_write_is_refused(monkeypatch, tmp_path):
+    """Replace the numbers first: under the old header they are refused."""
     save(shipped(), tmp_path / "sd15")
     other = Library(dict(shipped().versions), shipped().routines, shipped().modules, {"vae": ((4, 0),)})
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -229,7 +229,7 @@ def test_another_format_is_refused_and_says_what_to_do():
         decode(other, numbers, "a file")
 
 
-def test_missing_files_are_said(monkeypatch, tmp_path):
+def test_missing_files_are_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("planner.programs.files.SHIPPED", tmp_path / "nothing")
     shipped.cache_clear()
     try:
@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_the_programs_that_were_there(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_compile_without_room_for_its_result_is_no_failure_of_the_versions(monkeypatch, capsys, other_versions):
+def test_a_full_disk_is_not_a_failure_of_the_versions(monkeypatch, capsys, other_versions):
     child(monkeypatch, "import os, sys; print('No space left on device', file=sys.stderr); sys.exit(os.EX_IOERR)")
     assert main(["compile"]) == 2
     err = capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_a_compile_without_room_for_its_result_is_no_failure_of_the_versions(mon
     assert programs.last_failure() is None
 
 
-def test_the_child_says_that_it_has_no_room(monkeypatch, capsys, tmp_path):
+def test_the_child_reports_a_full_disk(monkeypatch, capsys, tmp_path):
     from planner.tracing import compiler
 
     monkeypatch.setattr(compiler, "compile_library", lambda *_: shipped())

@@ -21,7 +21,7 @@ REQUEST = GenerationRequest(width=64, height=72, steps=2)
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    """One worker, five runs: both tasks, guidance and batch, options, and a repeat."""
+    """Run five requests in one worker: both tasks, guidance and batch, options, and a repeat."""
     store = Store(tmp_path_factory.mktemp("rehearsed") / "planner.db")
     jobs = Jobs(store)
     requests = {
@@ -60,7 +60,7 @@ def test_stages_follow_the_pipeline(rehearsed):
     assert stages["txt2img"] == ["text_encoder", "unet", "vae_decoder", "safety_checker"]
 
 
-def test_weights_are_what_the_parameters_take(rehearsed):
+def test_weights_take_the_bytes_of_the_parameters(rehearsed):
     _, runs, _, _ = rehearsed
     parameters = sum(SD_V15.parameters.values()) * 2
     for run in runs.values():
@@ -68,7 +68,7 @@ def test_weights_are_what_the_parameters_take(rehearsed):
         assert 0 <= run.measured.weights_bytes - parameters < 100_000
 
 
-def test_a_stage_never_holds_less_than_the_weights_and_the_peak_is_the_largest(rehearsed):
+def test_a_stage_holds_at_least_the_weights(rehearsed):
     _, runs, _, _ = rehearsed
     for run in runs.values():
         peaks = [stage.peak_allocated_bytes for stage in run.measured.stages]
@@ -87,7 +87,7 @@ def test_guidance_and_batch_take_more_in_the_unet(rehearsed):
     assert activations["unguided"] < activations["img2img"] < activations["batch"]
 
 
-def test_a_cpu_row_has_no_cuda_numbers_and_judges_no_gpu(rehearsed):
+def test_a_cpu_run_has_no_cuda_numbers_and_no_verdict(rehearsed):
     _, runs, _, _ = rehearsed
     run = runs["img2img"]
     assert (run.environment.device_kind, run.environment.dtype) == ("cpu", "bfloat16")
@@ -96,7 +96,7 @@ def test_a_cpu_row_has_no_cuda_numbers_and_judges_no_gpu(rehearsed):
     assert run.measured.seconds_per_step > 0
 
 
-def test_what_was_measured_here_is_taken_in_elsewhere(rehearsed, tmp_path):
+def test_a_run_can_be_imported_elsewhere(rehearsed, tmp_path):
     measured = rehearsed[0].measurements()
     lines = (line.encode() for line in lines_of(measured))
     assert Store(tmp_path / "other.db").import_measurements(read_runs(lines)) == (len(measured), 0)
@@ -119,7 +119,7 @@ def test_progress_names_every_phase(rehearsed):
     ]
 
 
-def test_the_model_was_counted_once_and_equals_the_published_counts(rehearsed, monkeypatch):
+def test_parameter_counts_equal_the_published_ones(rehearsed, monkeypatch):
     store, _, _, _ = rehearsed
     assert dict(store.model_facts(MODEL_ID, installed()).parameters) == dict(SD_V15.parameters)
     monkeypatch.setenv("PLANNER_DB", str(store.path))
@@ -139,7 +139,7 @@ def test_the_command_answers_from_the_same_history(rehearsed, monkeypatch, capsy
     assert "--force measures again" in err
     assert main(argv) == 0
     out, _ = capsys.readouterr()
-    assert "It judges no GPU" in out and "Peak allocated" in out
+    assert "It says nothing about a GPU" in out and "Peak allocated" in out
 
 
 def test_the_command_measures_with_progress_and_keeps_the_run(own_history, capsys):

@@ -1,4 +1,4 @@
-"""``verify --sweep`` through the real queue and a scripted worker: what stops it, what does not, and how it goes on."""
+"""``verify --sweep`` with the real queue and a scripted worker: how it runs, stops and goes on."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ WIDTHS = (64, 72, 80)
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Workers that follow a script; the list grows with each one that is started."""
+    """Let workers follow a script, and list each worker that is started."""
     started = []
 
     def follow(script: str, once=None) -> list[str]:
@@ -32,7 +32,7 @@ def scripted(monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path, capsys):
-    """Run a sweep of these entries; its exit code, stdout and stderr."""
+    """Run a sweep of these entries, and return its exit code, stdout and stderr."""
 
     def run(entries, *argv: str) -> tuple[int, str, str]:
         path = tmp_path / "sweep.json"
@@ -64,7 +64,7 @@ def test_each_request_is_measured_once_and_kept_with_its_predictions(scripted, s
     assert started == ["cpu"]
 
 
-def test_the_same_again_is_answered_from_the_history_unless_forced(scripted, sweep, own_history):
+def test_a_repeated_sweep_answers_from_the_history(scripted, sweep, own_history):
     scripted("good")
     sweep(of_widths(*WIDTHS))
     code, out, err = sweep(of_widths(*WIDTHS))
@@ -74,7 +74,7 @@ def test_the_same_again_is_answered_from_the_history_unless_forced(scripted, swe
     assert len(outcomes(own_history)) == 6
 
 
-def test_one_model_is_loaded_once(scripted, sweep):
+def test_each_model_is_loaded_once(scripted, sweep):
     started = scripted("good")
     entries = [{"width": width, "channels_last": last} for width in WIDTHS for last in (True, False)]
     assert sweep(entries)[0] == 0
@@ -84,7 +84,7 @@ def test_one_model_is_loaded_once(scripted, sweep):
 @pytest.mark.parametrize(
     ("script", "outcome", "code"), [("out-of-memory", "out-of-memory", 10), ("raises", "failed", 12)]
 )
-def test_what_goes_wrong_in_the_middle_is_a_result(scripted, sweep, own_history, tmp_path, script, outcome, code):
+def test_a_failed_run_does_not_stop_the_sweep(scripted, sweep, own_history, tmp_path, script, outcome, code):
     scripted("good")
     sweep(of_widths(64))
     scripted(script, tmp_path / "once")
@@ -97,7 +97,7 @@ def test_what_goes_wrong_in_the_middle_is_a_result(scripted, sweep, own_history,
     assert sweep(of_widths(*WIDTHS))[0] == (10 if outcome == "out-of-memory" else 0)
 
 
-def test_retries_make_the_whole_tight(scripted, sweep):
+def test_retries_make_the_exit_code_tight(scripted, sweep):
     scripted("retries")
     code, out, _ = sweep(of_widths(64))
     assert code == 11 and out.split()[-2:] == ["3", "no"]
@@ -157,7 +157,7 @@ def test_a_bad_sweep_is_refused_before_anything_runs(sweep, own_history, entries
     assert not own_history.exists()
 
 
-def test_a_file_that_is_not_there_and_a_model_that_is_none(capsys, own_history):
+def test_a_missing_file_or_model_is_refused(capsys, own_history):
     assert main([*SMALL, "--sweep", "/nowhere/sweep.json"]) == 2
     assert "sweep must be a file that can be read, or -, got '/nowhere/sweep.json' (No such" in capsys.readouterr().err
     assert main([*SMALL, "--sweep", "grid", "--model-dir", "/nowhere"]) == 2
@@ -165,7 +165,7 @@ def test_a_file_that_is_not_there_and_a_model_that_is_none(capsys, own_history):
     assert not own_history.exists()
 
 
-def test_a_history_that_keeps_nothing_stops_the_sweep(scripted, sweep, monkeypatch):
+def test_a_history_that_cannot_be_written_stops_the_sweep(scripted, sweep, monkeypatch):
     scripted("good")
 
     def broken(*_, **__):
@@ -190,7 +190,7 @@ def test_a_card_takes_every_request_of_a_sweep(scripted, sweep, nvml, cuda_build
         assert one["measurement"]["predictions"][0]["basis"] == "dry-run"
 
 
-def test_emulated_capacities_are_a_sweeps_last_in_a_worker_each(scripted, sweep, nvml, cuda_build, own_history):
+def test_emulated_capacities_come_last_in_own_workers(scripted, sweep, nvml, cuda_build, own_history):
     started = scripted("good")
     at_8_gib = {"capacity_bytes": 8 * GIB}
     entries = [at_8_gib, {"width": 72}, {"width": 80, **at_8_gib}, {"width": 64}, {"capacity_bytes": 16 * GIB}]
@@ -199,7 +199,7 @@ def test_emulated_capacities_are_a_sweeps_last_in_a_worker_each(scripted, sweep,
     rows = [line for line in out.splitlines() if line.startswith("img2img")]
     assert [", 8 GiB emulated" in row for row in rows] == [False, False, True, True]
     assert "[3/4] img2img 80×64" in err and "steps, 8 GiB emulated\n" in err
-    assert "skipped 1 of 5: capacity must be below the card's memory of 14.56 GiB\n" in err
+    assert "skipped 1 of 5: capacity must be below the GPU's memory of 14.56 GiB\n" in err
     runs = Store(own_history).measurements()
     assert [run.environment.emulated_bytes for run in runs] == [8 * GIB, 8 * GIB, None, None]
     # What was predicted is for that capacity.
@@ -223,23 +223,23 @@ def test_a_capacity_for_the_whole_sweep(scripted, sweep, nvml, cuda_build, own_h
     ("size", "message"),
     [
         ("512MiB", "error: capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)\n"),
-        ("16GiB", "error: capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out"),
+        ("16GiB", "error: capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out"),
         ("16", "error: capacity must be a number with B, KiB, MiB or GiB, got '16' (for example 16GiB)\n"),
     ],
 )
-def test_a_capacity_that_cannot_be_is_a_usage_error(capsys, nvml, cuda_build, own_history, size, message):
+def test_an_impossible_capacity_is_a_usage_error(capsys, nvml, cuda_build, own_history, size, message):
     code = main(["verify", "--device", "0", "--capacity", size])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "") and err.startswith(message)
     assert not own_history.exists()
 
 
-def test_a_run_at_a_capacity_is_named_by_it_wherever_it_is_told(scripted, capsys, nvml, cuda_build):
+def test_a_run_at_a_capacity_is_named_by_it(scripted, capsys, nvml, cuda_build):
     scripted("retries")
     assert main(["verify", "--device", "0", "--width", "64", "--height", "64", "--capacity", "8GiB"]) == 11
     told = capsys.readouterr().out
     assert "on       Tesla T4, 8 GiB emulated, driver 580.65.06" in told
-    assert "8 GiB emulated: torch refused beyond, the CUDA context within it. Kernels and context are those of" in told
+    assert "8 GiB emulated: torch refused more, the CUDA context included. Kernels and context are those of" in told
     main(["history", "list"])
     assert "Tesla T4, 8 GiB emulated" in capsys.readouterr().out
     main(["history", "list", "--json"])

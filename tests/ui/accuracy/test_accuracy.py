@@ -59,7 +59,7 @@ def test_whole_pipelines_come_first_and_halves_are_told_apart(open_page):
     assert halves["Dry run off by"] == "0.00 %" and halves["Formula off by"] == "98 %"
     assert [header.value for header in at.header][:2] == ["Whole pipelines", "Halves of the VAE, run alone"]
     shown = texts(at.caption)
-    assert "17 runs of whole pipelines, median 0.04 %, worst -17.4 % (img2img 1800×1200)" in shown
+    assert "17 runs of whole pipelines, median 0.04 %, worst −17.4 % (img2img 1800×1200)" in shown
     assert "7 more with the reserved peak alone, median 2.34 %" in shown
     alts = [chart.proto.alt for chart in at.get("vega_lite_chart")]
     assert [re.search(r"peaks of (\d+) runs", alt)[1] for alt in alts[:4:2]] == ["24", "13"]
@@ -69,7 +69,7 @@ def test_whole_pipelines_come_first_and_halves_are_told_apart(open_page):
 def test_the_gpus_of_the_plan_are_answered_for(open_page):
     at = open_page(ACCURACY)
     t4, a10, a100 = answers(at)
-    assert t4 == "T4: 5 runs of whole pipelines, median 0.04 %, worst -17.4 % (img2img 1800×1200)"
+    assert t4 == "T4: 5 runs of whole pipelines, median 0.04 %, worst −17.4 % (img2img 1800×1200)"
     assert a10.startswith("A10: 3 runs of whole pipelines with the reserved peak alone")
     assert a100.startswith("A100-40GB: 3 runs of whole pipelines") and "; 4 more with the reserved peak alone" in a100
     runs = table(at, "Source")
@@ -139,7 +139,7 @@ def test_any_run_can_be_looked_at_and_says_its_errors(open_page):
     name = next(option for option in picked.options if "1800×1200" in option)
     at = picked.set_value(name).run()
     assert not at.exception
-    assert "Measured 9.06 GiB allocated, with torch 2.8.0; calibrated 7.49 GiB (-17.4 %)" in texts(at.caption)
+    assert "Measured 9.06 GiB allocated, with torch 2.8.0; calibrated 7.49 GiB (−17.4 %)" in texts(at.caption)
     assert "Its stages were not measured by themselves" in texts(at.caption)
 
 

@@ -68,7 +68,7 @@ def test_the_picture_says_what_the_page_says(monkeypatch):
         answer = fit(BIG, card_named(name), "dry-run")
         for text in (name, answer.verdict, gib(answer.need_bytes), signed_gib(answer.headroom_bytes), "dry-run"):
             assert text in told
-    assert "RTX 4060: even the least, 9.13 GiB, is 1.53 GiB too much" in told
+    assert "RTX 4060: even the minimum, 9.13 GiB, is 1.53 GiB too much" in told
     assert "out of memory at 7.13 GiB" in told
     assert any("What a GPU lacks is hatched" in text for text in told)
     assert any(text.startswith("Memory over the dry run on RTX 4060") for text in told)

@@ -139,7 +139,7 @@ def test_every_name_in_a_plans_address_is_taken(open_page, monkeypatch):
     }
     status, _, body = get(urlencode(address))
     assert status == 200, body
-    assert [row["name"] for row in body["gpus"]] == ["T4", "6.00 GiB card, compute capability 8.6"]
+    assert [row["name"] for row in body["gpus"]] == ["T4", "6.00 GiB GPU, compute capability 8.6"]
     # Nor is any of them said to be unknown where it leads to the page.
     assert not open_page(**address).warning
 

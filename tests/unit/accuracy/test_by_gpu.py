@@ -40,7 +40,7 @@ def told(graded, name: str):
 def test_a_measured_gpu_is_told_by_its_whole_pipelines(graded):
     t4 = told(graded, "tesla t4")
     assert t4.is_measured
-    assert t4.sentence() == "T4: 5 runs of whole pipelines, median 0.04 %, worst -17.4 % (img2img 1800×1200)"
+    assert t4.sentence() == "T4: 5 runs of whole pipelines, median 0.04 %, worst −17.4 % (img2img 1800×1200)"
     assert "5 of 5 measured peaks lie in the interval of the answer without that run" in t4.further_sentences()
     assert any("torch 2.0.x (3)" in line and "torch 2.8.0 (2)" in line for line in t4.further_sentences())
 
@@ -142,11 +142,11 @@ def test_one_run_is_told_without_a_median(graded):
 
 def test_errors_are_told_with_the_digits_that_show_them():
     assert [off_words(error) for error in (-0.1737, 0.0004, -0.00001, 0.1, -0.0999)] == [
-        "-17.4 %",
+        "−17.4 %",
         "+0.04 %",
         "0.00 %",
         "+10.0 %",
-        "-9.99 %",
+        "−9.99 %",
     ]
     assert median_words(-0.0234) == "2.34 %" and median_words(0.0) == "0.00 %"
 
@@ -166,7 +166,7 @@ def on(graded, capability, *, is_whole=True):
 def test_conditions_are_confirmed_by_counted_runs(graded):
     turing = on(graded, (7, 5))
     assert turing.words("confirmed") == ["one plain image (2 of 2)", "several images (2 of 2)"]
-    assert turing.words("disagrees") == ["large images (0 of 1, worst -17.4 %)"]
+    assert turing.words("disagrees") == ["large images (0 of 1, worst −17.4 %)"]
     assert "channels_last" in turing.words("not measured")
     assert turing.sentence().startswith("7.5 Turing (T4) - confirmed: one plain image (2 of 2), several images")
     assert on(graded, (8, 9)).conditions["model offload"].state == "confirmed"
@@ -248,7 +248,7 @@ def test_the_command_prints_sentence_runs_and_sources(capsys, graded):
     out, err = capsys.readouterr()
     assert out.startswith(told(graded, "T4").sentence())
     assert out.count("huggingface/open-muse") == 3 and "by the dry run it fills 14.56 GiB" in out
-    assert "confirmed by whole pipelines" in out and "negative is a prediction that was too low" in err
+    assert "confirmed by whole pipelines" in out and "negative if the prediction was too low" in err
 
 
 def test_a_gpu_without_runs_exits_12_with_the_nearest(capsys, graded):

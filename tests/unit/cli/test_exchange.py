@@ -26,13 +26,13 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def two_runs(own_history) -> list[str]:
-    """Ids of an own run and an imported one, oldest first."""
+    """Make a history and return the ids of an own and an imported run, oldest first."""
     store = Store(own_history)
     store.import_measurements([replace(RUN, created_at="2025-01-01T00:00:00.000000+00:00", source="a T4 elsewhere")])
     return [RUN.measurement_id, store.save_measurement(GenerationRequest(), make_environment(), make_measured())]
 
 
-def test_an_export_goes_into_another_history_and_comes_back_known(capsys, two_runs, tmp_path, monkeypatch):
+def test_an_export_can_be_imported_and_comes_back_known(capsys, two_runs, tmp_path, monkeypatch):
     path = tmp_path / "runs.jsonl"
     code, out, err = run(capsys, "history", "export", str(path))
     assert (code, out, err) == (0, "", f"exported 2 runs to {path}\n")
@@ -57,7 +57,7 @@ def test_a_dash_is_stdout_and_stdin(capsysbinary, two_runs, monkeypatch):
     assert capsysbinary.readouterr().err == b"imported 0 runs, 2 were known\n"
 
 
-def test_a_terminal_without_the_signs_still_gets_utf_8(tmp_path):
+def test_stdout_gets_utf_8_in_any_locale(tmp_path):
     run = replace(RUN, source="größer")
     path = tmp_path / "other.db"
     Store(path).import_measurements([run])
@@ -84,14 +84,14 @@ def test_an_empty_history_is_an_empty_file(capsys, tmp_path):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_bad_file_is_one_line_and_leaves_no_trace(capsys, tmp_path, own_history, content, message):
+def test_a_bad_file_is_one_line_and_makes_no_history(capsys, tmp_path, own_history, content, message):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(content)
     assert run(capsys, "history", "import", str(path)) == (2, "", message)
     assert not own_history.exists()
 
 
-def test_another_run_with_a_known_id_keeps_nothing(capsys, two_runs, tmp_path, own_history):
+def test_another_run_with_a_known_id_imports_nothing(capsys, two_runs, tmp_path, own_history):
     path = tmp_path / "runs.jsonl"
     path.write_text(line_of(replace(RUN, source="someone else")))
     code, _, err = run(capsys, "history", "import", str(path))
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_used_is_a_message(capsys, tmp_path, monkeypatch, 
     code, out, err = run(capsys, "history", "import", name)
     assert (code, out) == (2, "") and err.startswith(f"error: file must be a file that can be read, or -, got {name!r}")
     code, out, err = run(capsys, "history", "export", name)
-    assert (code, out) == (2, "") and err.startswith("error: file must be one that can be written, or -, got")
+    assert (code, out) == (2, "") and err.startswith("error: file must be a file that can be written, or -, got")
     assert err.count("\n") == 1
 
 
@@ -119,7 +119,7 @@ def test_the_history_itself_and_devices_are_never_overwritten(capsys, two_runs, 
     assert code == 2 and "it is no regular file" in err
 
 
-def test_a_name_that_begins_as_the_historys_is_another_file(capsys, two_runs, own_history):
+def test_a_name_that_starts_like_the_historys_is_allowed(capsys, two_runs, own_history):
     for suffix in (".jsonl", "-wal.jsonl", "2", ".damaged-runs"):
         path = own_history.with_name(f"planner.db{suffix}")
         assert run(capsys, "history", "export", str(path))[0] == 0
@@ -133,7 +133,7 @@ def test_a_link_to_the_history_is_the_history(capsys, two_runs, own_history, tmp
     assert code == 2 and "file must not be the history itself" in err
 
 
-def test_a_link_still_leads_where_it_led(capsys, two_runs, tmp_path):
+def test_an_export_keeps_a_link(capsys, two_runs, tmp_path):
     link, target = tmp_path / "link", tmp_path / "target"
     target.write_text("old")
     link.symlink_to(target)
@@ -161,7 +161,7 @@ def test_json_and_runs_do_not_mix_on_stdout(capsys):
     assert (code, out) == (2, "") and "json must not be given where the runs go to stdout" in err
 
 
-def test_a_list_says_who_measured_once_somebody_else_did(capsys, own_history):
+def test_the_list_has_origins_if_some_runs_are_imported(capsys, own_history):
     store = Store(own_history)
     store.save_measurement(GenerationRequest(), make_environment(), make_measured())
     assert "origin" not in run(capsys, "history", "list")[1]
@@ -170,10 +170,10 @@ def test_a_list_says_who_measured_once_somebody_else_did(capsys, own_history):
     assert out.splitlines()[0].split()[:3] == ["id", "UTC", "origin"]
     assert sorted(line.split()[3] for line in out.splitlines()[2:]) == ["imported", "own"]
     shown = run(capsys, "history", "show", RUN.measurement_id)[1]
-    assert "from     imported, its file does not say from where" in shown
+    assert "from     imported, its file does not name a source" in shown
 
 
-def test_a_list_has_options_once_a_run_has_one_and_no_error_of_a_run_that_failed(capsys, own_history):
+def test_the_list_has_options_if_some_runs_have_any(capsys, own_history):
     store, predictions = Store(own_history), RUN.predictions
     store.save_measurement(GenerationRequest(), make_environment(), make_measured(), predictions=predictions)
     plain = run(capsys, "history", "list")[1]
@@ -203,7 +203,7 @@ def test_reference_runs_are_listed_and_shown(capsys, own_history):
     assert json.loads(run(capsys, "history", "list", "--json")[1])["measurements"] == []
 
 
-def test_the_historys_own_runs_come_first(capsys, own_history):
+def test_own_runs_come_before_reference_runs(capsys, own_history):
     reference = json.loads(run(capsys, "history", "list", "--reference", "--json")[1])["measurements"][0]["id"]
     twins = [f"{reference[:8]}-0000-0000-0000-00000000000{number}" for number in range(2)]
     store = Store(own_history)

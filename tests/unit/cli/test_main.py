@@ -50,7 +50,7 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_fit_json_is_the_contracts_object(capsys):
+def test_fit_json_follows_the_contract(capsys):
     code, out, _ = run(capsys, "fit", "--width", "512", "--height", "512", "--json")
     answer = json.loads(out)
     assert code == 0
@@ -146,13 +146,13 @@ def test_the_attached_card_is_judged_by_its_free_memory(capsys, nvml):
     assert run(capsys, "fit", "--gpu", "attached")[0] == 10
 
 
-def test_no_attached_card_is_said_with_the_reason(capsys, no_driver):
+def test_a_missing_attached_card_gives_the_reason(capsys, no_driver):
     code, out, err = run(capsys, "fit", "--gpu", "attached")
     assert (code, out) == (2, "")
     assert "no NVIDIA driver" in err and "--device cpu" in err
 
 
-def test_a_prompt_counts_by_its_tokens(capsys):
+def test_a_prompt_is_counted_in_tokens(capsys):
     _, out, err = run(capsys, "fit", "--prompt", "a cat", "--json")
     assert json.loads(out)["request"]["prompt_tokens"] == 4
     assert "the prompt is 4 tokens; the pipeline pads it to 77" in err
@@ -178,7 +178,7 @@ def test_gpus_lists_the_catalogue(capsys):
 
 
 @pytest.mark.parametrize("command", ["fit", "sizes"])
-def test_a_card_that_the_pinned_torch_does_not_run_on_is_said_with_each_answer(capsys, command):
+def test_a_card_too_old_for_torch_has_a_note(capsys, command):
     argv = [command, "--gpu", "V100", "--gpu", "t4", "--gpu", "p100"]
     note = "V100-16GB, P100: can be planned for and not verified"
     _, out, err = run(capsys, *argv)
@@ -190,17 +190,17 @@ def test_a_card_that_the_pinned_torch_does_not_run_on_is_said_with_each_answer(c
     assert "T4: can be" not in err
 
 
-def test_a_list_of_cards_is_told_to_repeat_the_flag(capsys):
+def test_a_list_of_cards_gets_advice_to_repeat_the_flag(capsys):
     code, _, err = run(capsys, "fit", "--gpu", "T4,A10")
     assert code == 2 and "name each GPU by itself: --gpu T4 --gpu A10" in err
 
 
-def test_gpus_tells_of_slices_beside_the_table(capsys):
+def test_gpus_names_slices_below_the_table(capsys):
     _, out, err = run(capsys, "gpus")
     assert "1g.5gb" not in out and "A100-40GB 1g.5gb" in err
 
 
-def test_workers_divide_every_card_between_them(capsys):
+def test_workers_share_each_card(capsys):
     code, out, _ = run(capsys, "fit", "--gpu", "T4", "--gpu", "A100 3g.20gb", "--workers", "3", "--json")
     t4, mig = json.loads(out)["gpus"]
     assert (t4["name"], mig["name"]) == ("T4, 1 of 3 workers", "A100-40GB 3g.20gb, 1 of 3 workers")
@@ -211,7 +211,7 @@ def test_workers_divide_every_card_between_them(capsys):
     assert run(capsys, "fit", "--gpu", "T4", "--workers", "6")[0] == 10
 
 
-def test_history_of_nobody_says_what_to_do(capsys):
+def test_an_empty_history_says_what_to_do(capsys):
     code, out, err = run(capsys, "history", "list")
     assert (code, out) == (0, "")
     assert "python -m planner verify" in err
@@ -253,7 +253,7 @@ def test_an_ambiguous_id_is_refused(capsys, own_history, monkeypatch):
     assert code == 2 and "must name one run, this begins 2" in err
 
 
-def test_a_damaged_history_is_set_aside_and_said(capsys, own_history):
+def test_a_damaged_history_is_set_aside_with_a_message(capsys, own_history):
     own_history.write_bytes(b"not a database at all " * 100)
     code, _, err = run(capsys, "history", "list")
     assert code == 0 and "the history was damaged and is now" in err
@@ -268,7 +268,7 @@ def test_a_history_that_cannot_be_opened_is_a_message(capsys, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("name", ["/", "", "x" * 300])
-def test_a_plan_stands_without_a_history_that_is_no_file(capsys, monkeypatch, tmp_path, name):
+def test_a_plan_needs_no_usable_history(capsys, monkeypatch, tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     path = name if name == "/" else str(folder / name)
@@ -314,7 +314,7 @@ def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
         (("--device", "cpu", "--sweep", "grid", "--vae-tiling"), "vae_tiling must not be given with --sweep grid"),
     ],
 )
-def test_verify_refuses_before_it_starts_anything(capsys, own_history, argv, message):
+def test_verify_checks_before_it_starts_anything(capsys, own_history, argv, message):
     code, out, err = run(capsys, "verify", *argv)
     assert (code, out) == (2, "")
     assert message in err
@@ -349,7 +349,7 @@ def test_fit_and_gpus_import_nothing_heavy(argv):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_that_cannot_show_a_sign_still_gets_the_verdict(encoding):
+def test_an_ascii_terminal_still_gets_the_verdict(encoding):
     environment = {"PYTHONIOENCODING": encoding, "PATH": ""}
     command = [sys.executable, "-m", "planner", "fit"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
@@ -357,7 +357,7 @@ def test_a_terminal_that_cannot_show_a_sign_still_gets_the_verdict(encoding):
     assert b"fits" in done.stdout
 
 
-def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypatch, nvml, cuda_build):
+def test_a_run_that_cannot_be_kept_is_printed(capsys, monkeypatch, nvml, cuda_build):
     command = [sys.executable, "-m", "tests.worker.scripted", "good"]
     monkeypatch.setitem(Jobs.__init__.__kwdefaults__, "worker_command", lambda kind: command)
 
@@ -375,7 +375,7 @@ def test_a_run_that_cannot_be_kept_is_shown_and_is_no_traceback(capsys, monkeypa
     assert run(capsys, "history", "import", "-")[2] == "imported 1 run, 0 were known\n"
 
 
-def test_a_reader_that_leaves_early_is_no_crash():
+def test_a_closed_pipe_is_not_a_crash():
     command = f"{sys.executable} -m planner gpus --json | head -c 10"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
@@ -385,7 +385,7 @@ def test_a_reader_that_leaves_early_is_no_crash():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("fti",), "error: no command 'fti' (did you mean fit?); 'python -m planner --help' lists what there is"),
+        (("fti",), "error: no command 'fti' (did you mean fit?); 'python -m planner --help' lists them all"),
         (
             ("fit", "--widht", "512"),
             "error: no option '--widht' (did you mean --width?); 'python -m planner fit --help'",
@@ -403,7 +403,7 @@ def test_a_usage_error_is_one_line_with_a_way_out(capsys, argv, said):
 
 
 @pytest.mark.parametrize("argv", [(), ("history",)])
-def test_without_a_command_there_is_help_and_no_verdicts_exit_code(capsys, argv):
+def test_without_a_command_help_is_printed_with_exit_code_2(capsys, argv):
     code, out, err = run(capsys, *argv)
     assert (code, out) == (2, "") and "Commands:" in err
 
@@ -417,8 +417,8 @@ def test_the_version_is_the_packages(capsys):
 
 
 @pytest.mark.parametrize(("group", "table"), [(commands, COMMANDS), (history, HISTORY_COMMANDS)])
-def test_the_table_of_commands_says_what_each_says_of_itself(group, table):
-    """The table stands beside the commands so that help imports none of them."""
+def test_the_table_of_commands_has_their_own_help(group, table):
+    """Compare the two: the table is separate, so that help imports no command."""
     for name, (_, text) in table.items():
         command = group.get_command(click.Context(group), name)
         assert command.name == name

@@ -1,4 +1,4 @@
-"""Planning takes the shipped programs and what requirements-plan.txt lists: no torch, nothing that comes with it."""
+"""Planning needs the shipped programs and requirements-plan.txt alone, without torch and its libraries."""
 
 import json
 
@@ -42,7 +42,7 @@ def planner(folder, *arguments: str):
     return without_torch(folder, "-m", "planner", *arguments)
 
 
-def test_the_list_for_planning_is_part_of_the_list_of_everything():
+def test_planning_requirements_are_part_of_all_requirements():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert "-r requirements-plan.txt" in lines
     assert {canonical.partition("==")[0] for canonical in lines if "==" in canonical} == set(HEAVY)
@@ -54,7 +54,7 @@ def test_the_list_for_planning_is_part_of_the_list_of_everything():
     assert "/.installed: requirements.txt requirements-plan.txt pyproject.toml |" in (ROOT / "Makefile").read_text()
 
 
-def test_what_is_hidden_can_neither_be_imported_nor_looked_up(tmp_path):
+def test_hidden_libraries_cannot_be_found(tmp_path):
     code = (
         "import importlib.metadata as m, importlib.util as u; print(u.find_spec('torch'), end=' '); m.version('torch')"
     )
@@ -85,10 +85,10 @@ def test_fit_answers_as_with_torch(tmp_path):
         ("history list", "no run was measured yet"),
         ("history list --reference", "Tesla P100"),
         ("history export -", ""),
-        ("doctor", f"· Libraries: {NOT_INSTALLED}: planning needs none of it"),
+        ("doctor", f"· Libraries: {NOT_INSTALLED}: planning works without"),
     ],
 )
-def test_planning_needs_none_of_it(tmp_path, command, said):
+def test_planning_works_without_the_libraries(tmp_path, command, said):
     done = planner(tmp_path, *command.split())
     assert done.returncode == 0, done.stderr
     assert said in done.stdout + done.stderr
@@ -104,12 +104,12 @@ def test_doctor_says_what_to_do_and_what_is_planned_with(tmp_path):
 @pytest.mark.parametrize(
     "command", ["verify", "verify --device cpu", "verify --sweep grid", "compile", "compile --force"]
 )
-def test_what_runs_the_pipeline_says_what_to_install(tmp_path, command):
+def test_measuring_commands_say_what_to_install(tmp_path, command):
     done = planner(tmp_path, *command.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {NOT_INSTALLED} - 'pip install -r requirements.txt', which 'make run' does in .venv, installs what "
-        "measures and compiles; planning needs none of it\n"
+        "measuring and compiling need; planning works without\n"
     )
 
 

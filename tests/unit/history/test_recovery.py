@@ -316,7 +316,7 @@ def test_a_history_that_was_set_aside_is_named_until_its_runs_are_saved(capsys, 
     code, out, err = run_command(capsys, "history", "recover", str(set_aside), "--json")
     done = json.loads(out)
     assert code == 0 and done["saved"] + done["lost"] <= len(kept[1]) and done["saved"] > 40
-    assert err.startswith(f"saved {done['saved']} runs, 0 were known, {done['lost']} could not be read whole\n")
+    assert err.startswith(f"saved {done['saved']} runs, 0 were known, {done['lost']} could not be read completely\n")
     assert done["file"] == f"{set_aside}.recovered" and Path(done["file"]).is_file() and not set_aside.exists()
     assert all(kept[1][run.measurement_id] == run for run in Store(own_history).measurements())
     for command in (["history", "list"], ["doctor"]):
@@ -434,5 +434,5 @@ def test_a_file_that_cannot_be_renamed_is_said_and_its_runs_are_saved(capsys, se
 def test_an_export_never_overwrites_what_was_set_aside(capsys, set_aside):
     before = set_aside.read_bytes()
     code, _, err = run_command(capsys, "history", "export", str(set_aside))
-    assert code == 2 and "file must not be a damaged history, whose runs can still be saved" in err
+    assert code == 2 and "file must not be a damaged history, since its runs can still be saved" in err
     assert set_aside.read_bytes() == before

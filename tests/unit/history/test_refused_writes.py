@@ -162,7 +162,7 @@ def test_an_export_that_grows_beyond_a_limit_leaves_the_earlier_file(folder):
     )
     before = ids_in(folder)
     done = with_file_limit(command_of("export", folder), 64 * 1024)
-    held(done, folder, before, "file must be one that can be written, or -", "(File too large)")
+    held(done, folder, before, "file must be a file that can be written, or -", "(File too large)")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -257,7 +257,7 @@ def test_an_export_into_a_folder_that_may_not_be_written_is_one_line(folder, tmp
     before = ids_in(folder)
     command = [*PLANNER, "history", "export", str(tmp_path / "closed" / "runs.jsonl")]
     (tmp_path / "closed").mkdir(mode=0o555)
-    held(as_anybody(command), folder, before, "file must be one that can be written, or -", "(Permission denied)")
+    held(as_anybody(command), folder, before, "file must be a file that can be written, or -", "(Permission denied)")
 
 
 def test_a_bug_of_ours_keeps_its_traceback(own_history):

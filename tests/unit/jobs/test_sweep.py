@@ -59,21 +59,21 @@ def test_the_grid_has_each_outcome_at_an_emulated_capacity(card):
     assert verdicts.count("tight") >= 5
 
 
-def test_a_grid_at_the_capacity_that_it_emulates_anyway_asks_nothing_twice():
+def test_a_grid_at_its_own_capacity_has_no_duplicates():
     found = grid(BASE, 16 * GIB)
     assert len(found) == len(set(found)) < 100
     assert {one.capacity_bytes for one in found} == {16 * GIB}
     assert {one.capacity_bytes for one in grid(BASE, 24 * GIB)} == {16 * GIB, 24 * GIB}
 
 
-def test_emulated_capacities_come_last_each_by_itself():
+def test_emulated_capacities_come_last_in_groups():
     entries = [Entry(BASE, capacity) for capacity in (24 * GIB, None, 16 * GIB)]
     entries += [Entry(replace(BASE, channels_last=True), capacity) for capacity in (16 * GIB, None, 24 * GIB)]
     capacities = [one.capacity_bytes for one in in_order(entries)]
     assert capacities == [None, None, 16 * GIB, 16 * GIB, 24 * GIB, 24 * GIB]
 
 
-def test_what_needs_the_same_model_stands_together_and_small_before_large():
+def test_entries_are_grouped_by_model_and_small_ones_first():
     ordered = on_the_whole_card(in_order(grid(BASE)))
     models = [(one.channels_last, one.safety_checker, one.offload) for one in ordered]
     changes = sum(one != other for one, other in itertools.pairwise(models))
@@ -83,7 +83,7 @@ def test_what_needs_the_same_model_stands_together_and_small_before_large():
 
 
 @given(st.lists(requests(), max_size=20))
-def test_ordering_loses_nothing(found):
+def test_ordering_keeps_every_entry(found):
     entries = in_order(map(Entry, found))
     assert sorted(map(hash, entries)) == sorted(map(hash, map(Entry, found)))
     # As the queue's worker is kept: one model for all tasks, unless it is offloaded.
@@ -95,7 +95,7 @@ def test_ordering_loses_nothing(found):
     assert changes == max(0, len(set(models)) - 1)
 
 
-def test_an_entry_says_what_differs():
+def test_an_entry_has_its_differences_from_the_base():
     found = entries_in(b'[{}, {"width": 64, "guidance_scale": 1}, {"task": "txt2img"}]', BASE)
     assert on_the_whole_card(found) == [
         BASE,
@@ -140,7 +140,7 @@ def test_a_bad_file_is_refused_with_the_entry(text, message):
     assert message in str(caught.value)
 
 
-def test_a_file_may_not_be_endless(monkeypatch):
+def test_a_huge_file_is_refused(monkeypatch):
     monkeypatch.setattr(sweep, "MAX_FILE_BYTES", 4)
     assert entries_in(b"[{}]", BASE) == [Entry(BASE)]
     with pytest.raises(InvalidArgument, match="sweep must be a file of at most 4 bytes"):
@@ -159,7 +159,7 @@ def test_any_json_is_read_or_refused(value):
         assert len(found) == len(value)
 
 
-def test_the_cpu_takes_what_it_can_rehearse():
+def test_the_cpu_skips_what_it_cannot_rehearse():
     can, cannot = runnable(grid(BASE), Device())
     assert {(one.request.width, one.request.batch) for one in can} == {(256, 1), (256, 2), (256, 4), (512, 1)}
     assert len(can) + len(cannot) == 100
@@ -169,19 +169,19 @@ def test_the_cpu_takes_what_it_can_rehearse():
     }
 
 
-def test_a_card_that_has_not_more_than_the_emulated_capacity_skips_it(nvml):
+def test_a_card_no_larger_than_a_capacity_skips_it(nvml):
     can, cannot = runnable(grid(BASE), Device(cards()[0]))
     assert on_the_whole_card(can) == [one.request for one in can] and len(can) == 90
     assert {str(one.error) for one in cannot} == {
-        "capacity must be below the card's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole card)"
+        "capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole GPU)"
     }
 
 
-def test_a_sweep_of_which_nothing_can_run_says_why():
+def test_a_sweep_without_runnable_entries_says_why():
     with pytest.raises(InvalidArgument, match="offload must be none on the CPU"):
         runnable([Entry(GenerationRequest(offload="model"))], Device())
 
 
-def test_what_the_grid_is_said_to_vary_is_what_differs_in_it():
+def test_the_grid_varies_exactly_the_listed_fields():
     rows = [entry.request.to_dict() for entry in grid(BASE)]
     assert {name for name in rows[0] if len({row[name] for row in rows}) > 1} == set(VARIED)

@@ -21,7 +21,7 @@ def test_a_card_is_read_without_cuda(nvml):
     assert card.uuid not in card.uuid_hash and len(card.uuid_hash) == 16
 
 
-def test_planning_on_it_uses_what_is_free_now_and_the_catalogues_context(nvml):
+def test_usable_is_free_memory_and_the_context_is_the_catalogues(nvml):
     (card,) = cards()
     plan = card.as_card()
     assert plan.usable_bytes == 14_000_000_000
@@ -41,7 +41,7 @@ def test_planning_on_it_uses_what_is_free_now_and_the_catalogues_context(nvml):
         ("Tesla V100-SXM2-16GB", (7, 0), "V100-16GB"),
     ],
 )
-def test_the_catalogue_knows_it_by_the_drivers_name(nvml, name, capability, model):
+def test_the_drivers_name_finds_the_catalogue_card(nvml, name, capability, model):
     nvml.name, nvml.capability = name, capability
     card = cards()[0].as_card()
     assert (card.model, card.context_bytes) == (model, card_named(model).context_bytes)
@@ -50,19 +50,19 @@ def test_the_catalogue_knows_it_by_the_drivers_name(nvml, name, capability, mode
     assert model_of(name, cards()[0].total_bytes) == model
 
 
-def test_a_card_that_no_catalogue_has_is_described(nvml):
+def test_a_card_outside_the_catalogue_is_described(nvml):
     nvml.name = "NVIDIA Unheard Of"
     plan = cards()[0].as_card()
     assert plan.compute_capability == (7, 5)
     assert plan.usable_bytes == 14_000_000_000
 
 
-def test_the_freest_card_is_chosen_unless_one_is_named(nvml, cuda_build):
+def test_the_freest_card_is_the_default(nvml, cuda_build):
     nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
     assert usable_card().index == 1
     assert usable_card("0").index == 0
     assert usable_card("GPU-11111111-aaaa").index == 0
-    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID, or cpu, got '7'"):
+    with pytest.raises(InvalidArgument, match="device must be an attached GPU's index or UUID, or cpu, got '7'"):
         usable_card("7")
 
 
@@ -73,11 +73,11 @@ def test_cuda_visible_devices_is_obeyed(nvml, cuda_build, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2222")
     assert usable_card().index == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides every card"):
+    with pytest.raises(NoGpu, match="CUDA_VISIBLE_DEVICES hides every GPU"):
         usable_card()
 
 
-def test_a_card_torch_cannot_use_is_passed_over_for_one_it_can(nvml, cuda_build, monkeypatch):
+def test_a_card_that_torch_cannot_use_is_skipped(nvml, cuda_build, monkeypatch):
     nvml.uuids = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", lambda handle: (7, 5) if handle == 0 else (7, 0))
     assert usable_card().index == 0
@@ -100,7 +100,7 @@ def test_a_lost_card_does_not_hide_the_others(nvml, cuda_build, monkeypatch):
         cards()
 
 
-def test_an_old_driver_that_knows_no_process_list_still_shows_its_card(nvml, monkeypatch):
+def test_a_driver_without_a_process_list_still_shows_its_card(nvml, monkeypatch):
     def mismatch(handle):
         raise pynvml.NVMLLibraryMismatchError("nvmlDeviceGetComputeRunningProcesses_v3")
 
@@ -108,7 +108,7 @@ def test_an_old_driver_that_knows_no_process_list_still_shows_its_card(nvml, mon
     assert cards()[0].holders == ()
 
 
-def test_a_card_split_by_mig_is_its_instances(nvml, cuda_build, monkeypatch):
+def test_mig_instances_stand_for_their_card(nvml, cuda_build, monkeypatch):
     nvml.uuids.append("MIG-33333333-cccc")
     nvml.free[1] = 4_000_000_000
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
@@ -124,13 +124,13 @@ def test_a_card_split_by_mig_is_its_instances(nvml, cuda_build, monkeypatch):
     (card,) = cards()
     assert (card.uuid, card.free_bytes, card.mig) == ("MIG-33333333-cccc", 4_000_000_000, True)
     assert usable_card("MIG-3333").uuid == card.uuid
-    with pytest.raises(InvalidArgument, match="device must be an attached card's index or UUID"):
+    with pytest.raises(InvalidArgument, match="device must be an attached GPU's index or UUID"):
         usable_card("0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-33333333-cccc")
     assert usable_card().uuid == card.uuid
 
 
-def test_what_our_own_worker_holds_counts_as_free(nvml):
+def test_memory_of_our_own_worker_counts_as_free(nvml):
     nvml.processes = [SimpleNamespace(pid=77, usedGpuMemory=1000), SimpleNamespace(pid=78, usedGpuMemory=500)]
     (card,) = cards()
     assert card.as_card(own_pid=77).usable_bytes == 14_000_000_000 + 1000
@@ -145,7 +145,7 @@ def test_what_our_own_worker_holds_counts_as_free(nvml):
         (pynvml.NVML_ERROR_UNKNOWN, "the NVIDIA driver does not answer"),
     ],
 )
-def test_why_there_is_no_card(nvml, error, reason):
+def test_a_missing_driver_gives_the_reason(nvml, error, reason):
     nvml.error = error
     with pytest.raises(NoGpu) as caught:
         cards()
@@ -153,9 +153,9 @@ def test_why_there_is_no_card(nvml, error, reason):
     assert "python -m planner verify" in caught.value.advice
 
 
-def test_a_driver_without_a_card(nvml):
+def test_a_driver_without_cards_is_an_error(nvml):
     nvml.uuids = []
-    with pytest.raises(NoGpu, match="lists no card"):
+    with pytest.raises(NoGpu, match="lists no GPU"):
         cards()
 
 
@@ -173,10 +173,10 @@ def test_an_old_driver_is_named(nvml, cuda_build):
 
 def test_an_old_card_is_named(nvml, cuda_build):
     nvml.name, nvml.capability = "Tesla V100-SXM2-16GB", (7, 0)
-    assert "compute capability 7.0, torch's CUDA 13.0 needs 7.5 - use a newer card" in str(why_not_usable(cards()[0]))
+    assert "compute capability 7.0, torch's CUDA 13.0 needs 7.5 - use a newer GPU" in str(why_not_usable(cards()[0]))
 
 
-def test_a_good_card_has_no_problem(nvml, cuda_build):
+def test_a_usable_card_has_no_problem(nvml, cuda_build):
     assert why_not_usable(cards()[0]) is None
 
 

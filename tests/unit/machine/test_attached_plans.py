@@ -1,4 +1,4 @@
-"""Two attached cards of one kind, through every form of an answer: whole, shared and at an emulated capacity."""
+"""Plans on two attached cards of one kind: whole, shared, and at an emulated capacity."""
 
 import json
 import shlex
@@ -30,7 +30,7 @@ def two(nvml):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("form", ["table", "json", "md"])
-def test_each_of_two_cards_of_a_kind_has_its_row(capsys, two, form, workers):
+def test_two_cards_of_a_kind_have_a_row_each(capsys, two, form, workers):
     argv = ["fit", "--gpu", "attached", "--workers", str(workers), "--no-reference", "--format", form]
     assert main(argv) == 0
     said = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_the_command_of_a_report_plans_on_the_same_memory(two, workers, emulated
 
 
 @pytest.mark.parametrize("emulated_bytes", [None, 12 * GIB])
-def test_a_shared_attached_card_is_shared_by_fewer(two, emulated_bytes):
+def test_fewer_workers_can_share_a_shared_card(two, emulated_bytes):
     for attached in cards():
         card = Device(attached, emulated_bytes).as_card()
         assert (card.origin, card.index, card.emulated_bytes) == ("attached", attached.index, emulated_bytes)
@@ -79,13 +79,13 @@ def test_the_capacity_of_a_share_is_that_of_the_whole_card(two):
     assert share.whole == emulated_card(card, 12 * GIB)
 
 
-def test_two_cards_with_as_much_free_stay_two(capsys, two):
+def test_two_cards_with_equal_free_memory_stay_two(capsys, two):
     two.free[1] = two.free[0]
     assert main(["fit", "--gpu", "Attached", "--no-reference", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["gpus"]) == 2
 
 
-def test_instances_of_one_card_have_numbers_of_their_own(two, monkeypatch):
+def test_mig_instances_of_a_card_have_their_own_numbers(two, monkeypatch):
     import pynvml
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
@@ -100,6 +100,6 @@ def test_instances_of_one_card_have_numbers_of_their_own(two, monkeypatch):
     ]
 
 
-def test_runs_on_a_card_that_no_catalogue_has_are_found_by_the_drivers_name(nvml):
+def test_runs_on_a_card_outside_the_catalogue_are_found(nvml):
     nvml.name = "NVIDIA Unheard Of"
     assert cards()[0].as_card().model == "NVIDIA Unheard Of"

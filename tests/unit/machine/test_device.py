@@ -1,4 +1,4 @@
-"""What can be emulated on a device, and what a run there is called."""
+"""Emulated capacities of a device: their limits, and the names of runs at them."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ REQUEST = GenerationRequest(width=64, height=64)
         (GIB // 2, "capacity must be at least 1 GiB, got '0.5 GiB' (nearest: 1 GiB)"),
         (
             15_634_661_376,
-            "capacity must be below the card's memory of 14.56 GiB, got '14.56 GiB' (leave it out to use",
+            "capacity must be below the GPU's memory of 14.56 GiB, got '14.56 GiB' (leave it out to use",
         ),
-        (80 * GIB, "capacity must be below the card's memory of 14.56 GiB, got '80 GiB'"),
+        (80 * GIB, "capacity must be below the GPU's memory of 14.56 GiB, got '80 GiB'"),
     ],
 )
-def test_a_capacity_is_between_a_gib_and_the_cards_memory(nvml, capacity, message):
+def test_a_capacity_outside_its_limits_is_refused(nvml, capacity, message):
     [card] = cards()
     with pytest.raises(InvalidArgument) as caught:
         check_runnable(REQUEST, Device(card, capacity))
@@ -32,19 +32,19 @@ def test_a_capacity_is_between_a_gib_and_the_cards_memory(nvml, capacity, messag
     assert caught.value.argument == "capacity"
 
 
-def test_the_least_and_the_most_can_be_emulated(nvml):
+def test_the_smallest_and_largest_capacity_are_accepted(nvml):
     [card] = cards()
     for capacity in (None, GIB, card.total_bytes - 1):
         check_runnable(REQUEST, Device(card, capacity))
 
 
-def test_the_cpu_has_nothing_to_limit():
+def test_the_cpu_has_no_capacity_to_emulate():
     check_capacity(Device())
     with pytest.raises(InvalidArgument, match=r"capacity needs a GPU: on the CPU .*, got '16 GiB' \(leave it out"):
         check_runnable(REQUEST, Device(emulated_bytes=16 * GIB))
 
 
-def test_an_emulated_run_is_on_the_same_device_and_says_its_capacity(nvml):
+def test_an_emulated_run_has_the_same_device_and_its_capacity(nvml):
     [card] = cards()
     whole, emulated = Device(card), Device(card, 8 * GIB)
     # One lock for the card, whatever is emulated on it.

@@ -1,4 +1,4 @@
-"""What is installed, what is missing, and which versions predictions are for."""
+"""Installed and missing libraries, and the versions that predictions are for."""
 
 import pickle
 
@@ -20,7 +20,7 @@ def forget() -> None:
 
 @pytest.fixture
 def lacks(monkeypatch):
-    """An environment without some of the libraries."""
+    """Hide some of the libraries."""
     was = versions.importlib.metadata.version
 
     def lack(*names: str) -> None:
@@ -37,7 +37,7 @@ def lacks(monkeypatch):
     forget()
 
 
-def test_with_everything_installed_nothing_is_missing_and_that_is_planned_for():
+def test_installed_versions_are_planned_for():
     assert missing() is None
     assert planned_for() == installed() and set(installed()) == {*LIBRARIES, "python"}
 
@@ -50,7 +50,7 @@ def test_with_everything_installed_nothing_is_missing_and_that_is_planned_for():
         (LIBRARIES, "torch, diffusers, transformers and accelerate are not installed"),
     ],
 )
-def test_what_is_missing_is_named_and_the_shipped_versions_are_planned_for(lacks, names, said):
+def test_missing_libraries_are_named_and_shipped_versions_planned_for(lacks, names, said):
     lacks(*names)
     with pytest.raises(NotInstalled) as caught:
         installed()
@@ -61,7 +61,7 @@ def test_what_is_missing_is_named_and_the_shipped_versions_are_planned_for(lacks
     assert {name: planned_for()[name] for name in LIBRARIES} == dict(shipped().versions)
 
 
-def test_without_torch_the_shipped_programs_answer_and_nothing_is_compiled(lacks):
+def test_without_torch_the_shipped_programs_answer(lacks):
     lacks("torch")
     assert programs.find() == (shipped(), None)
     assert programs.last_failure() is None
@@ -69,7 +69,7 @@ def test_without_torch_the_shipped_programs_answer_and_nothing_is_compiled(lacks
         programs.compile_installed(lambda done, what: None)
 
 
-def test_without_torch_and_programs_the_formula_is_left(lacks, monkeypatch):
+def test_without_torch_and_programs_the_formula_answers(lacks, monkeypatch):
     def gone():
         raise NoProgram("the shipped memory programs cannot be read - 'python -m planner compile'")
 
@@ -81,7 +81,7 @@ def test_without_torch_and_programs_the_formula_is_left(lacks, monkeypatch):
     assert planned_for()["torch"] == "unknown"
 
 
-def test_a_gpu_without_torch_is_not_said_to_have_the_wrong_build(lacks, nvml):
+def test_missing_torch_is_not_reported_as_a_cpu_build(lacks, nvml):
     lacks("torch")
     problem = why_not_usable(cards()[0])
     assert problem.reason == "Tesla T4: torch is not installed" and "pip install -r requirements.txt" in problem.advice

@@ -1,4 +1,4 @@
-"""The plan as Markdown: what the table says, and a command that gives the same answers again."""
+"""A plan as Markdown: its table, its notes, and a command that repeats it."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def answers_of(request: GenerationRequest, *names: str, basis: str = "dry-run"):
     return [fit(request, card_named(name), basis) for name in names]
 
 
-def test_the_table_has_a_row_a_card_and_the_notes_below():
+def test_the_table_has_a_row_for_each_card_and_notes():
     answers = answers_of(BIG, "T4", "A100", "RTX 4060")
     text = fit_markdown(BIG, answers, {"torch": "2.13.0"}, "python -m planner fit --width 2048")
     lines = text.splitlines()
@@ -45,7 +45,7 @@ def test_the_table_has_a_row_a_card_and_the_notes_below():
     assert {line.count("|") for line in lines if line.startswith("|")} == {7}
 
 
-def test_notes_are_those_of_the_terminal(capsys):
+def test_the_notes_equal_those_of_the_terminal(capsys):
     assert main(["fit", "--batch", "4", "--gpu", "H100", "--gpu", "T4", "--no-reference"]) == 0
     request = GenerationRequest(batch=4)
     told = capsys.readouterr().err.splitlines()
@@ -53,7 +53,7 @@ def test_notes_are_those_of_the_terminal(capsys):
     assert any(note.startswith("assumed - batch 4") for note in told)
 
 
-def test_text_stays_text():
+def test_markdown_in_names_is_escaped():
     answer = fit(GenerationRequest(), card_named("T4"), "measured")
     text = fit_markdown(GenerationRequest(channels_last=True), [answer], {}, "")
     assert "| T4 | ? unknown | - | 14.56 GiB | - | measured |" in text
@@ -71,7 +71,7 @@ def test_the_command_line_prints_it(capsys):
     assert "torch 2" in said.out
 
 
-def test_json_and_table_have_two_ways_to_be_asked_for(capsys):
+def test_json_and_format_json_agree(capsys):
     def printed(*flags: str) -> str:
         assert main(["fit", "--gpu", "T4", "--no-reference", *flags]) == 0
         return capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_json_and_table_have_two_ways_to_be_asked_for(capsys):
         (["--format", "md", "--json"], "error: --format must be json where --json is given, got 'md'"),
     ],
 )
-def test_a_format_that_is_none_is_refused(capsys, flags, message):
+def test_unknown_or_contradicting_formats_are_refused(capsys, flags, message):
     assert main(["fit", *flags]) == 2
     said = capsys.readouterr()
     assert said.err.startswith(message) and not said.out
@@ -113,7 +113,7 @@ def test_the_command_stands_for_the_same_request_and_cards(request, cards, descr
     assert all(abs(a.usable_bytes - b.usable_bytes) < workers for a, b in zip(again, shares, strict=True))
 
 
-def test_an_attached_card_is_named_as_such(nvml):
+def test_an_attached_card_is_repeated_as_attached(nvml):
     from cache.machine.attached import cards
 
     card = cards()[0].as_card()

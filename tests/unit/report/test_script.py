@@ -1,4 +1,4 @@
-"""The script that a plan comes with: run against the real pipeline classes, it makes the planned call."""
+"""The script of a plan: run with the real pipeline classes, it makes the planned call."""
 
 import inspect
 from types import SimpleNamespace

@@ -19,7 +19,7 @@ def test_columns_line_up():
     assert table.splitlines() == ["a    bb", "---  --", "1     2", "333   4"]
 
 
-def test_a_miss_is_shown_with_its_sign_and_word():
+def test_a_negative_headroom_has_its_sign_and_verdict():
     request = GenerationRequest(width=8192, height=8192)
     text = fit_text(request, [fit(request, card_named("RTX 4060"))])
     assert "✕ no" in text and "−" in text
@@ -32,7 +32,7 @@ def test_an_unknown_answer_has_no_numbers():
 
 
 @given(requests())
-def test_the_command_asks_for_the_same_request(request):
+def test_the_command_reads_back_as_the_same_request(request):
     argv = shlex.split(verify_command(request))
     assert argv[:4] == ["python", "-m", "planner", "verify"]
     assert request_asked(argv[4:]) == request
@@ -52,17 +52,17 @@ def test_every_command_has_help(command, capsys):
     assert len(capsys.readouterr().out) > 100
 
 
-def test_a_card_that_does_not_simply_fit_is_told_how_it_could():
+def test_notes_say_how_a_tight_card_may_still_run():
     request = GenerationRequest(width=2048, height=2048)
     names = ("T4", "A100", "RTX 4060")
     tight, no = threshold_notes([fit(request, card_named(name)) for name in names])
     assert tight.startswith("T4: runs from 8.") and "slower kernels or allocator retries" in tight
-    assert no.startswith("RTX 4060: even the least, 9.") and no.endswith("too much")
+    assert no.startswith("RTX 4060: even the minimum, 9.") and no.endswith("too much")
     batch = GenerationRequest(batch=8, width=768, height=768, channels_last=True)
     need = fit(batch, card_named("A10")).need_bytes
     just = replace(card_named("A10"), usable_bytes=need)
     [note] = threshold_notes([fit(batch, just)])
     upper = fit(batch, just).worst_need_bytes
     assert upper > need
-    assert note == f"A10: the need fits, the upper end of its range, {gib(upper)}, does not"
+    assert note == f"A10: the need fits, but the upper end of its range, {gib(upper)}, does not"
     assert threshold_notes([fit(request, card_named("RTX 4060"), "formula")]) == []

@@ -1,4 +1,4 @@
-"""What a convolution took, from a history of allocations as torch keeps it, and beside what is predicted."""
+"""The workspace of a convolution, read from torch's history of allocations and compared with the prediction."""
 
 import json
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 class FakeHistory:
-    """A device whose history the test writes: what a module allocates is put there as it runs."""
+    """Stand in for a device; the test writes its history as modules run."""
 
     history_of = CUDA
 
@@ -53,7 +53,7 @@ class FakeHistory:
 
 
 class Allocating(torch.nn.Conv2d):
-    """A convolution that leaves in the history what CUDA would, by its script."""
+    """Add to the history what CUDA would add, by a script."""
 
     def __init__(self, device: FakeHistory, script: str):
         super().__init__(3, 8, 3, padding=1, dtype=torch.float32)
@@ -96,7 +96,7 @@ def record(module: torch.nn.Module, device: FakeHistory, times: int = 1) -> Reco
         ("copy, refused", (), (5 * MIB,), (64 * MIB,)),
     ],
 )
-def test_a_workspace_is_freed_at_once_and_a_copy_is_not(before, script, workspaces, copies, refused):
+def test_a_workspace_is_told_from_a_copy_by_its_free(before, script, workspaces, copies, refused):
     device = FakeHistory(before)
     (one,) = record(Allocating(device, script), device).convolutions
     assert (one.workspaces, one.copies, one.refused) == (workspaces, copies, refused)
@@ -104,7 +104,7 @@ def test_a_workspace_is_freed_at_once_and_a_copy_is_not(before, script, workspac
     assert (one.input_shape, one.weight_shape, one.output_shape) == ((2, 3, 16, 16), (8, 3, 3, 3), (2, 8, 16, 16))
 
 
-def test_allocations_are_put_down_to_the_innermost_module_and_equal_calls_counted():
+def test_allocations_belong_to_the_innermost_module():
     device = FakeHistory()
     inner = Allocating(device, "workspace")
 
@@ -126,7 +126,7 @@ def test_allocations_are_put_down_to_the_innermost_module_and_equal_calls_counte
     assert not inner._forward_hooks and not inner._forward_pre_hooks
 
 
-def test_a_run_that_ends_in_the_middle_is_recorded_until_there():
+def test_a_run_that_breaks_off_is_recorded_until_then():
     device = FakeHistory()
     recorder = Recorder(device)
     modules = torch.nn.Sequential(Allocating(device, "workspace"), Broken())
@@ -136,7 +136,7 @@ def test_a_run_that_ends_in_the_middle_is_recorded_until_there():
     assert not device.is_on
 
 
-def test_a_history_that_lost_entries_is_no_recording():
+def test_a_history_that_lost_entries_is_refused():
     device = FakeHistory()
     with pytest.raises(RuntimeError, match="has 1 of the 2 allocations"), Recorder(device).watching({}):
         device.alloc(MIB)
@@ -144,7 +144,7 @@ def test_a_history_that_lost_entries_is_no_recording():
         del device.trace[:2]
 
 
-def test_a_recording_outlives_its_file(tmp_path):
+def test_a_recording_survives_a_round_trip(tmp_path):
     device = FakeHistory()
     found = record(Allocating(device, "copy, workspace"), device)
     path = tmp_path / "recording.json"
@@ -180,7 +180,7 @@ def test_the_prediction_is_for_the_shapes_and_layout_that_ran():
 
 
 def test_every_convolution_of_the_program_is_the_row_of_its_shapes():
-    """The shapes of a request's first UNet convolution, by hand, as the program has them."""
+    """Compare with the shapes of the first UNet convolution, worked out by hand."""
     events = events_of(shipped(), GenerationRequest(task="txt2img", width=512, height=768, steps=1), "all")
     shapes = {"input_shape": (2, 4, 96, 64), "weight_shape": (320, 4, 3, 3), "output_shape": (2, 320, 96, 64)}
     assert convolution(**shapes).row().tolist()[0] in events.convolutions.tolist()
@@ -196,7 +196,7 @@ def made_like_the_program(request: GenerationRequest, policy: KernelPolicy | Non
 
 
 @pytest.mark.parametrize(("of", "policy"), [(CUDA, TURING), (STORAGES, None)])
-def test_what_differs_is_named_with_its_module(of, policy):
+def test_differences_name_their_module(of, policy):
     request = GenerationRequest(width=256, height=256, steps=2)
     made = made_like_the_program(request, policy)
     unlike = max(range(len(made)), key=lambda index: made[index][0])
