@@ -85,7 +85,7 @@ class Compared:
 
 
 def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
-    """Compare allocated peaks by stage and of the whole run, the reserved peak, and the device's use with the need."""
+    """Compare each measured peak with its prediction: by stage, whole, reserved, on the device."""
     measured = measurement.measured
     by_stage = {stage.stage: stage for stage in measured.stages}
     lines = [
@@ -97,12 +97,12 @@ def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
     if measured.peak_reserved_bytes is not None:
         lines.append(Compared("Peak reserved", prediction.peak_reserved_bytes, measured.peak_reserved_bytes))
         used = measured.peak_reserved_bytes + (measured.context_bytes or 0)
-        lines.append(Compared("Card memory needed", prediction.need_bytes, used))
+        lines.append(Compared("GPU memory needed", prediction.need_bytes, used))
     return lines
 
 
 def verdict_of(measurement: Measurement) -> Verdict:
-    """Give the verdict of a run: it ran, it ran with allocator retries, it was out of memory, or it is unknown."""
+    """Give the verdict of a run: fits, tight with allocator retries, no, or unknown."""
     measured = measurement.measured
     if measured.outcome == "ok":
         return "tight" if measured.num_alloc_retries else "fits"

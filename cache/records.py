@@ -73,7 +73,7 @@ class Environment:
         return emulated_name(self.card, self.emulated_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields by name; `emulated_bytes` is omitted when None, so that ids and lines stay as they were."""
+        """Give the fields by name; `emulated_bytes` only where there is one, as in older ids."""
         values = asdict(self)
         if self.emulated_bytes is None:
             del values["emulated_bytes"]

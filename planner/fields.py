@@ -243,12 +243,12 @@ class Text(Field):
 
 
 def row(field: Field) -> Any:
-    """Make the default of a dataclass's attribute that this field explains; the type is the attribute's own."""
+    """Make the default of the dataclass attribute that this field explains."""
     return dataclasses.field(default=field.default, metadata={"field": field})
 
 
 def named_fields(attributes: Iterable[dataclasses.Field]) -> tuple[Field, ...]:
-    """List the fields behind those attributes of a dataclass that `row` made, in their order, with their names."""
+    """List the fields behind the attributes that `row` made, in their order, with names."""
     return tuple(
         replace(attribute.metadata["field"], name=attribute.name)
         for attribute in attributes

@@ -255,7 +255,7 @@ def gpu_name(text: str) -> str:
 
 
 def read_query(pairs: Pairs) -> tuple[dict[str, Any], list[PlannerError]]:
-    """Read each value of an address by its field's own rule; give those that keep it, and the errors of the others.
+    """Read each value of an address by its own rule; give the good ones, and the errors.
 
     Names that are not a plan's are passed over. Of a name given several times, the last value counts. Rules that
     concern several fields are those of `Plan`.
@@ -321,7 +321,7 @@ class PlanAnswer(NamedTuple):
 def answer_plan(
     plan: Plan, cards: Sequence[Card], *, library: Library | None = None, evidence: Evidence | None = None
 ) -> PlanAnswer:
-    """Answer the plan on these GPUs, which are those of `Plan.cards`; as `fit` with `library` and `evidence`.
+    """Answer the plan on these GPUs, which are those of `Plan.cards`.
 
     Raises:
         InvalidArgument: the request's task does not take the size of a listed image.

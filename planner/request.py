@@ -204,7 +204,7 @@ class GenerationRequest:
 
     @property
     def unet_batch(self) -> int:
-        """Count the images in one UNet call: twice the batch under guidance, whose two halves are concatenated.
+        """Count the images in one UNet call: twice the batch under guidance.
 
         Source: diffusers 0.42.1, ``do_classifier_free_guidance`` is ``guidance_scale > 1``.
         """
@@ -280,7 +280,7 @@ class GenerationRequest:
 
     @property
     def is_tiled(self) -> bool:
-        """Tell whether the VAE cuts the image into tiles: the option is on, and one tile does not hold the image."""
+        """Tell whether the VAE cuts the image into tiles."""
         return self.vae_tiling and max(self.latent_width, self.latent_height) > VAE_TILE
 
     def allocation_form(self) -> Self:
@@ -297,7 +297,9 @@ class GenerationRequest:
         )
 
     def replay_form(self) -> Self:
-        """Give the allocation form in landscape: a replay of a portrait image gives the same peaks, unless it is tiled.
+        """Give the allocation form in landscape, unless the image is tiled.
+
+        A replay of a portrait image gives the same peaks.
 
         Measured runs are matched by `allocation_form`, for kernels of a real GPU may tell the orientations apart.
         """

@@ -70,7 +70,7 @@ def read_runs(lines: Iterable[bytes], origin: Origin = "imported") -> list[Measu
 
 
 def lines_in(file: BinaryIO) -> Iterator[bytes]:
-    """Split a file into lines, cut where one is longer than the format allows, so that none fills the memory."""
+    """Split a file into lines, each cut at the longest that the format allows."""
     return iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
 
 

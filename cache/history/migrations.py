@@ -15,7 +15,7 @@ _STORED_AS: dict[type[Field], type] = {Choice: str, Text: str, Whole: int, Numbe
 
 @migrations()
 def m001_requests_and_environments(db: Database) -> None:
-    """Values that many runs share, keyed by a hash of their content."""
+    """Make tables of values that many runs share, keyed by a hash of their content."""
     db.table("requests").create(
         {
             "id": str,
@@ -67,7 +67,7 @@ def m001_requests_and_environments(db: Database) -> None:
 
 @migrations()
 def m002_measurements(db: Database) -> None:
-    """One row a run, its stages, and what each basis had predicted when it ran."""
+    """Make a table of runs, of their stages, and of the predictions made before they ran."""
     db.table("measurements").create(
         {
             "id": str,
@@ -129,7 +129,7 @@ def m002_measurements(db: Database) -> None:
 
 @migrations()
 def m003_model_facts(db: Database) -> None:
-    """Parameters of each component as counted from the real modules, by library versions."""
+    """Keep the parameters of each component as counted from the real modules."""
     db.table("model_facts").create(
         {
             "model": str,
@@ -147,7 +147,7 @@ def m003_model_facts(db: Database) -> None:
 
 @migrations()
 def m004_jobs(db: Database) -> None:
-    """Jobs outlive the page that started them: a reload finds its job again, a crash leaves a trace."""
+    """Keep jobs, so that a reload finds its job again and a crash leaves a trace."""
     db.table("jobs").create(
         {
             "id": str,
@@ -170,7 +170,7 @@ def m004_jobs(db: Database) -> None:
 
 @migrations()
 def m005_programs(db: Database) -> None:
-    """Memory programs compiled here, for versions other than those that the shipped ones are for."""
+    """Keep memory programs that were compiled here for other versions than the shipped ones."""
     db.table("programs").create(
         {"versions": str, "header": str, "numbers": bytes, "created_at": str},
         pk="versions",
@@ -181,7 +181,7 @@ def m005_programs(db: Database) -> None:
 
 @migrations()
 def m006_origins(db: Database) -> None:
-    """Runs measured elsewhere come in by import; `kept_at` is when a row came into this file."""
+    """Tell imported runs apart; `kept_at` is when a row came into this file."""
     measurements = db.table("measurements")
     measurements.add_column("origin", str, not_null_default="own")
     measurements.add_column("source", str)
@@ -190,19 +190,19 @@ def m006_origins(db: Database) -> None:
 
 @migrations()
 def m007_curves(db: Database) -> None:
-    """What calibration reads off a dry run, kept because a history of many requests takes long to replay."""
+    """Keep what calibration reads off a dry run: many requests take long to replay."""
     db.table("curves").create({"id": str, "numbers": str}, pk="id", not_null={"numbers"}, strict=True)
 
 
 @migrations()
 def m008_emulated_capacities(db: Database) -> None:
-    """A run may be limited to less than its card has; null, as in every row before, is one that had it all."""
+    """Keep the capacity that was emulated; null, as in older rows, is the whole GPU."""
     db.table("environments").add_column("emulated_bytes", int)
 
 
 @migrations()
 def m009_digests(db: Database) -> None:
-    """A hash of a run's rows, by which recovery knows them; null, as in every row before, is a run that has none."""
+    """Keep a hash of a run's rows, by which recovery knows them; older rows have none."""
     db.table("measurements").add_column("digest", str)
 
 

@@ -256,7 +256,7 @@ def _conditions_of(runs: Sequence[Graded]) -> str:
 
 
 def by_gpu(graded: Sequence[Graded], gpu: Gpu) -> GpuAccuracy:
-    """Tell how wrong predictions were on this GPU, with the nearest evidence where no whole pipeline was measured."""
+    """Tell how wrong predictions were on this GPU, or name the nearest evidence."""
     own = _told(graded, gpu)
     if own.is_measured:
         return own
@@ -324,7 +324,7 @@ class Confirmation:
 
     @property
     def state(self) -> State:
-        """Say whether every run agrees within `CONFIRMED_WITHIN`: by allocated peaks, else by the reserved ones."""
+        """Say whether every run agrees within `CONFIRMED_WITHIN`."""
         found = self.allocated or self.reserved
         if found is None:
             return "not measured"
@@ -380,7 +380,7 @@ class Confirmed:
 
 
 def confirmed(graded: Sequence[Graded], *, is_whole: bool) -> list[Confirmed]:
-    """Tell for each compute capability which conditions runs confirm, whole pipelines or halves of the VAE.
+    """Tell for each compute capability which conditions are confirmed by runs.
 
     For whole pipelines those of the catalogue that nobody measured are there too, so that they are seen to be empty.
     """

@@ -154,7 +154,7 @@ def _reason_not_graded(observation: Observation) -> str:
 
 
 def _formula_bytes(scope: Scope, peak: Peak, request: GenerationRequest) -> int:
-    """Compute the published formula's peak allocated, or with its 20 % the peak reserved, as its answer has them."""
+    """Compute the published formula's allocated peak, or with its 20 % the reserved one."""
     breakdown = estimate(request)
     if scope == "pipeline":
         return breakdown.total_bytes if peak == "reserved" else breakdown.base_bytes + breakdown.activation_bytes

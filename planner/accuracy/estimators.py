@@ -47,7 +47,7 @@ def invokeai_vae_encode(height: int, width: int, element: int = FLOAT16_BYTES) -
 
 
 def invokeai_vae_tiled(constant: int, tile: int = TILE_SIDE, element: int = FLOAT16_BYTES) -> int:
-    """Estimate InvokeAI's working memory of a tiled half of the VAE, in bytes: one tile and a quarter of it.
+    """Estimate InvokeAI's working memory of a tiled half of the VAE, in bytes.
 
     `constant` is 2200 for decode and 1100 for encode. Source: invokeai/backend/util/vae_working_memory.py at 09dadda4.
     """
@@ -96,7 +96,7 @@ def forge_unet(
 
 
 def gguf_parser_unet(height: int, width: int) -> float:
-    """Estimate gguf-parser's memory of the UNet, in bytes: a regression over pixels, without batch or guidance.
+    """Estimate gguf-parser's memory of the UNet, in bytes: a regression over pixels.
 
     Source: gguf-parser-go, zz_generated.diffusion_model_memory_usage.regression.go, at 92f69a02.
     """
@@ -132,7 +132,7 @@ def systemrequirements_total(height: int, width: int, batch: int) -> int:
 
 
 def memtracker_vae_decode(height: int, width: int, batch: int) -> int:
-    """Compute what torch's MemTracker finds for VAE decode, in bytes: three maps of 256 channels, no workspace.
+    """Compute what torch's MemTracker finds for VAE decode, in bytes.
 
     Source: torch.distributed._tools.MemTracker run under FakeTensorMode.
     """

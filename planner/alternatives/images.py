@@ -1,4 +1,4 @@
-"""Images that run one after another: the list as text, what each needs, and which of them decides on each card."""
+"""Images that run one after another: the list as text, what each needs, and which of them decides on each GPU."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class ImageRow(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As a person reads it."""
+        """Say it as a person reads it."""
         return f"{self.width}×{self.height}" + (f", {self.count} at once" if self.count > 1 else "")
 
     def of(self, request: GenerationRequest) -> GenerationRequest:
-        """The request for these images, with all other settings of `request`.
+        """Give the request for these images, with all other settings of `request`.
 
         Raises:
             InvalidArgument: the request's task does not take this size.
@@ -45,7 +45,7 @@ class ImageRow(NamedTuple):
 
 
 def parse_images(text: str) -> list[ImageRow]:
-    """The images that `text` lists, as `images_text` writes them; none for an empty one.
+    """List the images of `text`, as `images_text` writes them; none for an empty text.
 
     Raises:
         InvalidArgument: the text is no such list, is too long, or a number in it breaks its rule.
@@ -72,12 +72,12 @@ def parse_images(text: str) -> list[ImageRow]:
 
 
 def images_text(rows: Iterable[ImageRow]) -> str:
-    """The images as an address holds them: ``1024x768*2,512x512``."""
+    """Write the images as an address holds them: ``1024x768*2,512x512``."""
     return ",".join(f"{row.width}x{row.height}" + (f"*{row.count}" if row.count > 1 else "") for row in rows)
 
 
 def deciding(answers: Sequence[Answer]) -> int:
-    """The place of the answer that decides for one card: of those with the worst verdict, the one with most need.
+    """Find the place of the answer that decides: the largest need of the worst verdict.
 
     The images run one after another, so that the largest need counts, and never the sum.
 
@@ -90,14 +90,14 @@ def deciding(answers: Sequence[Answer]) -> int:
 
 
 class Worst(NamedTuple):
-    """What decides over a list of images on one card: an image, and its answer there."""
+    """The image that decides over a list on one GPU, and its answer there."""
 
     row: ImageRow
     answer: Answer
 
     @property
     def words(self) -> str:
-        """The verdict and the image behind it with its need; without the card's name."""
+        """Say the verdict and the image behind it with its need, without the GPU's name."""
         answer = self.answer
         need, worst_need, usable = answer.need_bytes, answer.worst_need_bytes, answer.card.usable_bytes
         said = f"{SIGNS[answer.verdict]} {answer.verdict}: {self.row.text}"
@@ -108,27 +108,27 @@ class Worst(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Images that run one after another, and for each card an answer for each of them, in their order."""
+    """Images that run one after another, and for each GPU an answer for each of them, in their order."""
 
     rows: tuple[ImageRow, ...]
     answers: tuple[tuple[Answer, ...], ...]
 
     @property
     def worst(self) -> list[Worst]:
-        """The image that decides on each card, in the cards' order."""
+        """List the image that decides on each GPU, in the GPUs' order."""
         places = ((deciding(of_card), of_card) for of_card in self.answers)
         return [Worst(self.rows[place], of_card[place]) for place, of_card in places]
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict that decides over every image and card."""
+        """Give the verdict that decides over every image and GPU."""
         return worst(one.answer.verdict for one in self.worst)
 
     @property
     def title(self) -> str:
-        """What is told of them, as a heading."""
+        """Title them, as a heading."""
         many = f"{len(self.rows)} images, one after another" if len(self.rows) > 1 else "1 image"
-        return f"Listed beside it: {many}. The worst on each card"
+        return f"Listed beside it: {many}. The worst on each GPU"
 
 
 def answer_images(
@@ -140,7 +140,7 @@ def answer_images(
     library: Library | None = None,
     evidence: Evidence | None = None,
 ) -> Listed:
-    """Each image on each card, with all other settings of `request`.
+    """Answer each image on each GPU, with all other settings of `request`.
 
     Raises:
         InvalidArgument: the request's task does not take one of the sizes.

@@ -48,7 +48,7 @@ def _evidence_line(found: Calibrated, card: Card) -> str:
 def calibrated(
     request: GenerationRequest, card: Card, library: Library, evidence: Evidence, raw: Answer
 ) -> tuple[Answer, bool]:
-    """Correct the dry run `raw` by the runs of such GPUs, and tell whether they are enough to prefer it to `raw`.
+    """Correct the dry run `raw` by measured runs, and tell whether they are enough to prefer it.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.

@@ -75,7 +75,7 @@ class Evidence:
         return self._calibrations[family]
 
     def has_enough_for(self, request: GenerationRequest, card: Card) -> bool:
-        """Tell whether enough runs like this request may be known to correct it, before any of their curves is made."""
+        """Tell whether there may be enough runs like this request to correct it."""
         target = self.target(request, card)
         return sum(target.weight(one.traits) for one in self._calibrating(target.family)) >= MIN_WEIGHT
 

@@ -23,7 +23,7 @@ _REACHED = 0.99
 # A name that the catalogue lacks is compared with all of its names, which takes time.
 @lru_cache(maxsize=1024)
 def model_of(card: str, total_bytes: int | None = None) -> str:
-    """Give the catalogue's name of a GPU by any of its names and its memory, or the name where it has none."""
+    """Give the catalogue's name of a GPU by any of its names and its memory, or that name."""
     try:
         return card_named(card, total_bytes).name
     except UnknownCard:
@@ -97,7 +97,7 @@ class Observation:
         return card if self.emulated_bytes is None else emulated_card(card, self.emulated_bytes)
 
     def lacks_room_for(self, reserved_bytes: float) -> bool:
-        """Tell whether its GPU's memory cannot hold this much reserved and the CUDA context, at the best of both."""
+        """Tell whether its GPU cannot hold this much reserved memory and the CUDA context."""
         if self.scope != "pipeline" or self.gpu is None:
             return False
         return reserved_bytes + self.gpu.context_low_bytes > self.gpu.best_bytes
@@ -148,7 +148,7 @@ class Run:
 
 
 def newest(observations: Iterable[Observation]) -> list[Observation]:
-    """Keep, of runs that come newest first, `NEWEST` of equal traits and `NEWEST_OF_REQUEST` of one form of these."""
+    """Keep the newest runs: `NEWEST` of equal traits, `NEWEST_OF_REQUEST` of one request."""
     kept: list[Observation] = []
     counts: dict[tuple, int] = {}
     for one in observations:

@@ -40,7 +40,7 @@ def test_lines_follow_the_stages_and_end_with_the_whole():
         "VAE decoder, allocated",
         "Peak allocated",
         "Peak reserved",
-        "Card memory needed",
+        "GPU memory needed",
     ]
     assert lines[-1].measured_bytes == 4_200_000_000
     assert lines[-1].predicted_bytes == PREDICTION.need_bytes
