@@ -53,7 +53,7 @@ def test_largest_sizes_and_map_open(big):
     tables = big.get_by_test_id("stDataFrame")
     before = tables.count()
     big.get_by_text("Map of sizes, GPUs and batches").click()
-    expect(big.get_by_text("each played to its end")).to_be_visible(timeout=60_000)
+    expect(big.get_by_text("dry runs at batch 1")).to_be_visible(timeout=60_000)
     expect(tables).to_have_count(before + 1)
 
 
@@ -119,7 +119,7 @@ def test_charts_log_no_warnings(open_page, width):
     logged = []
     page.on("console", lambda message: logged.append(message.text))
     page.reload()
-    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    page.get_by_role("heading", name="Export").wait_for(timeout=30_000)
     settle(page)
     drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
     expect(drawn).to_have_count(3)

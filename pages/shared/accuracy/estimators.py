@@ -15,8 +15,8 @@ from planner.accuracy.grading import Graded
 from planner.calibration.evidence import Observation
 from planner.replay.dry_run import RUN_TO_RUN
 
-_TOO_LITTLE, _TOO_MUCH, _WITHIN = "predicts too little", "predicts too much", typeset(f"within {RUN_TO_RUN:.2%}")
-_COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}
+_TOO_LOW, _TOO_HIGH, _WITHIN = "too low", "too high", typeset(f"within {RUN_TO_RUN:.2%}")
+_COLORS = {_TOO_LOW: RED, _TOO_HIGH: BLUE, _WITHIN: GREEN}
 # Ticks of the axis, as errors in per cent. No error is below −100 %.
 _TICKS = (-100, -30, -10, -1, 0, 1, 10, 30, 100, 300, 1000, 3000)
 
@@ -28,7 +28,7 @@ def side_of(error: float) -> str:
     """Name the side of an error; the spread of repeated runs counts as neither."""
     if abs(error) <= RUN_TO_RUN:
         return _WITHIN
-    return _TOO_LITTLE if error < 0 else _TOO_MUCH
+    return _TOO_LOW if error < 0 else _TOO_HIGH
 
 
 def _words(section: Section) -> str:

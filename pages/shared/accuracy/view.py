@@ -154,7 +154,7 @@ def confirmed_view(graded: Sequence[Graded]) -> None:
                 {
                     "Compute capability": one.title,
                     "Measured on": ", ".join(one.gpus),
-                    **{f"{state[:1].upper()}{state[1:]}": ", ".join(one.words(state)) for state in STATES},
+                    **{f"{state[:1].upper()}{state[1:]}": typeset(", ".join(one.words(state))) for state in STATES},
                 }
                 for one in measured
             ],
@@ -167,7 +167,7 @@ def confirmed_view(graded: Sequence[Graded]) -> None:
 
 def _confirmed_lines(one: Confirmed) -> list[str]:
     """Write one compute capability as a list in Markdown."""
-    states = [f"  - {state}: {plain(', '.join(words))}" for state in STATES if (words := one.words(state))]
+    states = [f"  - {state}: {typeset(plain(', '.join(words)))}" for state in STATES if (words := one.words(state))]
     return [f"- **{plain(one.title)}** ({plain(', '.join(one.gpus))})", *states]
 
 

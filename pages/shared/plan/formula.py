@@ -68,7 +68,7 @@ def _terms(breakdown: Breakdown) -> None:
     with st.container(border=True, gap="small"):
         for name, expression, size_bytes in breakdown.terms():
             st.markdown(f"**{name} = {gib(size_bytes)}** :gray[{_MEANING[name]}]  \n`{expression}`")
-    st.caption(f"Parameters: {breakdown.facts.source}. Sizes are those of latents, an eighth of the image.")
+    st.caption(f"Parameters: {breakdown.facts.source}. Latents have an eighth of the image's width and height.")
 
 
 def _beside(request: GenerationRequest, one: Answered, library: Library) -> None:

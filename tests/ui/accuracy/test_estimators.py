@@ -80,6 +80,6 @@ def test_the_spread_of_repeated_runs_has_no_side():
     assert [side_of(error) for error in (-0.0025, 0.0025, -0.003, 0.003)] == [
         "within 0.25\N{NO-BREAK SPACE}%",
         "within 0.25\N{NO-BREAK SPACE}%",
-        "predicts too little",
-        "predicts too much",
+        "too low",
+        "too high",
     ]
