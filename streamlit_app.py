@@ -1,7 +1,7 @@
-"""Plan: which GPUs run this request, by how much, and how we know.
+"""The Plan page: which GPUs can run this request, and how much memory is left.
 
-This file is the app as well: ``streamlit run`` finds `app` below, imports this file for it, and serves the HTTP answers
-beside the pages. For every visit it runs the same file as a script.
+This file is also the app: ``streamlit run`` imports it, finds `app` below and serves the HTTP answers beside the pages.
+For every visit it runs the same file as a script.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from planner.request import GenerationRequest
 
 
 def verdicts(shown: list[Answered]) -> None:
-    """A card for each answer, three in a row where there is room."""
+    """Draw a box for each answer, three in a row where there is room."""
     for start in range(0, len(shown), 3):
         row = shown[start : start + 3]
         for column, one in zip(st.columns(3), row, strict=False):
@@ -56,7 +56,7 @@ def verdicts(shown: list[Answered]) -> None:
 
 
 def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answered], library: Library | None) -> None:
-    """What the verdicts rest on, what would change them, and what the memory goes to."""
+    """Draw what the verdicts rest on, what would change them, and what uses the memory."""
     answers = [one.answer for one in shown]
     reasons_view(answers)
     card_notes_view(answers)
@@ -75,8 +75,8 @@ def explanation(request: GenerationRequest, cards: list[Card], shown: list[Answe
 
 
 def plan_page() -> None:
-    """Draw the page: the request, the cards and the basis, and what they come to."""
-    open_page("Plan", "Which GPUs run this Stable Diffusion v1.5 request, by how much, and how we know.")
+    """Draw the page: the controls of request, GPUs and basis, and the answers."""
+    open_page("Plan", "Which GPUs can run this Stable Diffusion v1.5 request, and how much memory is left.")
     controls, results = controls_and_results("Request, GPUs and basis")
     with controls:
         request = request_controls()
@@ -85,21 +85,21 @@ def plan_page() -> None:
         published_control()
     with results:
         if request is None:
-            st.info("Correct the request and the answer appears here.", icon=":material/arrow_back:")
+            st.info("Correct the request to see the answer here.", icon=":material/arrow_back:")
         elif not cards:
-            st.info("Choose at least one GPU and the answer appears here.", icon=":material/arrow_back:")
+            st.info("Choose at least one GPU to see the answer here.", icon=":material/arrow_back:")
         else:
             programs_notice()
             library, _ = session.library()
-            # Most requests take milliseconds; many tiles of many images take long.
+            # Most requests take milliseconds, but many tiles of many images take long.
             plan = planned(request)
             with st.spinner("Replaying the request on each GPU"):
                 evidence, notice = session.evidence(plan.published)
-                # The images are listed far below, and answered there.
+                # The listed images are answered where they are drawn, far below.
                 found = answer_plan(replace(plan, images=""), cards, library=library, evidence=evidence)
                 shown = [beside(answer, request, library) for answer in found.answers]
             st.caption(f"{request.describe()}.")
-            # The list is typed into far below, and what it makes of the verdicts belongs above them.
+            # The list of images is drawn far below, but its verdict belongs above the others.
             above = st.container()
             verdicts(shown)
             meanings, rest, below = st.container(), st.container(), st.container()
@@ -114,7 +114,7 @@ def plan_page() -> None:
                 verdict_words({answer.verdict for answer in (*found.answers, *worst)})
             with rest:
                 if notice:
-                    st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
+                    st.warning(f"{sentence(notice)} The answers do not use it.", icon=":material/warning:")
                 explanation(request, cards, shown, library)
 
 

@@ -1,4 +1,4 @@
-"""Verify: run the planned request on the attached card, watch it, and compare it with the prediction."""
+"""The Verify page: run the planned request on a GPU of this machine and compare it with the prediction."""
 
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from planner.request import GenerationRequest
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "verify_on_colab.ipynb"
 
-open_page("Verify", "Run the planned request for real, watch it, and see how far the prediction was off.")
+open_page("Verify", "Run the planned request for real, and see how far off the prediction was.")
 history_notice()
 
 
 def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: str, force: bool) -> None:
-    """Queue the run; its id goes into the address, so that a reload finds it again."""
+    """Queue the run, and put its id into the address so that a reload finds it again."""
     library, _ = session.library()
     evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
     try:
@@ -49,9 +49,9 @@ with controls:
     request = request_controls()
 with results:
     programs_notice()
-    lacking = missing()
-    if lacking:
-        st.warning(f"**Nothing can be run here.** {sentence(str(lacking))}", icon=":material/build:")
+    not_installed = missing()
+    if not_installed:
+        st.warning(f"**Nothing can be run here.** {sentence(str(not_installed))}", icon=":material/build:")
     attached_cards_view()
     if request is None:
         st.info("Correct the request, then verify it.", icon=":material/arrow_back:")
@@ -68,20 +68,21 @@ with results:
             default="synthetic",
             required=True,
             key="weights",
-            help="Synthetic weights have the real shapes and bytes and need no download. hub downloads the real ones.",
+            help="synthetic: random weights of the real shapes and sizes, without a download. hub: the real weights, "
+            "downloaded once.",
         )
         force = st.checkbox(
-            "Measure again", key="force", help="A request measured before is answered from the history unless ticked."
+            "Measure again", key="force", help="Run the request even if the history already has a run of it."
         )
     (jobs, problem), is_possible = session.queue(), capacity.is_possible
     if problem and session.store()[0]:
-        # What is wrong with the history itself stands above.
+        # An error of the history itself is already shown at the top of the page.
         st.error(sentence(problem), icon=":material/error:")
     if is_possible:
         try:
             check_runnable(request, device)
         except NotInstalled:
-            # Said above, where it is seen before anything is chosen.
+            # The warning above has said so, before anything was chosen.
             is_possible = False
         except PlannerError as error:
             is_possible = False
@@ -99,7 +100,7 @@ with results:
         job_view(jobs, request)
     command = verify_command(request, capacity.size_bytes)
     rehearsal = f"\n{command} --device cpu" if is_possible and not device.card else ""
-    where = "on a machine with a GPU and, as a rehearsal, here" if rehearsal else "on a machine with a GPU"
+    where = "on a machine with a GPU or, as a rehearsal, on this one" if rehearsal else "on a machine with a GPU"
     st.caption(f"In a terminal, {where}:")
     st.code(f"{command}{rehearsal}", language="bash", wrap_lines=True)
     if not device.card:
@@ -110,6 +111,6 @@ with results:
             "application/x-ipynb+json",
             icon=":material/download:",
             key="notebook",
-            help="Runs what teaches most about a GPU, as 'make gpu-check' does on a machine that has one, and brings "
-            "home a file of runs to import here.",
+            help="Measures the most informative requests on a GPU, as 'make gpu-check' does, and writes a file of "
+            "runs to import here.",
         )

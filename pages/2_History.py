@@ -1,4 +1,4 @@
-"""History: measured runs, each with what had been predicted of it."""
+"""The History page: measured runs, each with its predictions."""
 
 import streamlit as st
 
@@ -10,23 +10,23 @@ from pages.shared.history.recover import set_aside_notice
 from pages.shared.history.runs import Runs, find, runs
 from pages.shared.history.table import selection_bar
 
-open_page("History", "Every measured run, and how far each prediction was off.")
+open_page("History", "Every measured run, and how far off each prediction was.")
 history_notice(with_set_aside=False)
 set_aside_notice()
 
 
 def nothing_yet() -> None:
-    """What to do where no run is shown because there is none."""
+    """Say what to do while there is no run to show."""
     st.info(
-        "No run was measured yet. **Verify** measures one on the attached GPU, or rehearses one on the CPU; "
-        "`python -m planner verify` does the same in a terminal. **Import** takes in the runs of another planner, and "
-        "**Reference runs** shows what others published.",
+        "No run was measured yet. **Verify** measures one on a GPU of this machine, or rehearses one on the CPU; "
+        "`python -m planner verify` does the same in a terminal. **Import** adds the runs of another planner, and "
+        "**Reference runs** shows runs that others published.",
         icon=":material/history:",
     )
 
 
 def chosen_view(found: Runs, ids: list[str], seen: set[str]) -> None:
-    """The chosen run in full, or the chosen runs beside each other."""
+    """Draw the chosen run in full, or compare the chosen runs."""
     chosen = [run for run in (find(found, text) for text in ids) if run]
     if missing := len(ids) - len(chosen):
         gone = "The run in this link is" if missing == 1 else f"{missing} runs in this link are"
@@ -38,7 +38,7 @@ def chosen_view(found: Runs, ids: list[str], seen: set[str]) -> None:
         details(found, chosen[0])
 
 
-# Places for what can be drawn only once the runs are there: the frame stands before they are read.
+# The frame is drawn before the runs are read: these containers are filled afterwards.
 filters = st.container(horizontal=True, vertical_alignment="bottom")
 bar = st.container(horizontal=True, vertical_alignment="center")
 with bar:
@@ -46,7 +46,8 @@ with bar:
         "Reference runs",
         key="reference",
         bind="query-params",
-        help="Published measurements, each with its source. They ship with the planner, apart from the history.",
+        help="Runs that others measured and published, each with its source. They ship with the planner and are "
+        "not part of the history.",
     )
 with st.spinner("Reading the history"):
     from pages.shared.history.files import downloads, import_control

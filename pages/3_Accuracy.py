@@ -1,4 +1,4 @@
-"""Accuracy: how wrong on this GPU, then every measured run against what each basis says of it."""
+"""The Accuracy page: how far off predictions were, by GPU, by group of runs, and by run."""
 
 import streamlit as st
 
@@ -6,15 +6,15 @@ from pages.shared.controls.request import published_control
 from pages.shared.frame import session
 from pages.shared.frame.chrome import history_notice, open_page, programs_notice
 
-open_page("Accuracy", "How wrong predictions were, by measured runs. No run is graded on itself.")
+open_page("Accuracy", "How far off predictions were on measured runs. Each run is left out of its own prediction.")
 
 
 def nothing_yet(with_published: bool) -> None:
-    """What to do where there is no run to grade."""
-    published = "" if with_published else " **Count reference runs** shows what others measured."
+    """Say what to do while there is no run to grade."""
+    published = "" if with_published else " **Count reference runs** adds runs that others published."
     st.info(
-        "No run on a GPU is in the history yet. **Verify** measures one where there is a GPU, and **History** imports "
-        f"those of another planner; rehearsals on the CPU judge no GPU.{published}",
+        "The history has no run on a GPU yet. **Verify** measures one on a machine with a GPU, and **History** imports "
+        f"the runs of another planner. Rehearsals on the CPU say nothing about GPUs.{published}",
         icon=":material/query_stats:",
     )
 
@@ -29,7 +29,7 @@ bar = st.empty()
 
 
 def report(done: float) -> None:
-    """How far the grading is; nothing is drawn where it is there at once."""
+    """Draw how much of the grading is done, 0 to 1; grading that was kept draws nothing."""
     if done:
         bar.progress(min(done, 1.0), "Replaying measured requests, each time without the run that is graded")
 

@@ -1,4 +1,4 @@
-"""The app in a real browser: a server of its own on this machine, and Debian's chromium."""
+"""Run the app on a server of its own on this machine, and open it in Debian's chromium."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium")
-# The last five keep Chromium from looking for its maker's servers.
+# The last five options keep Chromium from contacting its maker's servers.
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,7 +27,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# The engine is the same; what a page asks of it is whether it is a phone's.
+# A page only looks for a phone in the user agent, so the engine can stay the same.
 PHONE = (
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36"
 )
@@ -40,14 +40,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-# Two ways to start the app: ``make run``, and how everyone starts a Streamlit app.
+# Two ways to start the app: ``make run``, and the usual command of Streamlit.
 MAKE_RUN = ("pages.shared.server",)
 STREAMLIT_RUN = ("streamlit", "run", "streamlit_app.py", "--server.address", "127.0.0.1")
 
 
 @contextlib.contextmanager
 def server(history: Path, module: Sequence[str] = MAKE_RUN) -> Generator[str]:
-    """The app, started as ``python -m`` this module, on a free port of this machine; its address."""
+    """Start the app as ``python -m`` this module on a free port, and give its address."""
     port = free_port()
     command = [sys.executable, "-m", *module, "--server.headless", "true", "--server.port", str(port)]
     environment = os.environ | {"PLANNER_DB": str(history)}
@@ -77,7 +77,7 @@ def wait_until_healthy(address: str, process: subprocess.Popen, log: Path) -> No
 
 @contextlib.contextmanager
 def chromium() -> Generator[Browser]:
-    """Headless chromium."""
+    """Start a headless chromium."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         try:
@@ -87,19 +87,19 @@ def chromium() -> Generator[Browser]:
 
 
 def device(width: int) -> dict[str, Any]:
-    """Options of a browser context: a window of so many pixels, on a phone where it is narrow."""
+    """Return the options of a browser context of this width in pixels; narrow ones are phones."""
     viewport = {"width": width, "height": 900}
     return {"viewport": viewport, "user_agent": PHONE, "has_touch": True} if width < 600 else {"viewport": viewport}
 
 
 def settle(page: Page) -> None:
-    """Wait until the page's script has run to its end and the browser has loaded the code of every control."""
+    """Wait until the page's script has ended and the browser has loaded every control."""
     page.wait_for_selector(SETTLED)
     page.wait_for_function("!document.querySelector('[data-testid=stMain] [data-testid=stSkeleton]')")
 
 
 def whole_page(page: Page, path: Path) -> None:
-    """A screenshot of everything, not only of what fits the window."""
+    """Save a screenshot of the whole page, not only of the window."""
     size = page.viewport_size
     assert size is not None
     page.wait_for_timeout(800)

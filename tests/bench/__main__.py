@@ -1,4 +1,4 @@
-"""``make bench``: figures measured in one run on this machine, as a table. Nothing here passes or fails."""
+"""``make bench``: measure times and sizes on this machine and print them as a table, without limits."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ Row = tuple[str, str, str]
 
 
 def cold(*argv: str) -> float:
-    """Median seconds of a fresh process."""
+    """Return the median seconds of a new process."""
     seconds = []
     for _ in range(COLD_RUNS):
         began = time.perf_counter()
@@ -45,7 +45,7 @@ def cold(*argv: str) -> float:
 
 
 def command_line() -> list[Row]:
-    """What a script waits for."""
+    """Measure commands that scripts wait for."""
     numpy = cold("-c", "import numpy")
     rows = [("python -c 'import numpy', cold", f"{numpy * 1000:.0f} ms", "")]
     for argv in (["fit"], ["fit", "--json"]):
@@ -56,7 +56,7 @@ def command_line() -> list[Row]:
 
 
 def painted(page: Page, address: str, text: str) -> tuple[float, float]:
-    """Seconds from going to an address until its title and until its content are seen."""
+    """Measure the seconds from opening an address to its title and to its content."""
     began = time.perf_counter()
     page.goto(address, wait_until="commit")
     page.wait_for_selector("h1")
@@ -66,7 +66,7 @@ def painted(page: Page, address: str, text: str) -> tuple[float, float]:
 
 
 def first_paints(browser: Browser, history: Path, pages: dict[str, tuple[str, str]]) -> list[Row]:
-    """Each page as the first one of a fresh server in a browser without a cache."""
+    """Measure each page as the first one of a new server, in a browser without a cache."""
     rows = []
     for name, (path, text) in pages.items():
         titles, contents = [], []
@@ -85,7 +85,7 @@ def first_paints(browser: Browser, history: Path, pages: dict[str, tuple[str, st
 
 
 def server_process() -> psutil.Process:
-    """The one child of this process that is the app's server."""
+    """Return the process of the app's server, the only child of this process."""
     return next(child for child in psutil.Process().children() if "pages.shared.server" in child.cmdline())
 
 
@@ -101,7 +101,7 @@ def timed(act: Callable[[], None], wait: Callable[[], None]) -> float:
 
 
 def in_use(browser: Browser, folder: Path) -> list[Row]:
-    """A server that people work with."""
+    """Measure a server that several people use."""
     rows = []
     with server(folder / "use.db") as address:
         process = server_process()
@@ -130,7 +130,7 @@ def in_use(browser: Browser, folder: Path) -> list[Row]:
         pressed = timed(button.click, progress.wait_for)
         rows.append(("Verify: pressed until the first progress", f"{pressed * 1000:.0f} ms", "a cold worker"))
         cancel = page.get_by_role("button", name="Cancel")
-        cancelled = timed(cancel.click, page.get_by_text("Was cancelled").wait_for)
+        cancelled = timed(cancel.click, page.get_by_text("Cancelled").wait_for)
         rows.append(("Verify: cancel until the result", f"{cancelled * 1000:.0f} ms", ""))
         page.goto(f"{address}/History")
         page.get_by_text("1 of 1 run").wait_for()
@@ -139,10 +139,10 @@ def in_use(browser: Browser, folder: Path) -> list[Row]:
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure everything and print the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # Nobody's history but this one's.
+        # The history of the user must not change the figures.
         os.environ["PLANNER_DB"] = str(folder / "empty.db")
         rows = command_line() + dry_runs() + planning() + repaint()
         os.environ["PLANNER_DB"] = str(folder / "many.db")

@@ -1,4 +1,4 @@
-"""Print how well calibration recovers simulated cards and the reference runs: errors, coverage, widths and seconds.
+"""Print how well calibration recovers simulated GPUs and reference runs: errors, coverage, widths, seconds.
 
 ``python -m tests.bench.calibration [SEEDS]`` is what a change of `planner/calibration/calibrate.py` is judged by.
 """
@@ -24,7 +24,7 @@ OUTLIERS = 0.05
 
 
 def recovered(seeds: int, sizes: str, count: int, fraction: float, noise: float, constant: float) -> list[tuple]:
-    """Return for each history and target its error, whether each interval holds the truth, and the width."""
+    """Return, for each history and target, its error, whether the interval holds the truth, and its width."""
     rows = []
     for seed in range(seeds):
         runs = history(
@@ -65,7 +65,7 @@ def line(name: str, rows: list[tuple]) -> str:
 
 
 def simulations(seeds: int) -> None:
-    """Print the recovery of simulated cards, first the one that all earlier figures are of, then all together."""
+    """Print the recovery of simulated GPUs, first the one of all earlier figures, then all together."""
     print(HEADER, "|---|" + "---:|" * 9, sep="\n")
     for sizes, count in itertools.product(SIZES, COUNTS):
         rows = recovered(4 * seeds, sizes, count, 0.6, 0.01, 0)
@@ -101,7 +101,7 @@ def references() -> None:
 
 
 def seconds() -> None:
-    """Print what one answer takes with 10, 100 and 1,000 runs in memory, curves known."""
+    """Print the seconds of one answer with 10, 100 and 1,000 runs in memory and their curves known."""
     request = TARGETS[2]
     for count in (10, 100, 1000):
         runs = history(count, 1, fraction=0.6, requests=ORDINARY)

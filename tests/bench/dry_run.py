@@ -1,4 +1,4 @@
-"""What the dry run costs, and how far the published measurements are from it."""
+"""Measure the cost of the dry run, and its errors on the reference runs."""
 
 import random
 import statistics
@@ -23,7 +23,7 @@ AMPERE = KernelPolicy.of((8, 6))
 
 
 def seconds(act: Callable[[], object], times: int) -> float:
-    """Median of so many runs."""
+    """Return the median milliseconds of this many calls."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()
@@ -38,13 +38,13 @@ def unseen_sizes(count: int) -> list[tuple[int, int]]:
 
 
 def one_dry_run(height: int, width: int) -> None:
-    """Everything from a request to its peaks, allocator and all."""
+    """Run everything from a request to its peaks, including the allocator."""
     request = GenerationRequest(height=8 * height, width=8 * width)
     dry_run(events_of(shipped(), request), AMPERE)
 
 
 def live_trace_seconds() -> float:
-    """The real modules on the meta device for one request, libraries already imported, best of three."""
+    """Trace the real modules on the meta device for one request: the best of three, without imports."""
     code = f"""
 import time
 from diffusers.utils import logging; logging.set_verbosity_error()
@@ -63,7 +63,7 @@ print(min(taken))
 
 
 def compile_seconds() -> float:
-    """Everything that ``python -m planner compile --force`` waits for, libraries imported anew."""
+    """Measure ``python -m planner compile --force``, with its imports."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program"
         began = time.perf_counter()
@@ -75,7 +75,7 @@ def compile_seconds() -> float:
 
 
 def dry_runs() -> list[Row]:
-    """The dry run's own costs."""
+    """Return the rows of the dry run for ``make bench``."""
     began = time.perf_counter()
     events_of(shipped(), REQUEST)
     first = time.perf_counter() - began

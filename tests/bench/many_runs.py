@@ -1,4 +1,4 @@
-"""What ten thousand measured runs cost: taken in, asked of, and graded."""
+"""Measure the cost of ten thousand measured runs: import, answers, and grading."""
 
 import random
 import subprocess
@@ -23,7 +23,7 @@ Row = tuple[str, str, str]
 
 
 def write(path: Path) -> None:
-    """Ten thousand made-up runs of three hundred requests on four cards, as lines of the history's format."""
+    """Write ten thousand made-up runs of three hundred requests on four GPUs as lines of an export."""
     rng = random.Random(0)
     requests = [
         GenerationRequest(
@@ -54,14 +54,14 @@ def write(path: Path) -> None:
 
 
 def seconds(*argv: str) -> float:
-    """One command in a process of its own."""
+    """Return the seconds of one command in a new process."""
     began = time.perf_counter()
     subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def many_runs(folder: Path) -> list[Row]:
-    """Rows of the table; the history is left in ``many.db`` of the folder, which ``PLANNER_DB`` must name."""
+    """Return rows of the table; ``PLANNER_DB`` must name ``many.db`` of the folder, where the history stays."""
     from cache.history.observations import gather
     from planner.accuracy.grading import grade
 

@@ -1,4 +1,4 @@
-"""``make pictures``: the README's pictures, from the app with an empty history."""
+"""``make pictures``: draw the README's pictures from the app with an empty history."""
 
 import sys
 import tempfile

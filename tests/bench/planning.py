@@ -1,4 +1,4 @@
-"""What the other way round costs: boundaries on cards, and a map of more than six hundred cells."""
+"""Measure the largest sizes on GPUs, and a map of more than six hundred cells."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Row = tuple[str, str, str]
 
 
 def forget() -> None:
-    """Forget every answer that was kept, so that the next is worked out."""
+    """Clear all caches of answers."""
     for name in ("planner.fit", "planner.replay.minimum", "planner.replay.peaks", "planner.alternatives.sizes"):
         for kept in vars(import_module(name)).values():
             if getattr(kept, "__module__", None) == name and hasattr(kept, "cache_clear"):
@@ -23,7 +23,7 @@ def forget() -> None:
 
 
 def cold_ms(act: Callable[[], object], times: int = 3) -> float:
-    """Least milliseconds of so many, each with nothing kept from before."""
+    """Return the fewest milliseconds of this many calls, each with empty caches."""
     taken = []
     for _ in range(times):
         forget()
@@ -34,7 +34,7 @@ def cold_ms(act: Callable[[], object], times: int = 3) -> float:
 
 
 def planning() -> list[Row]:
-    """Rows for ``make bench``."""
+    """Return rows for ``make bench``."""
     library, request = shipped(), GenerationRequest()
     cards = [card_named(name) for name in DEFAULT_CARDS]
     need_bytes(request, cards[0], library)

@@ -1,4 +1,4 @@
-"""What a change of one control on Plan costs the server, the page run by Streamlit itself without a browser."""
+"""Measure the server time of changing one control on Plan, without a browser."""
 
 import statistics
 import sys
@@ -14,7 +14,7 @@ Row = tuple[str, str, str]
 
 
 def repaint() -> list[Row]:
-    """Rows for ``make bench``: sizes that nobody asked for before, then one that was."""
+    """Return rows for ``make bench``: new sizes first, then one that is cached."""
     at = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=60).run()
     taken = []
     for width in WIDTHS:

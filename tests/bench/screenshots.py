@@ -1,4 +1,4 @@
-"""``make screenshots``: every page in light and dark, 1280 and 390 px wide, into the folder named in SCREENSHOTS.
+"""``make screenshots``: save every page, light and dark, 1280 and 390 px wide, in the folder SCREENSHOTS.
 
 The history behind them holds one real rehearsal and, marked as made up, the outcomes a GPU could have had.
 """
@@ -46,7 +46,7 @@ SHOTS = {
 
 
 def history(path: Path) -> tuple[Store, dict[str, str]]:
-    """A history with a rehearsal measured now, and made-up rows for what this machine cannot measure."""
+    """Make a history with a new rehearsal, and made-up rows for what this machine cannot measure."""
     store, jobs = Store(path), None
     request = GenerationRequest(width=128, height=128, steps=2)
     predictions = tuple(
@@ -76,7 +76,7 @@ def history(path: Path) -> tuple[Store, dict[str, str]]:
 
 
 def main() -> int:
-    """Write the pictures and say where they are."""
+    """Write the pictures, and print their folder."""
     folder = Path(os.environ.get("SCREENSHOTS", "screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -97,7 +97,7 @@ def main() -> int:
                         whole_page(page, folder / f"{name}-{scheme}-{width}.png")
                         if name == "verify-running":
                             page.get_by_role("button", name="Cancel").click()
-                            page.get_by_text("Was cancelled").wait_for()
+                            page.get_by_text("Cancelled").wait_for()
                     context.close()
     print(f"{len(SHOTS) * 4} screenshots in {folder}")
     return 0

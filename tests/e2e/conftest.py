@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 from cache.history.store import Store
 from tests.browser import CHROMIUM, chromium, device, server
 
-# A loaded machine takes longer to show a thing; one that never comes is still missed.
+# A loaded machine needs more time than the default.
 expect.set_options(timeout=20_000)
 
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory) -> Store:
-    """One history a module: what one page wrote, the next one finds."""
+    """Create one history for the tests of a module."""
     return Store(tmp_path_factory.mktemp("history") / "planner.db")
 
 
@@ -39,7 +39,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, app):
-    """Open an address of the app in a browser that knows nothing yet."""
+    """Open an address of the app in a new browser context."""
     contexts = []
 
     def open_(path: str = "/", *, width: int = 1280, scheme: str = "light"):

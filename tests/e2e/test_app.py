@@ -1,4 +1,4 @@
-"""What a person does, in a real browser, with the real worker."""
+"""Test the pages in a real browser, with the real worker."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def go(page, name: str) -> None:
     page.wait_for_selector(f"h1:has-text('{name}')")
 
 
-def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_page):
+def test_a_change_reaches_verdicts_and_address(open_page):
     page = open_page()
     headroom = signed_gib(fit(GenerationRequest(), card_named("T4")).headroom_bytes)
     expect(page.get_by_text(headroom)).to_be_visible()
@@ -45,7 +45,7 @@ def test_plan_answers_and_a_change_reaches_the_verdicts_and_the_address(open_pag
     expect(page).to_have_url(re.compile(r"\?width=2048$"))
 
 
-def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
+def test_a_link_keeps_the_plan_on_every_page(open_page):
     page = open_page("/Verify?width=768&batch=2&task=txt2img")
     expect(width_of(page)).to_have_value("768")
     expect(page.get_by_text("--task txt2img --width 768 --batch 2").first).to_be_visible()
@@ -56,7 +56,7 @@ def test_a_link_followed_cold_reproduces_the_plan_on_every_page(open_page):
     expect(page.locator("p", has_text="txt2img 768×512, batch 2")).to_be_visible()
 
 
-def test_the_back_button_leads_back_to_the_plan_as_it_was(open_page):
+def test_the_back_button_restores_the_plan(open_page):
     page = open_page("/?width=128&height=128&steps=3")
     expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
     go(page, "Verify")
@@ -72,7 +72,7 @@ def test_the_back_button_leads_back_to_the_plan_as_it_was(open_page):
     expect(width_of(page)).to_have_value("128")
 
 
-def test_the_app_asks_no_other_host_for_anything(browser, app):
+def test_the_app_requests_no_other_host(browser, app):
     context = browser.new_context()
     page, hosts = context.new_page(), set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
@@ -85,13 +85,13 @@ def test_the_app_asks_no_other_host_for_anything(browser, app):
 
 
 @pytest.mark.parametrize(("typed", "name"), [("/history", "History"), ("/verify", "Verify"), ("/plan", "Plan")])
-def test_a_page_is_found_in_small_letters_too(open_page, typed, name):
+def test_page_names_in_small_letters_work(open_page, typed, name):
     page = open_page(f"{typed}?width=768")
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
     expect(page).to_have_url(re.compile("width=768"))
 
 
-def test_a_typed_plan_comes_along(open_page):
+def test_a_typed_plan_is_kept(open_page):
     page = open_page()
     width_of(page).fill("640")
     width_of(page).press("Enter")
@@ -116,14 +116,14 @@ def test_a_bad_size_is_said_in_place(open_page):
     expect(page.get_by_text("Traceback")).to_have_count(0)
 
 
-def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, history):
+def test_a_rehearsal_from_start_to_deletion(open_page, history):
     page = open_page(f"/Verify?{REHEARSAL}")
     expect(page.get_by_text("No GPU to measure here")).to_be_visible()
 
     page.get_by_role("button", name="Verify").click()
     expect(page.get_by_text("Loading: libraries")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Was cancelled in: Loading")).to_be_visible()
+    expect(page.get_by_text("Cancelled in: Loading")).to_be_visible()
 
     page.get_by_role("button", name="Verify").click()
     seen = set()
@@ -132,15 +132,15 @@ def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, hi
         seen.add(phase)
         if len(seen) == 1:
             page.reload()
-    expect(page.get_by_text("Ran to the end")).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("Against the dry run and the formula")).to_be_visible()
-    expect(page.get_by_text("keeps the model loaded")).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("Completed")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Compared with the dry run and the formula")).to_be_visible()
+    expect(page.get_by_text("The model stays loaded")).to_be_visible(timeout=10_000)
 
     page.get_by_role("button", name="Verify").click()
-    expect(page.get_by_text("Answered from the history")).to_be_visible()
+    expect(page.get_by_text("This result is from the history")).to_be_visible()
 
-    page.get_by_role("button", name="Release it").click()
-    expect(page.get_by_text("keeps the model loaded")).to_have_count(0)
+    page.get_by_role("button", name="Free memory").click()
+    expect(page.get_by_text("The model stays loaded")).to_have_count(0)
 
     assert [run.measured.outcome for run in history.measurements()] == ["ok", "cancelled"]
     go(page, "History")
@@ -150,15 +150,15 @@ def test_a_rehearsal_is_shown_cancelled_finished_found_and_deleted(open_page, hi
     settle(page)
     # The rows are drawn on a canvas: the first one's checkbox lies below the header.
     table.click(position={"x": 16, "y": 53})
-    expect(page.get_by_text("Ran to the end")).to_be_visible()
+    expect(page.get_by_text("Completed")).to_be_visible()
     expect(page).to_have_url(re.compile("run="))
 
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Keep it").click()
+    page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert len(history.measurements()) == 2
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete it").click()
+    page.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("1 of 1 run.")).to_be_visible()
     assert [run.measured.outcome for run in history.measurements()] == ["cancelled"]
 
@@ -180,7 +180,7 @@ def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
     assert inside == []
 
 
-def test_the_controls_are_reached_by_keyboard(open_page):
+def test_the_keyboard_reaches_the_controls(open_page):
     page = open_page()
     expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
     expect(page.get_by_role("spinbutton", name="Steps")).to_be_visible()
@@ -193,7 +193,7 @@ def test_the_controls_are_reached_by_keyboard(open_page):
     assert {"Width, px", "Height, px", "Batch", "Steps"} <= reached
 
 
-def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
+def test_charts_have_descriptions(open_page):
     page = open_page()
     charts = page.get_by_test_id("stVegaLiteChart")
     expect(charts).to_have_count(3)
@@ -206,7 +206,7 @@ def test_a_chart_has_words_for_those_who_cannot_see_it(open_page):
         expect(chart).to_have_attribute("aria-label", re.compile(re.escape(words)))
 
 
-def test_a_plans_link_is_also_a_check_without_python(app):
+def test_a_plans_link_works_over_http(app):
     with urllib.request.urlopen(f"{app}/api/fit?width=2048&height=2048&gpu=T4", timeout=30) as response:
         answer = json.load(response)
         assert response.headers["Planner-Exit-Code"] == "11"

@@ -1,4 +1,4 @@
-"""The History page in a real browser: rows are drawn on a canvas, which only a browser can click."""
+"""Test the History page in a real browser, because only a browser can click the canvas of a table."""
 
 import re
 
@@ -17,7 +17,7 @@ A10 = make_environment(card="NVIDIA A10")
 
 @pytest.fixture
 def runs(history):
-    """Two runs and no more, newest first."""
+    """Store two runs, and return them newest first."""
     for run in history.measurements():
         history.delete_measurement(run.measurement_id)
     history.save_measurement(GenerationRequest(), make_environment(), make_measured())
@@ -26,14 +26,14 @@ def runs(history):
 
 
 def tick(page, row: int) -> None:
-    """Tick a row of the table of runs, the first one below the header being 0."""
+    """Tick a row of the table of runs; 0 is the first row below the header."""
     table = page.get_by_test_id("stDataFrame").first
     table.locator("canvas").first.wait_for()
     settle(page)
     table.click(position={"x": 16, "y": 53 + 35 * row})
 
 
-def test_two_ticked_runs_are_compared_and_their_link_compares_them_again(open_page, runs):
+def test_a_link_keeps_a_comparison(open_page, runs):
     page = open_page("/History")
     expect(page.get_by_text("2 of 2 runs")).to_be_visible()
     tick(page, 0)
@@ -45,16 +45,16 @@ def test_two_ticked_runs_are_compared_and_their_link_compares_them_again(open_pa
     expect(chart).to_have_attribute("aria-label", re.compile("UNet: A 2.89 GiB, B 2.89 GiB"))
     page.go_back()
     expect(page.get_by_text("2 runs compared")).to_have_count(0)
-    expect(page.get_by_text("Ran to the end")).to_be_visible()
+    expect(page.get_by_text("Completed")).to_be_visible()
     linked = open_page(f"/History?run={runs[0]}&run={runs[1]}")
     expect(linked.get_by_text("2 runs compared")).to_be_visible()
     tick(linked, 0)
     expect(linked).to_have_url(re.compile(f"run={runs[1]}$"))
 
 
-def test_a_filter_is_in_the_address_and_a_reload_keeps_it(open_page, runs):
+def test_a_reload_keeps_a_filter(open_page, runs):
     page = open_page("/History")
-    page.get_by_role("combobox", name="Card").click()
+    page.get_by_role("combobox", name="GPU").click()
     page.get_by_role("option", name="NVIDIA A10").click()
     expect(page.get_by_text("1 of 2 runs. 1 hidden by card.")).to_be_visible()
     expect(page).to_have_url(re.compile(r"filter-card=NVIDIA(\+|%20)A10"))
@@ -76,7 +76,7 @@ def test_rerun_opens_verify_with_the_request_over_another_plan(open_page, runs):
     expect(page).not_to_have_url(re.compile("batch=4|run="))
 
 
-def test_what_is_downloaded_here_is_imported_elsewhere(open_page, history, runs, tmp_path):
+def test_downloaded_runs_can_be_imported_elsewhere(open_page, history, runs, tmp_path):
     page = open_page("/History")
     page.get_by_role("button", name="Download", exact=True).click()
     for label in ("CSV", "JSON lines"):
@@ -93,12 +93,12 @@ def test_what_is_downloaded_here_is_imported_elsewhere(open_page, history, runs,
     page.get_by_role("button", name="Import").click()
     lines = {"name": "runs.jsonl", "mimeType": "application/jsonl", "buffer": (tmp_path / "JSON lines").read_bytes()}
     page.get_by_test_id("stFileUploader").locator("input").set_input_files(lines)
-    expect(page.get_by_text("Imported 2 runs, 0 were known.")).to_be_visible()
+    expect(page.get_by_text("Imported 2 runs, 0 were already known.")).to_be_visible()
     expect(page.get_by_text("2 of 2 runs.")).to_be_visible()
     assert [run.origin for run in Store(history.path).measurements()] == ["imported", "imported"]
 
 
-def test_the_filters_and_the_table_are_reached_by_keyboard(open_page, runs):
+def test_the_keyboard_reaches_filters_and_table(open_page, runs):
     page = open_page("/History")
     page.get_by_test_id("stDataFrame").locator("canvas").first.wait_for()
     settle(page)
@@ -109,4 +109,4 @@ def test_the_filters_and_the_table_are_reached_by_keyboard(open_page, runs):
             page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText") or ""
         )
     told = " ".join(reached)
-    assert all(name in told for name in ("Card", "Outcome", "More filters", "Reference runs", "Import", "Download"))
+    assert all(name in told for name in ("GPU", "Outcome", "More filters", "Reference runs", "Import", "Download"))

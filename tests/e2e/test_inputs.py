@@ -1,4 +1,4 @@
-"""Input and cards as people have them, in a real browser: what is picked, typed and uploaded reaches the address."""
+"""Test controls in a real browser: what is picked, typed and uploaded reaches the address."""
 
 import re
 from io import BytesIO
@@ -28,7 +28,7 @@ def section(page, name: str):
     return page.locator("details", has=page.locator("summary", has_text=name))
 
 
-def test_a_common_size_and_the_swap_reach_the_address_and_a_reload_keeps_them(open_page):
+def test_common_size_and_swap_reach_the_address(open_page):
     page = open_page("/?gpu=T4")
     page.get_by_role("combobox", name="Size").click()
     page.get_by_role("option", name="1920×1080, 1080p").click()
@@ -43,10 +43,10 @@ def test_a_common_size_and_the_swap_reach_the_address_and_a_reload_keeps_them(op
     expect(page.get_by_text(headroom)).to_be_visible()
 
 
-def test_an_image_and_a_prompt_set_what_they_stand_for(open_page):
+def test_image_and_prompt_set_the_request(open_page):
     page = open_page()
     settle(page)
-    fold = section(page, "From a prompt or an image")
+    fold = section(page, "Set from a prompt or an image")
     fold.locator("summary").click()
     fold.locator("input[type=file]").set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": png(770, 512)}
@@ -61,7 +61,7 @@ def test_an_image_and_a_prompt_set_what_they_stand_for(open_page):
     assert "cat" not in page.url
 
 
-def test_options_of_a_link_are_in_sight_and_stay_so_under_the_hand(open_page):
+def test_options_of_a_link_stay_open(open_page):
     page = open_page("/?vae_tiling=true")
     options = section(page, "Options")
     tiling = options.get_by_text("VAE tiling")
@@ -72,10 +72,10 @@ def test_options_of_a_link_are_in_sight_and_stay_so_under_the_hand(open_page):
     expect(tiling).to_be_visible()
 
 
-def test_a_described_card_and_workers_are_shared_by_a_link(open_page):
+def test_a_link_keeps_described_gpu_and_workers(open_page):
     page = open_page("/?gpu=T4")
     settle(page)
-    fold = section(page, "Other GPUs, and sharing")
+    fold = section(page, "Other GPUs and sharing")
     fold.locator("summary").click()
     for name, text in (("GPU memory", "12GiB"), ("Compute capability", "8.6")):
         fold.get_by_role("textbox", name=name).fill(text)
@@ -93,7 +93,7 @@ def test_a_described_card_and_workers_are_shared_by_a_link(open_page):
         expect(cold.get_by_text(headroom).first).to_be_visible()
 
 
-def test_cards_of_a_link_stand_in_its_order(open_page):
+def test_a_link_keeps_the_order_of_gpus(open_page):
     page = open_page("/?gpu=RTX+4060&gpu=A100&gpu=T4")
     expect(page.get_by_test_id("stMetric")).to_have_count(3)
     shown = page.get_by_test_id("stMain").inner_text()
@@ -108,7 +108,7 @@ def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
     settle(page)
     controls = section(page, "Request, GPUs and basis")
     controls.locator("summary").first.click()
-    section(page, "From a prompt or an image").last.locator("summary").click()
+    section(page, "Set from a prompt or an image").last.locator("summary").click()
     expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
     page.wait_for_timeout(800)
     outside = page.evaluate(
@@ -121,7 +121,7 @@ def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
     assert controls.get_by_text("Workers per GPU").is_visible()
 
 
-def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_page):
+def test_a_phone_shows_the_answer_first(open_page):
     page = open_page("/?width=2048&height=2048&gpu=T4", width=390)
     headroom = page.get_by_test_id("stMetric")
     expect(headroom).to_be_in_viewport()
@@ -139,7 +139,7 @@ def test_on_a_phone_the_answer_comes_first_and_the_request_is_a_tap_away(open_pa
     expect(headroom).to_be_in_viewport()
 
 
-def test_on_a_phone_verify_shows_its_device_first_and_a_wide_window_its_request(open_page):
+def test_a_phone_shows_verifys_device_first(open_page):
     device = open_page("/Verify", width=390).get_by_text("CPU rehearsal", exact=True)
     expect(device).to_be_in_viewport()
     width = device.page.get_by_role("spinbutton", name="Width, px")
@@ -149,12 +149,12 @@ def test_on_a_phone_verify_shows_its_device_first_and_a_wide_window_its_request(
     expect(open_page("/Verify").get_by_role("spinbutton", name="Width, px")).to_be_in_viewport()
 
 
-def test_on_a_phone_a_refused_link_says_so_at_once(open_page):
+def test_a_phone_shows_errors_of_a_link_at_once(open_page):
     page = open_page("/?width=99999", width=390)
     expect(page.get_by_text("width must be between 64 and 8192, got 99999")).to_be_in_viewport()
 
 
-def test_on_a_phone_what_a_list_of_images_makes_of_the_plan_comes_first_and_leads_to_the_list(open_page):
+def test_a_phone_shows_the_lists_verdict_first(open_page):
     page = open_page("/?gpu=T4&images=4096x4096,512x512", width=390)
     need = gib(fit(GenerationRequest(width=4096, height=4096), card_named("T4")).need_bytes)
     expect(page.get_by_test_id("stAlert").get_by_text(f"✕ no: 4096×4096 needs {need}")).to_be_in_viewport()

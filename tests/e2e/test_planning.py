@@ -1,4 +1,4 @@
-"""Planning in a real browser: what would make it fit, what fits, the map, and what is taken along."""
+"""Test planning in a real browser: remedies, largest sizes, the map, and exports."""
 
 import json
 import re
@@ -29,20 +29,20 @@ def big(open_page):
     return page
 
 
-def test_a_remedy_says_what_it_brings_and_is_taken_and_taken_back(big):
+def test_a_remedy_can_be_applied_and_undone(big):
     tiled = fit(GenerationRequest(width=2048, height=2048, vae_tiling=True), T4, "dry-run")
     expect(big.get_by_text("T4 is tight: it needs 15.87 GiB of 14.56 GiB")).to_be_visible()
     expect(big.get_by_text(f"Needs {gib(tiled.need_bytes)}").first).to_be_visible()
     expect(big.get_by_text("pipe.vae.enable_tiling()").first).to_be_visible()
-    big.get_by_role("button", name="Use it").first.click()
+    big.get_by_role("button", name="Apply").first.click()
     expect(big).to_have_url(re.compile("vae_tiling=[Tt]rue"))
     expect(big.get_by_text(f"needs {gib(tiled.need_bytes)} of 14.56 GiB usable")).to_be_visible()
     big.go_back()
     expect(big.get_by_text("T4 is tight: it needs 15.87 GiB of 14.56 GiB")).to_be_visible(timeout=20_000)
 
 
-def test_the_largest_sizes_and_the_map_are_a_click_away(big):
-    big.get_by_text("The largest size and batch on each card").click()
+def test_largest_sizes_and_map_open(big):
+    big.get_by_text("Largest size and batch on each GPU").click()
     expect(big.get_by_text("one step more does not")).to_be_visible(timeout=60_000)
     found = sizes(BIG, T4, shipped())
     square = found.sizes["square"]
@@ -53,12 +53,12 @@ def test_the_largest_sizes_and_the_map_are_a_click_away(big):
     tables = big.get_by_test_id("stDataFrame")
     before = tables.count()
     big.get_by_text("Map of sizes, GPUs and batches").click()
-    expect(big.get_by_text("each played to its end")).to_be_visible(timeout=60_000)
+    expect(big.get_by_text("dry runs at batch 1")).to_be_visible(timeout=60_000)
     expect(tables).to_have_count(before + 1)
 
 
 @pytest.mark.parametrize(("label", "ending"), [("JSON", ".json"), ("Markdown", ".md"), ("Picture", ".png")])
-def test_a_plan_is_taken_along(big, label, ending):
+def test_a_plan_can_be_downloaded(big, label, ending):
     with big.expect_download(timeout=60_000) as waiting:
         big.get_by_role("button", name=label, exact=True).click()
     download = waiting.value
@@ -78,7 +78,7 @@ def test_the_planned_call_can_be_copied(big):
     expect(big.locator("code").filter(has_text="StableDiffusionImg2ImgPipeline").last).to_be_visible()
 
 
-def test_every_run_can_be_looked_at_by_group(open_page):
+def test_runs_can_be_grouped(open_page):
     page = open_page("/Accuracy")
     expect(page.get_by_text("Inside interval").first).to_be_visible(timeout=30_000)
     # Two of whole pipelines, two of halves of the VAE, and one of other estimators.
@@ -86,10 +86,10 @@ def test_every_run_can_be_looked_at_by_group(open_page):
     page.get_by_test_id("stButtonGroup").get_by_text("Stage", exact=True).click()
     expect(page).to_have_url(re.compile("by=Stage"))
     page.get_by_text("Count reference runs").click()
-    expect(page.get_by_text("No run on a GPU is in the history yet")).to_be_visible()
+    expect(page.get_by_text("The history has no run on a GPU yet")).to_be_visible()
 
 
-def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(open_page):
+def test_a_verdict_links_to_its_accuracy(open_page):
     page = open_page("/?width=1024&gpu=T4&gpu=L4")
     page.get_by_text("Export").wait_for(timeout=30_000)
     settle(page)
@@ -114,12 +114,12 @@ def test_how_wrong_on_a_gpu_is_one_click_from_its_verdict_and_the_plan_stays(ope
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_vega_has_nothing_to_warn_of(open_page, width):
+def test_charts_log_no_warnings(open_page, width):
     page = open_page(f"{LINK}&gpu=RTX+4060", width=width)
     logged = []
     page.on("console", lambda message: logged.append(message.text))
     page.reload()
-    page.get_by_text("Take it along").wait_for(timeout=30_000)
+    page.get_by_role("heading", name="Export").wait_for(timeout=30_000)
     settle(page)
     drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
     expect(drawn).to_have_count(3)

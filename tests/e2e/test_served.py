@@ -1,4 +1,4 @@
-"""The app however it is started: the HTTP answers are there before anybody opened a page, and pages beside them."""
+"""Test both ways to start the app: they serve the HTTP answers and the pages from the start."""
 
 import json
 import urllib.error
@@ -17,7 +17,7 @@ def app(request, history):
 
 
 def get(address: str, method: str = "GET") -> tuple[int, str, bytes]:
-    """Status, type and body of the answer, whatever the status is."""
+    """Return status, type and body of the answer, for any status."""
     asked = urllib.request.Request(address, method=method)
     try:
         with urllib.request.urlopen(asked, timeout=30) as answer:
@@ -37,14 +37,14 @@ def check_answers(app: str) -> None:
 
 
 # First of all: no page was opened on this server yet.
-def test_it_answers_before_and_after_a_page_is_opened(app, open_page):
+def test_http_answers_before_and_after_a_page_is_opened(app, open_page):
     check_answers(app)
     expect(open_page("/").get_by_role("heading", name="Plan", exact=True)).to_be_visible()
     check_answers(app)
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/", "/api/fit/", "/api/fits", "/api/fit/T4", "/api/v1/fit?gpu=T4"])
-def test_no_other_address_beside_it_answers_with_a_page(app, path):
+def test_unknown_addresses_are_not_found(app, path):
     status, kind, body = get(f"{app}{path}")
     assert (status, kind) == (404, "application/json")
     assert (
@@ -57,5 +57,5 @@ def test_no_other_address_beside_it_answers_with_a_page(app, path):
 @pytest.mark.parametrize(
     ("path", "name"), [("/", "Plan"), ("/?gpu=T4", "Plan"), ("/Verify", "Verify"), ("/history", "History")]
 )
-def test_pages_stand_beside_it(open_page, path, name):
+def test_pages_are_served_beside_the_answers(open_page, path, name):
     expect(open_page(path).get_by_role("heading", name=name, exact=True)).to_be_visible()

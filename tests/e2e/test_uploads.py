@@ -1,4 +1,4 @@
-"""Files as large as people have them reach each uploader, and what came of them is on the page."""
+"""Test that large files reach each uploader, and that the page shows the result."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def taken(tmp_path_factory):
 def test_a_phones_photo_becomes_the_plan(open_page, taken):
     page = open_page()
     settle(page)
-    fold(page, "From a prompt or an image").locator("input[type=file]").set_input_files(taken)
+    fold(page, "Set from a prompt or an image").locator("input[type=file]").set_input_files(taken)
     expect(page.get_by_text("photo.jpg is 3024×4032.")).to_be_visible()
     expect(page.get_by_role("spinbutton", name="Height, px")).to_have_value("4032")
 
@@ -64,7 +64,7 @@ def test_a_phones_photo_becomes_the_plan(open_page, taken):
 def test_a_phones_photo_becomes_one_of_the_list(open_page, taken):
     page = open_page("/?gpu=T4")
     settle(page)
-    fold(page, "The list of images").locator("input[type=file]").set_input_files([taken])
+    fold(page, "List of images").locator("input[type=file]").set_input_files([taken])
     expect(page.get_by_text("Of the one image in the list")).to_be_visible()
     expect(page).to_have_url(re.compile("images=3024x4032"))
 
@@ -85,17 +85,17 @@ def test_a_history_of_thousands_of_runs_is_imported(open_page, history, tmp_path
     page.get_by_role("button", name="Import").click()
     uploader = page.get_by_test_id("stFileUploader")
     uploader.locator("input").set_input_files(file_of(tmp_path, "runs.jsonl", content))
-    expect(page.get_by_text(f"Imported {RUNS:,} runs, 0 were known.")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text(f"Imported {RUNS:,} runs, 0 were already known.")).to_be_visible(timeout=120_000)
 
 
-def test_what_is_not_taken_was_announced_beside_it(open_page, tmp_path):
+def test_refused_uploads_are_announced(open_page, tmp_path):
     page = open_page()
     settle(page)
-    found = fold(page, "From a prompt or an image")
+    found = fold(page, "Set from a prompt or an image")
     found.locator("input[type=file]").set_input_files(file_of(tmp_path, "photo.png", b"\0" * (101 * MB)))
     uploader = found.get_by_test_id("stFileUploader")
     expect(uploader.get_by_role("alert")).to_contain_text("100.0MB or smaller")
     # Streamlit's own words are for screen readers alone.
     expect(
-        found.get_by_text("PNG, JPEG or WebP of up to 100 MB. Any other file turns red and is not taken.")
+        found.get_by_text("PNG, JPEG or WebP of up to 100 MB. Other files turn red and are not used.")
     ).to_be_visible()

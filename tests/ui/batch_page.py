@@ -1,4 +1,4 @@
-"""The list of images by itself, as a page would draw it. Streamlit runs this file."""
+"""Draw the list of images on a page of its own, which Streamlit runs."""
 
 from pages.shared.controls.cards import card_controls
 from pages.shared.controls.request import request_controls

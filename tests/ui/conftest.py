@@ -13,13 +13,13 @@ PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "p
 
 @pytest.fixture(autouse=True)
 def checked_charts(monkeypatch):
-    """Every chart that a test draws is held against Vega-Lite's schema, which the app spares itself."""
+    """Check every chart that a test draws against Vega-Lite's schema, which the app skips."""
     monkeypatch.setattr("pages.shared.frame.charts.VALIDATE", True)
 
 
 @pytest.fixture(autouse=True)
 def fresh_caches():
-    """AppTest shares Streamlit's caches between tests: the queue of one would serve the next."""
+    """Clear Streamlit's caches, which AppTest would share between tests."""
     st.cache_data.clear()
     st.cache_resource.clear()
     yield
@@ -29,7 +29,7 @@ def fresh_caches():
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Workers that follow a script instead of loading a model."""
+    """Replace workers by ones that follow a script instead of loading a model."""
 
     def follow(script: str, *more: str) -> None:
         command = [sys.executable, "-m", "tests.worker.scripted", script, *more]
@@ -40,7 +40,7 @@ def scripted(monkeypatch):
 
 @pytest.fixture
 def open_page():
-    """Open a page by its link, as a cold visitor would."""
+    """Open a page by its link, as a new visitor would."""
 
     def open_(page: str = "streamlit_app.py", **params) -> AppTest:
         at = AppTest.from_file(str(ROOT / PAGES[0]), default_timeout=30)
@@ -54,5 +54,6 @@ def open_page():
 
 
 def texts(elements) -> str:
-    """What a person reads: Markdown's escapes are gone."""
-    return re.sub(r"\\([^A-Za-z0-9\s])", r"\1", "\n".join(str(element.value) for element in elements))
+    """Return what a person reads: without Markdown's escapes, with plain spaces."""
+    joined = "\n".join(str(element.value) for element in elements).replace("\N{NO-BREAK SPACE}", " ")
+    return re.sub(r"\\([^A-Za-z0-9\s])", r"\1", joined)

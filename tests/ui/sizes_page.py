@@ -1,4 +1,4 @@
-"""What fits and the map by themselves, as a page would draw them. Streamlit runs this file."""
+"""Draw the largest sizes and the map on a page of their own, which Streamlit runs."""
 
 import streamlit as st
 

@@ -1,4 +1,4 @@
-"""Every page, run by Streamlit itself without a browser."""
+"""Test every page, run by Streamlit without a browser."""
 
 import time
 
@@ -38,7 +38,7 @@ def test_every_page_says_that_a_damaged_history_was_set_aside(open_page, own_his
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_page_stands_without_a_history(open_page, monkeypatch, tmp_path, page):
+def test_every_page_works_without_a_history(open_page, monkeypatch, tmp_path, page):
     monkeypatch.setenv("PLANNER_DB", str(tmp_path))
     at = open_page(page)
     assert not at.exception
@@ -96,7 +96,7 @@ def test_text_in_a_link_is_shown_as_text(open_page):
     assert "task must be one of" in texts(at.warning)
 
 
-def test_a_history_that_vanishes_under_a_running_app_is_begun_again(open_page, own_history):
+def test_a_deleted_history_is_created_again(open_page, own_history):
     open_page(HISTORY)
     for path in own_history.parent.glob("planner.db*"):
         path.unlink()
@@ -105,13 +105,13 @@ def test_a_history_that_vanishes_under_a_running_app_is_begun_again(open_page, o
     assert own_history.exists()
 
 
-def test_an_alias_in_a_link_is_taken_for_its_card(open_page):
+def test_an_alias_in_a_link_names_its_gpu(open_page):
     at = open_page(gpu=["A100"])
     assert at.multiselect(key="gpu").value == ["A100-40GB"]
     assert len(at.metric) == 1
 
 
-def test_a_size_that_txt2img_refuses_is_said_in_place_and_nothing_is_lost(open_page):
+def test_a_size_that_txt2img_refuses_is_an_error(open_page):
     at = open_page(task="txt2img", width="504", batch="3")
     at.number_input(key="width").set_value(500).run()
     assert not at.exception
@@ -124,17 +124,17 @@ def test_a_size_that_txt2img_refuses_is_said_in_place_and_nothing_is_lost(open_p
 
 def test_img2img_says_that_it_rounds(open_page):
     at = open_page(width="515")
-    assert "img2img works on 512×512" in texts(at.caption)
+    assert "img2img runs at 512×512" in texts(at.caption)
 
 
-def test_no_card_chosen_says_what_to_do(open_page):
+def test_without_gpus_plan_says_what_to_do(open_page):
     at = open_page()
     at.multiselect(key="gpu").set_value([]).run()
     assert not at.exception
     assert "Choose at least one GPU" in texts(at.info)
 
 
-def test_what_the_formula_does_not_count_is_named(open_page):
+def test_the_formula_names_what_it_does_not_count(open_page):
     at = open_page(batch="4", basis="formula")
     assert "batch 4: the formula has no batch" in texts(at.warning)
     at = open_page(batch="4")
@@ -142,8 +142,12 @@ def test_what_the_formula_does_not_count_is_named(open_page):
     assert "batch 4: the formula has no batch" in "\n".join(texts(one.markdown) for one in at.expander)
 
 
-def test_plan_says_how_far_measured_runs_are_from_both(open_page, own_history):
-    assert "No run on a GPU is in the history yet" in texts(open_page().caption)
+def _signed(error: float) -> str:
+    return f"{error:+.0%}".replace("-", "−").replace("%", " %")
+
+
+def test_plan_shows_the_errors_of_both_methods(open_page, own_history):
+    assert "The history has no run on a GPU yet" in texts(open_page().caption)
     store = Store(own_history)
     for kind in ("cuda", "cpu"):
         store.save_measurement(
@@ -155,11 +159,11 @@ def test_plan_says_how_far_measured_runs_are_from_both(open_page, own_history):
     off = make_measured().peak_allocated_bytes
     dry_run, formula = (of.peak_allocated_bytes / off - 1 for of in (DRY_RUN, FORMULA))
     shown = texts(open_page().caption)
-    assert f"the dry run over 1 measured run on GPUs: {dry_run:+.0%} in the median" in shown
-    assert f"the formula over 1 measured run on GPUs: {formula:+.0%} in the median" in shown
+    assert f"dry run (1 run) {_signed(dry_run)} in the median" in shown
+    assert f"formula (1 run) {_signed(formula)} in the median" in shown
 
 
-def test_the_plan_comes_along_to_verify_and_back(open_page):
+def test_the_plan_is_kept_on_the_way_to_verify_and_back(open_page):
     at = open_page(width="1024", batch="4")
     at.switch_page(VERIFY).run()
     assert (at.number_input(key="width").value, at.number_input(key="batch").value) == (1024, 4)
@@ -169,7 +173,7 @@ def test_the_plan_comes_along_to_verify_and_back(open_page):
     assert at.number_input(key="width").value == 1024
 
 
-def test_the_basis_comes_along_to_verify_and_back(open_page):
+def test_the_basis_is_kept_on_the_way_to_verify_and_back(open_page):
     at = open_page(width="1024", basis="formula")
     at.switch_page(VERIFY).run()
     assert at.query_params["basis"] in ("formula", ["formula"])
@@ -189,17 +193,17 @@ def test_verify_without_a_gpu_says_why_and_what_to_do(open_page, no_driver):
     assert texts(open_page(VERIFY, width="1024").code) == "python -m planner verify --width 1024"
 
 
-def test_verify_shows_the_card_its_free_memory_and_who_holds_it(open_page, nvml, cuda_build):
+def test_verify_shows_free_memory_and_processes(open_page, nvml, cuda_build):
     from types import SimpleNamespace
 
     nvml.processes = [SimpleNamespace(pid=2**22 + 1, usedGpuMemory=2**30)]
     at = open_page(VERIFY)
     assert "Tesla T4" in texts(at.markdown)
-    assert f"Held by another container or user ({2**22 + 1}, 1.00 GiB)" in texts(at.caption)
+    assert f"In use by another container or user ({2**22 + 1}, 1.00 GiB)" in texts(at.caption)
     assert not at.error
 
 
-def test_verify_says_why_torch_cannot_use_a_card(open_page, nvml, cuda_build):
+def test_verify_says_why_torch_cannot_use_a_gpu(open_page, nvml, cuda_build):
     nvml.driver = "550.54.15"
     at = open_page(VERIFY)
     assert "driver 550.54.15 is too old for torch's CUDA 13.0: install driver 580 or newer" in texts(at.error)
@@ -215,19 +219,19 @@ def finish(at):
     return at
 
 
-def test_verify_runs_and_shows_the_result_beside_the_prediction(open_page, no_driver, scripted, own_history):
+def test_verify_compares_the_result_with_the_prediction(open_page, no_driver, scripted, own_history):
     scripted("good")
     at = open_page(VERIFY, **SMALL)
     at.button(key="verify").click().run()
     finish(at)
     assert not at.exception
-    assert "**Ran to the end**" in texts(at.markdown)
-    assert "Against the dry run and the formula" in texts(at.markdown)
+    assert "**Completed**" in texts(at.markdown)
+    assert "Compared with the dry run and the formula" in texts(at.markdown)
     assert "The dry run's allocated peak is" in texts(at.caption)
     assert "The formula's allocated peak is" in texts(at.caption)
     assert len(Store(own_history).measurements()) == 1
     at.button(key="verify").click().run()
-    assert "Answered from the history" in texts(at.info)
+    assert "This result is from the history" in texts(at.info)
     at.checkbox(key="force").check().run()
     at.button(key="verify").click().run()
     finish(at)
@@ -244,7 +248,7 @@ def test_a_failed_run_is_shown_with_its_reason(open_page, no_driver, scripted):
     assert "**Failed in: Denoising**" in texts(at.markdown)
 
 
-def test_a_job_can_be_cancelled_and_a_reload_finds_it_again(open_page, no_driver, scripted):
+def test_a_job_survives_a_reload_and_can_be_cancelled(open_page, no_driver, scripted):
     scripted("hang-in:unet")
     at = open_page(VERIFY, **SMALL)
     at.button(key="verify").click().run()
@@ -253,11 +257,11 @@ def test_a_job_can_be_cancelled_and_a_reload_finds_it_again(open_page, no_driver
     cancel = next(button for button in again.button if button.label == "Cancel")
     cancel.click().run()
     finish(again)
-    assert "Was cancelled" in texts(again.markdown)
-    assert "Was cancelled" in texts(finish(at.run()).markdown)
+    assert "Cancelled" in texts(again.markdown)
+    assert "Cancelled" in texts(finish(at.run()).markdown)
 
 
-def test_verify_says_what_the_cpu_cannot_rehearse_before_it_is_pressed(open_page, no_driver):
+def test_verify_refuses_what_the_cpu_cannot_rehearse(open_page, no_driver):
     at = open_page(VERIFY, width="1024", height="1024")
     assert "Device cpu rehearses at most 512x512 pixels in all" in texts(at.info)
     assert at.button(key="verify").disabled
@@ -280,7 +284,7 @@ def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_b
     assert texts(at.code) == "python -m planner verify --width 64 --height 64 --steps 2 --capacity 8GiB"
     at.button(key="verify").click().run()
     finish(at)
-    assert "**Ran to the end** on Tesla T4, 8 GiB emulated" in texts(at.markdown)
+    assert "**Completed** on Tesla T4, 8 GiB emulated" in texts(at.markdown)
     assert "emulated capacity" in texts(at.markdown)
     [run] = Store(own_history).measurements()
     assert run.environment.emulated_bytes == run.measured.free_before_bytes == 8 * 2**30
@@ -290,7 +294,7 @@ def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_b
     at.button(key="verify").click().run()
     finish(at)
     assert [run.environment.emulated_bytes for run in Store(own_history).measurements()] == [None, 8 * 2**30]
-    assert "**Ran to the end** on Tesla T4\n" in f"{texts(at.markdown)}\n"
+    assert "**Completed** on Tesla T4\n" in f"{texts(at.markdown)}\n"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +305,7 @@ def test_verify_runs_at_an_emulated_capacity_and_says_so(open_page, nvml, cuda_b
         ("16GiB", "Capacity must be below the GPU's memory of 14.56 GiB, got '16 GiB' (leave it out to use the whole"),
     ],
 )
-def test_a_capacity_that_cannot_be_emulated_is_said_in_place(open_page, nvml, cuda_build, text, message):
+def test_a_capacity_that_cannot_be_emulated_is_an_error(open_page, nvml, cuda_build, text, message):
     at = open_page(VERIFY, capacity=text)
     assert not at.exception
     [folded] = [one for one in at.expander if one.label == "Emulate a smaller capacity"]
@@ -312,7 +316,7 @@ def test_a_capacity_that_cannot_be_emulated_is_said_in_place(open_page, nvml, cu
     assert not at.error and not at.button(key="verify").disabled
 
 
-def test_a_capacity_without_a_gpu_is_said_and_kept_for_a_machine_with_one(open_page, no_driver):
+def test_a_capacity_without_a_gpu_stays_in_the_commands(open_page, no_driver):
     at = open_page(VERIFY, **SMALL, capacity="16GiB")
     assert "Capacity needs a GPU: on the CPU there is no CUDA allocator to limit" in texts(at.error)
     assert at.button(key="verify").disabled
@@ -324,9 +328,9 @@ def test_a_link_to_a_job_of_another_server_shows_its_run(open_page, no_driver, o
     environment = make_environment()
     store.add_job("old", GenerationRequest(), environment, "1:0")
     store.end_job("old", GenerationRequest(), environment, make_measured(), predictions=(DRY_RUN, FORMULA))
-    assert "Ran to the end" in texts(open_page(VERIFY, job="old").markdown)
+    assert "Completed" in texts(open_page(VERIFY, job="old").markdown)
     assert "not in the history" in texts(open_page(VERIFY, job="never").warning)
     store.delete_measurement(store.job("old")["measurement_id"])
     assert "was deleted from the history" in texts(open_page(VERIFY, job="old").info)
     store.add_job("other", GenerationRequest(), environment, "another")
-    assert "runs in another planner" in texts(open_page(VERIFY, job="other").info)
+    assert "belongs to another planner" in texts(open_page(VERIFY, job="other").info)

@@ -13,7 +13,7 @@ from planner.accuracy.grading import Graded
 from planner.components import STAGE_NAMES, STAGES
 from planner.units import gib, gib_value
 
-# Each basis has a colour and a shape, so that neither alone tells them apart.
+# Each basis has a colour and a shape of its own, so that nobody depends on the colour.
 _LOOKS = {"Calibrated": (ORANGE, "diamond"), "Dry run": (BLUE, "circle"), "Formula": (VIOLET, "triangle-up")}
 _TICKS = [0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128]
 
@@ -38,7 +38,7 @@ def _axis(alt: Any, title: str) -> Any:
 
 
 def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mapping[str, Any]]) -> None:
-    """Draw predicted against measured peaks in GiB, with intervals as upright lines."""
+    """Draw predicted against measured peaks in GiB, with intervals as vertical lines."""
     alt = altair()
     measured = [point["measured"] for point in points]
     ends = [end for one in intervals for end in (one["low"], one["high"])]
@@ -67,13 +67,13 @@ def scatter_chart(points: Sequence[Mapping[str, Any]], intervals: Sequence[Mappi
     draw(
         chart,
         alt=f"Predicted against measured peaks of {len(intervals)} runs; on the dashed line they are equal. "
-        f"{_told(points)}",
+        f"{_words(points)}",
     )
-    st.caption("On the dashed line predicted and measured are equal; upright lines are calibrated intervals.")
+    st.caption("On the dashed line, predicted and measured are equal. Vertical lines are calibrated intervals.")
 
 
 def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the error of each prediction in per cent over the measured peak."""
+    """Draw the error of each prediction, in per cent, over the measured peak."""
     alt = altair()
     measured = [point["measured"] for point in points]
     x = alt.X("measured:Q", scale=_sizes(alt, measured), axis=_axis(alt, "measured, GiB"))
@@ -83,7 +83,7 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
     signed = "(datum.value > 0 ? '+' : datum.value < 0 ? '\u2212' : '') + abs(datum.value)"
     axis = alt.Axis(title="off by, %", values=[0, *ticks], labelExpr=signed, labelOverlap=False)
     y = alt.Y("off:Q", scale=scale, axis=axis)
-    # Both layers have the same axis: Vega would merge different ones into its own.
+    # Both layers need the same axis, because Vega merges different ones into an axis of its own.
     zero = data([{"off": 0}]).mark_rule(color=GREY, strokeDash=[4, 4]).encode(y=y)
     dots = (
         data(points)
@@ -100,11 +100,11 @@ def residual_chart(points: Sequence[Mapping[str, Any]]) -> None:
         )
     )
     chart = alt.layer(zero, dots).properties(height=220)
-    draw(chart, alt=f"How far each prediction is off, in per cent. {_told(points)}")
-    st.caption("How far each was off. Below the line is too low; the scale is fine near zero and coarse far from it.")
+    draw(chart, alt=f"How far each prediction is off, in per cent. {_words(points)}")
+    st.caption("How far off each prediction was. Below the dashed line it was too low. The scale is finer near zero.")
 
 
-def _told(points: Sequence[Mapping[str, Any]]) -> str:
+def _words(points: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for basis in _LOOKS:
         off = [abs(point["off"]) for point in points if point["basis"] == basis]
@@ -139,5 +139,5 @@ def stages_chart(one: Graded) -> None:
             tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("what:N"), alt.Tooltip("size:N")],
         )
     )
-    told = "; ".join(f"{STAGE_NAMES[stage]}: {', '.join(gib(size) for size in one.stages[stage])}" for stage in shown)
-    draw(sized(chart, 46 * len(shown)), alt=f"Measured, dry run and calibrated peak of each stage. {told}")
+    words = "; ".join(f"{STAGE_NAMES[stage]}: {', '.join(gib(size) for size in one.stages[stage])}" for stage in shown)
+    draw(sized(chart, 46 * len(shown)), alt=f"Measured, dry run and calibrated peak of each stage. {words}")

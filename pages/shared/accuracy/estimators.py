@@ -1,4 +1,4 @@
-"""How far off other tools' formulas are, the published one and the dry run: a picture, and the table under it."""
+"""Compare the estimates of other tools with the published formula and the dry run: a chart and a table."""
 
 from __future__ import annotations
 
@@ -8,41 +8,44 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.frame.charts import BLUE, GREEN, GREY, RED, altair, draw
-from pages.shared.frame.escape import plain, sentence
+from pages.shared.frame.escape import plain, sentence, typeset
 from planner.accuracy.estimator_table import Line, Section, about, compare, notes, percent
 from planner.accuracy.estimators import ESTIMATORS
 from planner.accuracy.grading import Graded
 from planner.calibration.runs import Observation
 from planner.replay.assumptions import RUN_TO_RUN
 
-_TOO_LITTLE, _TOO_MUCH, _WITHIN = "says too little", "says too much", f"within {RUN_TO_RUN:.2%}"
-_COLORS = {_TOO_LITTLE: RED, _TOO_MUCH: BLUE, _WITHIN: GREEN}
-# Errors in per cent at which the axis has a mark; beyond 100 % too little there is nothing.
+_TOO_LOW, _TOO_HIGH, _WITHIN = "too low", "too high", typeset(f"within {RUN_TO_RUN:.2%}")
+_COLORS = {_TOO_LOW: RED, _TOO_HIGH: BLUE, _WITHIN: GREEN}
+# Ticks of the axis, as errors in per cent. No error is below −100 %.
 _TICKS = (-100, -30, -10, -1, 0, 1, 10, 30, 100, 300, 1000, 3000)
 
-# Each run is a dot for each estimator: of more runs than this the newest are drawn.
+# Each run is a dot for each estimator, so only the newest runs are drawn.
 _MOST_DRAWN = 200
 
 
 def side_of(error: float) -> str:
-    """Say to which side an error is; what repeated runs differ by is to neither."""
+    """Name the side of an error; the spread of repeated runs counts as neither."""
     if abs(error) <= RUN_TO_RUN:
         return _WITHIN
-    return _TOO_LITTLE if error < 0 else _TOO_MUCH
+    return _TOO_LOW if error < 0 else _TOO_HIGH
 
 
-def _told(section: Section) -> str:
-    """Tell the picture in words, for those who cannot see it."""
+def _words(section: Section) -> str:
+    """Describe the chart in words, for people who cannot see it."""
     lines = "; ".join(
         f"{line.name}: {percent(line.bias)} in the median, {percent(line.worst)} at worst, "
         f"{line.too_little} of {line.count} too low"
         for line in section.lines
     )
-    return f"Median error of each estimator. {lines}."
+    return typeset(f"Median error of each estimator. {lines}.")
 
 
 def errors_chart(section: Section) -> None:
-    """Draw each estimator's median error as a bar from zero, and every run's as a dot; fine near zero, coarse far."""
+    """Draw each estimator's median error as a bar, and the error of each run as a dot.
+
+    Errors are in per cent. The scale is finer near zero.
+    """
     alt = altair()
     dots: list[dict[str, Any]] = [
         {"estimator": line.name, "off": 100 * error, "side": side_of(error), "gpu": run.observation.card_name}
@@ -53,7 +56,7 @@ def errors_chart(section: Section) -> None:
     ]
     bars: list[dict[str, Any]] = [
         {"estimator": line.name, "off": 100 * line.bias, "zero": 0, "side": side_of(line.bias)}
-        | {"median": percent(line.bias)}
+        | {"median": typeset(percent(line.bias))}
         for line in section.lines
     ]
     ends = [mark["off"] for mark in (*dots, *bars)]
@@ -77,7 +80,7 @@ def errors_chart(section: Section) -> None:
         .mark_bar(size=10, opacity=0.55)
         .encode(x=x, x2="zero:Q", y=y, color=color, tooltip=tooltip)
     )
-    # A median of nearly nothing has no bar that could be seen.
+    # The bar of a median near zero is too short to be seen.
     at = (
         alt.Chart(alt.Data(values=bars))
         .mark_point(shape="diamond", size=110, filled=True, opacity=1)
@@ -98,22 +101,22 @@ def errors_chart(section: Section) -> None:
         )
     )
     zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=x)
-    draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_told(section))
+    draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_words(section))
     newest = f", of which the newest {_MOST_DRAWN} are drawn" if len(section.runs) > _MOST_DRAWN else ""
     st.caption(
-        f"◆ is the median error of an estimator with its sign, each dot one run{newest}. Left of the dashed line is "
-        "too little; the scale is fine near zero and coarse far from it."
+        f"◆ is the median error of an estimator, each dot is one run{newest}. Left of the dashed line the estimate "
+        "is too low. The scale is finer near zero."
     )
 
 
 def _row(section: Section, line: Line) -> dict[str, Any]:
     def hundredfold(error: float | None) -> float | None:
-        # As shown, so that what rounds to nothing has no sign.
+        # An error that rounds to zero must have no sign.
         return None if error is None else round(100 * error, 2) + 0.0
 
     return {
         "Estimator": line.name,
-        "Says too little": f"{line.too_little} of {line.count}",
+        "Too low": f"{line.too_little} of {line.count}",
         "Median": hundredfold(line.median_error),
         **{f"{name[0].upper()}{name[1:]}": hundredfold(line.groups[name]) for name in section.columns},
         "Worst": hundredfold(line.worst),
@@ -132,12 +135,14 @@ def _table(section: Section) -> None:
         alt=f"How far off each estimator is: {section.label}",
         column_config={
             "Estimator": text("Estimator", width=170, pinned=True, help="The first two are the planner's own."),
-            "Says too little": text(
-                "Says too little",
+            "Too low": text(
+                "Too low",
                 width=96,
-                help=f"Runs of which it said more than {RUN_TO_RUN:.2%} too little, the dangerous side.",
+                help=typeset(
+                    f"Runs for which the estimate was more than {RUN_TO_RUN:.2%} too low: they would run out of memory."
+                ),
             ),
-            "Median": number("Median", format="%.2f %%", help="The median error, to either side."),
+            "Median": number("Median", format="%.2f %%", help="The median of errors without their sign."),
             **{
                 name: number(
                     name,
@@ -152,14 +157,17 @@ def _table(section: Section) -> None:
 
 
 def estimators_view(graded: Sequence[Graded], observations: Sequence[Observation]) -> None:
-    """Show how far off every estimator is on these runs; `observations` are all runs, those not graded among them."""
+    """Draw how far off every estimator is on these runs.
+
+    `observations` are all runs, with those that are not graded.
+    """
     comparison = compare(graded, observations)
     if not comparison.sections:
         return
     st.subheader("Other estimators", anchor=False)
     st.caption(
-        f"The formulas of {len(ESTIMATORS)} other tools, as they were published, on the same runs. Too little is the "
-        "dangerous side: a plan that trusts it runs out of memory."
+        f"The formulas of {len(ESTIMATORS)} other tools, as published, on the same runs. A plan that trusts an "
+        "estimate that is too low runs out of memory."
     )
     labels = [section.label for section in comparison.sections]
     chosen = st.segmented_control(
@@ -169,14 +177,14 @@ def estimators_view(graded: Sequence[Graded], observations: Sequence[Observation
         required=True,
         key="estimators",
         bind="query-params",
-        help="Whole pipelines, or one half of the VAE alone by the peak allocated or reserved.",
+        help="Runs of whole pipelines, or of one half of the VAE alone, by their allocated or reserved peak.",
     )
     section = comparison.sections[labels.index(chosen)]
-    st.markdown(sentence(about(section)))
+    st.markdown(typeset(sentence(about(section))))
     errors_chart(section)
     _table(section)
-    with st.expander("What each one counts, and what to know", icon=":material/info:"):
-        st.markdown("\n".join(f"- {sentence(note)}" for note in notes(comparison)))
+    with st.expander("What each estimator counts, and notes", icon=":material/info:"):
+        st.markdown("\n".join(f"- {typeset(sentence(note))}" for note in notes(comparison)))
         st.markdown(
             "\n".join(f"- **{plain(one.name)}**: {plain(one.claims)}. {plain(one.source)}." for one in ESTIMATORS)
         )

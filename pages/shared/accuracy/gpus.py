@@ -1,4 +1,4 @@
-"""How wrong on this GPU? The choice of GPUs, one sentence for each, and the runs behind it with their sources."""
+"""Answer how wrong predictions are on a GPU: the choice of GPUs, a sentence for each, and the runs behind it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import streamlit as st
 
 from cache.history.reference import sources
 from pages.shared.frame import session
-from pages.shared.frame.escape import plain, sentence
+from pages.shared.frame.escape import plain, sentence, typeset
 from pages.shared.frame.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
 from pages.shared.plan.verdicts import name_of
 from planner.accuracy.by_gpu import (
@@ -28,13 +28,12 @@ from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card
 from planner.errors import InvalidArgument, UnknownCard
 from planner.units import gib_value
 
-# The control has a key of its own: the plan's GPUs stay what they are, whatever is looked at here.
+# The control has a key of its own, so that the choice made here does not change the GPUs of the plan.
 _KEY = "accuracy-gpus"
-# A GPU that is described by its memory is known here by what decides over its kernels.
+# The memory of a described GPU plays no part here: its compute capability decides which kernels run.
 _DESCRIBED = re.compile(r"compute capability (\d{1,2}\.\d)")
-# The table of runs shows so many, the newest of each GPU first.
+# The table of runs shows this many, the newest of each GPU first.
 _MOST_RUNS = 300
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 def _described(capability: str) -> Gpu:
@@ -43,7 +42,7 @@ def _described(capability: str) -> Gpu:
 
 
 def _choices(observations: Iterable[Observation]) -> dict[str, Gpu]:
-    """Every GPU that can be asked for, by name: the catalogue's, those with runs, and the machine's own."""
+    """Return the GPUs on offer by name: the catalogue's, those with runs, this machine's."""
     found = {card.name: gpu_of(card) for card in (*CATALOGUE, *SLICES)}
     for one in observations:
         found.setdefault(one.model, Gpu(one.model, one.model, one.capability))
@@ -54,7 +53,7 @@ def _choices(observations: Iterable[Observation]) -> dict[str, Gpu]:
 
 
 def _of_the_plan() -> list[str]:
-    """Give the plan's GPUs as this page names them."""
+    """List the plan's GPUs by their names on this page."""
     names = list(plan().get(CARDS_KEY, DEFAULT_CARD_NAMES))
     if plan().get(ATTACHED_KEY):
         names += [attached.as_card().model for attached, _ in session.attached()[0]]
@@ -64,7 +63,7 @@ def _of_the_plan() -> list[str]:
 
 
 def _taken(names: Iterable[str], choices: dict[str, Gpu]) -> list[str]:
-    """Keep the names that the control knows, and say which it does not."""
+    """Return the names that the control knows, and warn of the others."""
     found = []
     for name in names:
         try:
@@ -76,7 +75,7 @@ def _taken(names: Iterable[str], choices: dict[str, Gpu]) -> list[str]:
                 found.append(name if name in choices else card_named(name).name)
         except (UnknownCard, InvalidArgument) as error:
             text = str(error).partition("; ")[0]
-            st.warning(f"This link was not taken whole: {plain(text)}.", icon=":material/link_off:")
+            st.warning(f"Part of this link was ignored: {plain(text)}.", icon=":material/link_off:")
     return list(dict.fromkeys(found))
 
 
@@ -87,12 +86,12 @@ def _keep_in_address() -> None:
 def gpus_control(observations: Iterable[Observation]) -> list[Gpu]:
     """Draw the choice of GPUs: those of the address, else those of the plan."""
     choices = _choices(observations)
-    asked = [name for name in st.query_params.get_all(CARDS_KEY) if name]
-    chosen = _taken(asked or _of_the_plan(), choices)
+    in_address = [name for name in st.query_params.get_all(CARDS_KEY) if name]
+    chosen = _taken(in_address or _of_the_plan(), choices)
     if _KEY not in st.session_state:
         st.session_state[_KEY] = chosen
     elif not choices.keys() >= set(st.session_state[_KEY]):
-        # One was chosen for its runs, and they are gone.
+        # A GPU that was offered because of its runs goes with them.
         st.session_state[_KEY] = [name for name in st.session_state[_KEY] if name in choices]
     names = st.multiselect(
         "How wrong on which GPU?",
@@ -100,7 +99,7 @@ def gpus_control(observations: Iterable[Observation]) -> list[Gpu]:
         key=_KEY,
         on_change=_keep_in_address,
         placeholder="Choose GPUs",
-        help="Any GPU of the catalogue, and every one that was measured. The plan's own GPUs stay as they are.",
+        help="Any GPU of the catalogue, and every GPU that was measured. The GPUs of the plan stay as they are.",
     )
     return [choices[name] for name in names]
 
@@ -112,7 +111,7 @@ def link_to(one: Graded) -> str:
 
 
 def runs_table(runs: Sequence[Graded], alt: str) -> None:
-    """Draw one line for each run: what ran, its peak, how far off, its source and the way to it."""
+    """Draw a table of runs: what ran, its peak, how far off, its source and a link to it."""
     published = sources()
     rows = [
         {
@@ -139,35 +138,36 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
         alt=alt,
         column_config={
             "Off by": number(
-                "Off by", format="%+.2f %%", help="The prediction from the other runs; negative is too low"
+                "Off by", format="%+.2f %%", help="The error of the prediction from the other runs; negative is too low"
             ),
             "Measured": number("Measured", format="%.2f GiB", help="The measured peak"),
-            "Predicted": number("Predicted", format="%.2f GiB", help="What the other runs make of the dry run"),
-            "Peak": st.column_config.TextColumn("Peak", help="reserved: that alone was published"),
-            "Inside": st.column_config.TextColumn("Inside", help="Whether it lies in the interval from the other runs"),
+            "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
+            "Peak": st.column_config.TextColumn("Peak", help="reserved: only the reserved peak was published"),
+            "Inside": st.column_config.TextColumn(
+                "Inside", help="yes: the measured peak is inside the interval from the other runs"
+            ),
             "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
         },
     )
 
 
 def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
-    """Draw one sentence for each GPU, and below them the runs that it rests on."""
-    told = [by_gpu(graded, gpu) for gpu in gpus]
-    for one in told:
-        _answer(one)
-    runs = list(dict.fromkeys(run for one in told for run in one.runs_to_show))
+    """Draw one sentence for each GPU, and below them the runs that they rest on."""
+    answers = [by_gpu(graded, gpu) for gpu in gpus]
+    for answer in answers:
+        _answer(answer)
+    runs = list(dict.fromkeys(run for answer in answers for run in answer.runs_to_show))
     whole, halves = ([run for run in runs if run.is_whole == is_whole] for is_whole in (True, False))
     if whole:
-        st.caption("The runs behind this, with their sources:")
+        st.caption("The runs behind these sentences:")
         runs_table(whole, "The runs of whole pipelines behind these sentences, with their sources")
     if halves:
-        with st.expander(f"Halves of the VAE alone: {len(halves):,} runs"):
+        with st.expander(f"Runs of one half of the VAE: {len(halves):,}"):
             runs_table(halves, "The runs of halves of the VAE on these GPUs, with their sources")
 
 
-def _answer(told: GpuAccuracy) -> None:
+def _answer(answer: GpuAccuracy) -> None:
     with st.container(gap="xsmall"):
-        # Number and sign stay together where a line ends.
-        st.markdown(f"#### {plain(told.sentence()).replace(' %', NBSP + '%')}")
-        if further := told.further_sentences():
-            st.caption(" ".join(map(sentence, further)))
+        st.markdown(f"#### {typeset(plain(answer.sentence()))}")
+        if further := answer.further_sentences():
+            st.caption(typeset(" ".join(map(sentence, further))))

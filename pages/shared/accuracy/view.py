@@ -1,4 +1,4 @@
-"""How far off predictions were: at a glance, by group, the worst of them, and one run stage by stage."""
+"""Draw how far off predictions were: at a glance, by group, the worst runs, and one run by stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import streamlit as st
 from pages.shared.accuracy.charts import residual_chart, scatter_chart, stages_chart
 from pages.shared.accuracy.gpus import link_to
 from pages.shared.frame.chrome import is_phone
-from pages.shared.frame.escape import plain
+from pages.shared.frame.escape import plain, typeset
 from planner.accuracy.by_gpu import (
     CONFIRMED_WITHIN,
     HALVES,
@@ -53,7 +53,7 @@ def run_name(one: Graded) -> str:
 
 
 def group_name(one: Graded, by: str) -> str:
-    """Name the group of a run; a run with the reserved peak alone has a group of its own."""
+    """Name the group of a run; runs with only a reserved peak have groups of their own."""
     name = GROUPINGS[by](one)
     return name if one.peak == "allocated" else f"{name}, reserved"
 
@@ -64,11 +64,11 @@ def percent(value: float) -> str:
 
 
 def whole_view(graded: Sequence[Graded]) -> None:
-    """Draw what runs of whole pipelines show, and nothing of halves of the VAE."""
+    """Draw the accuracy on runs of whole pipelines, without halves of the VAE."""
     whole = [one for one in graded if one.is_whole]
     st.header("Whole pipelines", anchor=False, divider="gray")
     if not whole:
-        st.info("No whole pipeline was measured: only halves of the VAE, below.", icon=":material/query_stats:")
+        st.info("No whole pipeline was measured yet, only the halves of the VAE below.", icon=":material/query_stats:")
         return
     headline(whole, WHOLE)
     charts_view(whole)
@@ -80,14 +80,15 @@ def whole_view(graded: Sequence[Graded]) -> None:
 
 
 def halves_view(graded: Sequence[Graded]) -> None:
-    """Draw what runs of one half of the VAE show, where there are any."""
+    """Draw the accuracy on runs of one half of the VAE, if there are any."""
     halves = [one for one in graded if not one.is_whole]
     if not halves:
         return
     st.header("Halves of the VAE, run alone", anchor=False, divider="gray")
     st.caption(
-        "A benchmark ran the VAE's encoder or decoder without the pipeline around it; peaks are above what stood "
-        "allocated before. They confirm the VAE's kernels, and no figure above counts them."
+        "A benchmark ran the encoder or the decoder of the VAE without the rest of the pipeline. Their peaks are the "
+        "memory allocated on top of what was there before. They confirm the kernels of the VAE; the figures above do "
+        "not count them."
     )
     headline(halves, HALVES)
     charts_view(halves)
@@ -95,53 +96,57 @@ def halves_view(graded: Sequence[Graded]) -> None:
 
 
 def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
-    """Draw the number of runs of one kind, the median error of each basis, and how many runs their intervals hold.
+    """Draw the number of runs, the median error of each basis, and the share inside intervals.
 
-    The figures are of allocated peaks, where there are any: no median is taken over both kinds of peaks.
+    The figures are those of allocated peaks if there are any, else of reserved peaks: the two are never mixed.
     """
     allocated, reserved = (tally(one for one in graded if one.peak == peak) for peak in PEAKS)
-    told = allocated or reserved
-    assert told is not None, "there are no runs to tell of"
-    everything, inside = group_of("all", told.runs), told.inside
-    published = sum(one.observation.is_reference for one in told.runs)
+    counts = allocated or reserved
+    assert counts is not None, "there are no runs"
+    everything, inside = group_of("all", counts.runs), counts.inside
+    references = sum(one.observation.is_reference for one in counts.runs)
     with st.container(horizontal=True, gap="large"):
         st.metric(
             "Runs",
-            f"{len(told.runs):,}",
-            help=f"{published:,} of them published, {len(told.runs) - published:,} your own.",
+            f"{len(counts.runs):,}",
+            help=f"{references:,} reference runs and {len(counts.runs) - references:,} runs of your history.",
         )
         for basis in reversed(GRADED_BASES):
             st.metric(
                 f"{BASIS_NAMES[basis]} off by",
                 percent(everything.error[basis]),
-                help=f"Median of how far the {told.runs[0].peak} peak was off, to either side. To one side: "
-                f"{off_words(everything.bias[basis])}.",
+                help=typeset(
+                    f"Median error of the {counts.runs[0].peak} peak without its sign. With its sign: "
+                    f"{off_words(everything.bias[basis])}."
+                ),
             )
         st.metric(
             "Inside interval",
-            f"{100 * inside / len(told.runs):.0f} %",
-            help=f"{inside:,} of {len(told.runs):,} measured peaks lie in the interval of the answer without that run; "
-            f"{100 * NOMINAL:.0f} % should.",
+            f"{100 * inside / len(counts.runs):.0f} %",
+            help=f"{inside:,} of {len(counts.runs):,} measured peaks are inside the interval that the other runs give; "
+            f"{100 * NOMINAL:.0f} % should be.",
         )
-    # A median must not hide the run that was missed.
+    # A median must not hide the worst run.
     worst = max(graded, key=lambda one: abs(one.error("calibrated")))
     st.caption(
-        f"{plain(kinds_words(allocated, reserved, *counted))}. At worst: {plain(run_name(worst))}. Calibrated values "
-        f"and intervals leave out the run itself, and hold at {100 * NOMINAL:.0f} %."
+        typeset(
+            f"{plain(kinds_words(allocated, reserved, *counted))}. At worst: {plain(run_name(worst))}. Calibrated "
+            f"values and the {100 * NOMINAL:.0f} % intervals are computed without the run itself."
+        )
     )
 
 
 def confirmed_view(graded: Sequence[Graded]) -> None:
-    """Draw which conditions runs confirm on each compute capability; what nobody measured is seen to be empty."""
+    """Draw which conditions runs confirm on each compute capability, and which are not measured."""
     st.subheader("What is confirmed", anchor=False)
     st.caption(
-        f"Runs of whole pipelines that the dry run meets within {100 * CONFIRMED_WITHIN:.1f} %, of all that have the "
-        "condition. What is not measured is planned for, and nobody has checked it."
+        f"How many of the whole pipelines with each condition the dry run predicts within "
+        f"{100 * CONFIRMED_WITHIN:.1f} %. Conditions that are not measured can be planned, but nobody has checked them."
     )
     found = confirmed(graded, is_whole=True)
     measured = [one for one in found if one.gpus]
     if is_phone():
-        # Five columns of text are a word wide there.
+        # On a phone, each of five columns would be one word wide.
         st.markdown("\n".join(line for one in measured for line in _confirmed_lines(one)))
     else:
         st.table(
@@ -149,7 +154,7 @@ def confirmed_view(graded: Sequence[Graded]) -> None:
                 {
                     "Compute capability": one.title,
                     "Measured on": ", ".join(one.gpus),
-                    **{f"{state[:1].upper()}{state[1:]}": ", ".join(one.words(state)) for state in STATES},
+                    **{f"{state[:1].upper()}{state[1:]}": typeset(", ".join(one.words(state))) for state in STATES},
                 }
                 for one in measured
             ],
@@ -161,19 +166,19 @@ def confirmed_view(graded: Sequence[Graded]) -> None:
 
 
 def _confirmed_lines(one: Confirmed) -> list[str]:
-    """One compute capability as a list in Markdown."""
-    states = [f"  - {state}: {plain(', '.join(words))}" for state in STATES if (words := one.words(state))]
+    """Write one compute capability as a list in Markdown."""
+    states = [f"  - {state}: {typeset(plain(', '.join(words)))}" for state in STATES if (words := one.words(state))]
     return [f"- **{plain(one.title)}** ({plain(', '.join(one.gpus))})", *states]
 
 
 def _shown(graded: Sequence[Graded]) -> Sequence[Graded]:
     if len(graded) > MOST_SHOWN:
-        st.caption(f"The newest {MOST_SHOWN:,} of {len(graded):,} runs are drawn; all of them are counted below.")
+        st.caption(f"The newest {MOST_SHOWN:,} of {len(graded):,} runs are drawn; all of them count below.")
     return graded[:MOST_SHOWN]
 
 
 def charts_view(graded: Sequence[Graded]) -> None:
-    """Predicted against measured, and below how far each is off."""
+    """Draw predicted against measured peaks, and below the error of each prediction."""
     shown = _shown(graded)
     points = [
         {
@@ -201,7 +206,7 @@ def charts_view(graded: Sequence[Graded]) -> None:
 
 
 def group_control() -> str:
-    """Draw the choice of what runs are grouped by."""
+    """Draw the choice of grouping, and return it."""
     return st.segmented_control(
         "Group by",
         list(GROUPINGS),
@@ -209,20 +214,20 @@ def group_control() -> str:
         required=True,
         key="by",
         bind="query-params",
-        help="Stage: the one in which the run peaked. Size: pixels of all its images together. Reserved: runs of which "
-        "the reserved peak alone was published.",
+        help="Stage: where the run had its peak. Size: the pixels of all its images together. Reserved: runs of which "
+        "only the reserved peak was published.",
     )
 
 
 def groups_view(graded: Sequence[Graded], by: str) -> None:
-    """Draw the error of each basis by what the user groups by."""
+    """Draw the median error of each basis for each group of runs."""
     percents = st.column_config.NumberColumn
     rows = [
         {
             by: group.name,
             "Runs": group.count,
             **{BASIS_NAMES[basis]: 100 * group.error[basis] for basis in GRADED_BASES},
-            # As shown, so that what rounds to nothing has no sign.
+            # A bias that rounds to zero must have no sign.
             "Bias": round(100 * group.bias["calibrated"], 2) + 0.0,
             "Inside": 100 * group.covered,
         }
@@ -235,7 +240,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
         alt=f"Median error of each basis by {by.lower()}",
         column_config={
             **{
-                name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, to either side")
+                name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, without its sign")
                 for name in BASIS_NAMES.values()
             },
             "Bias": percents(
@@ -251,7 +256,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
 
 
 def worst_view(graded: Sequence[Graded]) -> Graded | None:
-    """Draw the runs that the calibrated answer missed most; return the ticked one."""
+    """Draw the runs with the largest calibrated errors, and return the selected one."""
     st.subheader("Worst runs", anchor=False)
     worst = sorted(graded, key=lambda one: -abs(one.error("calibrated")))[:_WORST]
     rows = [
@@ -261,7 +266,7 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
             **{BASIS_NAMES[basis]: round(100 * one.error(basis), 2) + 0.0 for basis in GRADED_BASES},
             "Inside": "yes" if one.is_covered else "no",
             "With": ", ".join([versions_words(one), *circumstances(one)]),
-            "Origin": "published" if one.observation.is_reference else "history",
+            "Origin": "reference" if one.observation.is_reference else "history",
             "Open": link_to(one),
         }
         for one in worst
@@ -274,13 +279,13 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         on_select="rerun",
         selection_mode="single-row",
         key="worst",
-        alt="The runs whose peak the calibrated answer missed most",
+        alt="The runs with the largest errors of the calibrated peak",
         column_config={
             "Measured": number(
                 "Measured", format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
             ),
             **{
-                name: number(name, format="%+.2f %%", help="Off by; negative is too low")
+                name: number(name, format="%+.2f %%", help="The error of the peak; negative is too low")
                 for name in BASIS_NAMES.values()
             },
             "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
@@ -291,7 +296,10 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
 
 
 def one_run_view(graded: Sequence[Graded], chosen: Graded | None) -> None:
-    """One run: what each basis says of it, by stage where stages were measured; the ticked one, or one picked here."""
+    """Draw one run, the selected one or one chosen here, with the prediction of each basis.
+
+    The stages are drawn if they were measured.
+    """
     st.subheader("One run, stage by stage", anchor=False)
     offered = graded[:MOST_SHOWN]
     if chosen is None:
@@ -302,23 +310,23 @@ def one_run_view(graded: Sequence[Graded], chosen: Graded | None) -> None:
             index=first,
             format_func=lambda one: f"{run_name(one)}, {one.observation.created_at[:10]}",
             key="one-run",
-            help="Newest first. Ticking one of the worst runs above shows that one.",
+            help="Newest first. Select one of the worst runs above to see that run instead.",
         )
     else:
         st.markdown(plain(run_name(chosen)))
     if chosen is None:
         return
     low, high = chosen.interval_bytes
-    said = "; ".join(
+    predicted = "; ".join(
         f"{BASIS_NAMES[basis].lower()} {gib(chosen.predicted[basis])} ({off_words(chosen.error(basis))})"
         for basis in reversed(GRADED_BASES)
     )
     notes = ", ".join([versions_words(chosen), *circumstances(chosen)])
     st.caption(
-        plain(f"Measured {gib(chosen.measured_bytes)} {chosen.peak}, with {notes}; {said}. ")
+        typeset(plain(f"Measured {gib(chosen.measured_bytes)} {chosen.peak}, with {notes}; {predicted}. "))
         + f"The interval is from {gib(low)} to {gib(high)}."
     )
     if chosen.stages:
         stages_chart(chosen)
     else:
-        st.caption("Its stages were not measured by themselves: published runs do not say, and Verify measures each.")
+        st.caption("This run has no peaks of its stages: reference runs have none, and Verify measures each stage.")

@@ -1,4 +1,4 @@
-"""The control of a capacity to emulate on the card that measures."""
+"""The control of a capacity to emulate on the GPU that measures."""
 
 from typing import NamedTuple
 
@@ -9,22 +9,25 @@ from pages.shared.frame.escape import sentence
 from planner.errors import InvalidArgument
 from planner.units import parse_bytes
 
-# Its name in the address as well.
+# The key is also the name in the address.
 CAPACITY_KEY = "capacity"
 _OPENED = "capacity-opened"
 
 
 class Capacity(NamedTuple):
-    """What is to be emulated, None for the whole card, and whether the chosen device can."""
+    """A capacity to emulate in bytes, None for the whole GPU, and whether the chosen device can emulate it."""
 
     size_bytes: int | None
     is_possible: bool
 
 
 def capacity_input(device: Device) -> Capacity:
-    """Draw the control, folded until a link or a hand puts something in; what is wrong with it is said there."""
+    """Draw the control of the emulated capacity, and show its errors.
+
+    It is folded until a link or the user gives a capacity.
+    """
     if st.session_state.get(CAPACITY_KEY) or st.query_params.get(CAPACITY_KEY):
-        # It is not folded again under the hand that empties it.
+        # It stays open for a user who empties the field.
         st.session_state[_OPENED] = True
     with st.expander("Emulate a smaller capacity", expanded=st.session_state.get(_OPENED, False)):
         text = st.text_input(
@@ -32,8 +35,8 @@ def capacity_input(device: Device) -> Capacity:
             key=CAPACITY_KEY,
             bind="query-params",
             placeholder="16GiB",
-            help="torch refuses beyond it, as on a card that has no more: its CUDA context is within. Kernels and "
-            "context stay those of this card. Empty is the whole card.",
+            help="torch refuses to use more, as on a GPU with this much memory, which includes the CUDA context. "
+            "Kernels and context stay those of the real GPU. Leave it empty to use the whole GPU.",
         )
         text = (text or "").strip()
         if not text:

@@ -1,4 +1,4 @@
-"""The controls that choose GPUs: those of the catalogue, the machine's own, any other, and shares of them."""
+"""The controls that choose GPUs: from the catalogue, of this machine, by description, and shared by workers."""
 
 import streamlit as st
 
@@ -31,13 +31,13 @@ def _chosen() -> None:
         key=CARDS_KEY,
         bind="query-params",
         placeholder="Choose GPUs",
-        help="Type to search, MIG slices too: 3g finds three of them. `python -m planner gpus --json` has the sources "
-        "of each number; those of slices are estimates.",
+        help="Type to search; MIG slices are listed too (3g finds three). `python -m planner gpus --json` lists the "
+        "source of each number. Numbers of slices are estimates.",
     )
 
 
 def _described() -> None:
-    """Draw the fields that describe a GPU, and say what is wrong with them."""
+    """Draw the fields that describe a GPU, and show their errors."""
     memory, capability = st.columns(2)
     texts = {}
     for column, name, example in ((memory, MEMORY_KEY, "16GiB"), (capability, CAPABILITY_KEY, "7.5")):
@@ -48,21 +48,21 @@ def _described() -> None:
     plan().update(texts)
     given = [text for text in texts.values() if text]
     if len(given) == 1:
-        st.caption("Give both, and the GPU stands beside the others.")
+        st.caption("Give both to add this GPU to the others.")
     if len(given) < 2:
         return
     try:
         described_card(texts[MEMORY_KEY], texts[CAPABILITY_KEY])
     except InvalidArgument as error:
-        # Under the name that its control has here.
+        # The message uses the label of the control.
         named = InvalidArgument(plan_field(error.argument).label, error.rule, error.value, error.nearest)
         st.error(sentence(str(named)), icon=":material/error:")
 
 
 def _attached() -> list[Card]:
-    """Draw the switch of the machine's own GPUs; list them with the memory that is free on each, where it is on."""
-    wanted = plan()[ATTACHED_KEY] = field_control(plan_field(ATTACHED_KEY))
-    if not wanted:
+    """Draw the switch of this machine's GPUs; if it is on, return them with their free memory."""
+    is_on = plan()[ATTACHED_KEY] = field_control(plan_field(ATTACHED_KEY))
+    if not is_on:
         return []
     found, problem = session.attached()
     if problem:
@@ -73,10 +73,13 @@ def _attached() -> list[Card]:
 
 
 def card_controls() -> list[Card]:
-    """Draw the choice of GPUs; list those chosen, in the order of choosing, or one worker's share of each."""
+    """Draw the choice of GPUs, and return them in the order of choosing.
+
+    With workers, one worker's share of each GPU is returned.
+    """
     _chosen()
     keys = (MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY, WORKERS_KEY)
-    with st.expander("Other GPUs, and sharing", expanded=stays_open("cards", keys)):
+    with st.expander("Other GPUs and sharing", expanded=stays_open("cards", keys)):
         _described()
         attached = _attached()
         plan()[WORKERS_KEY] = field_control(plan_field(WORKERS_KEY))

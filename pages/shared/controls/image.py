@@ -1,4 +1,4 @@
-"""An image as people have it: a file, of which only the size counts."""
+"""The control that takes width and height from an image file."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ def _take() -> None:
     try:
         size = _fitted(uploaded)
     except InvalidArgument:
-        # Said where the file is shown.
+        # `image_control` shows this error beside the file.
         return
     set_size(size.width, size.height)
 
 
 def image_control() -> None:
-    """Draw the choice of an image; its size is read in memory and sets width and height, and nothing is kept."""
+    """Draw the choice of an image, whose size sets width and height.
+
+    The file is read in memory and never stored.
+    """
     uploaded = st.file_uploader(
         "Image",
         TYPES,
         key=_KEY,
         on_change=_take,
-        help="PNG, JPEG or WebP. Its header is read for width and height; the picture is never decoded nor stored.",
+        help="PNG, JPEG or WebP. Only width and height are read; the image is never decoded or stored.",
     )
     if uploaded is None:
         upload_caption("PNG, JPEG or WebP")

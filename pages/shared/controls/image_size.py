@@ -1,7 +1,7 @@
-"""The size of a picture, read from its header: no pixel is ever decoded, and nothing is stored.
+"""Read the size of an image from its header, without decoding a pixel or storing anything.
 
-A small file can unpack into gigabytes, and one with a false ending can be anything. So the format is told by the
-first bytes alone, the reader of that format alone is asked, and what it takes for a size must be one.
+A small file can unpack into gigabytes, and a file name can have any ending. So the first bytes decide on the format,
+only the reader of that format is used, and the size that it returns is checked.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from PIL import JpegImagePlugin, PngImagePlugin
 from planner.errors import InvalidArgument
 from planner.request import MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR
 
-# No camera takes more, and a header may say anything.
+# No camera takes larger images, but a header can claim any size.
 MAX_PIXELS = 400_000_000
 TYPES = ("png", "jpg", "jpeg", "webp")
 
-_RULE = "must be a PNG, JPEG or WebP picture"
+_RULE = "must be a PNG, JPEG or WebP image"
 _ORIENTATION = 0x0112
-# Values of the tag under which the camera was turned by a quarter.
+# Values of the tag that mean a quarter turn of the camera.
 _TURNED = (5, 6, 7, 8)
 
 
 class FittedSize(NamedTuple):
-    """A picture's own size, the one to plan with, and why the two differ, in words; None where they do not. Pixels."""
+    """An image's own size and the size to plan with, in pixels, and why they differ, None if they do not."""
 
     original: tuple[int, int]
     width: int
@@ -34,7 +34,7 @@ class FittedSize(NamedTuple):
 
 
 def _png(data: bytes) -> tuple[int, int]:
-    # The class itself and not Image.open, which tries other formats and warns by what it has seen before.
+    # Image.open would try other formats, and its warnings depend on the files that it has opened before.
     with PngImagePlugin.PngImageFile(BytesIO(data)) as picture:
         return picture.size
 
@@ -45,14 +45,14 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         try:
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
         except Exception:
-            # A note of the camera that cannot be read makes no worse picture.
+            # An image with unreadable camera data still has a size.
             turned = False
-        # Phones keep the sensor's rows and note how they were held; diffusers' load_image turns it upright.
+        # Phones store the rows of the sensor and a note of how they were held; diffusers' load_image turns it upright.
         return (height, width) if turned else (width, height)
 
 
 def _webp(data: bytes) -> tuple[int, int]:
-    # Pillow makes room for whole frames as soon as it opens one, so that the three headers are read here.
+    # Pillow allocates whole frames as soon as it opens a WebP file, so its three kinds of headers are read here.
     kind, at = data[12:16], data[20:30]
     if len(at) < 10:
         raise ValueError("too short")
@@ -77,17 +77,17 @@ def _read(data: bytes) -> tuple[int, int] | None:
 
 
 def read_size(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height in pixels of a PNG, JPEG or WebP picture, as a person sees it upright.
+    """Return width and height in pixels of a PNG, JPEG or WebP image, turned upright.
 
-    `name` is what messages call it.
+    `name` is the name of the file in messages.
 
     Raises:
-        InvalidArgument: it is no such picture, is damaged, or says that it has more than `MAX_PIXELS`.
+        InvalidArgument: the file is no such image, is damaged, or claims more than `MAX_PIXELS`.
     """
     try:
         size = _read(data)
     except Exception:
-        # Readers of hostile files fail in many ways, none of which is the planner's.
+        # A hostile file can make the reader fail in any way, and each means the same to the user.
         raise InvalidArgument("image", _RULE, name, "its header is damaged") from None
     if size is None:
         raise InvalidArgument("image", _RULE, name)
@@ -100,10 +100,12 @@ def read_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def fitted(width: int, height: int) -> FittedSize:
-    """The nearest size that the planner takes: within its limits, in proportion, each side down to a multiple of 8.
+    """Scale a size into the planner's limits and round each side down to a multiple of 8.
+
+    The proportions are kept. Sizes are in pixels.
 
     Raises:
-        InvalidArgument: the picture is too long and thin for any.
+        InvalidArgument: the image is too long and thin for any size within the limits.
     """
     reasons = []
     scale = 1.0
@@ -113,12 +115,12 @@ def fitted(width: int, height: int) -> FittedSize:
     elif min(width, height) < MIN_SIDE:
         scale = MIN_SIDE / min(width, height)
         reasons.append(f"no side may be shorter than {MIN_SIDE}")
-    # A whole multiple must not lose eight pixels to the last bit of a fraction.
+    # The rounding error of a float must not cost a side eight pixels.
     sides = [int(side * scale + 1e-6) for side in (width, height)]
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
-        rule = f"must have sides that {MIN_SIDE} to {MAX_SIDE} pixels can stand for"
+        rule = f"must have sides that scale to between {MIN_SIDE} and {MAX_SIDE} pixels"
         raise InvalidArgument("image", rule, f"{width}×{height}")
     rounded = [side // VAE_SCALE_FACTOR * VAE_SCALE_FACTOR for side in sides]
     if rounded != sides:
-        reasons.append(f"each is rounded down to a multiple of {VAE_SCALE_FACTOR}")
+        reasons.append(f"each side is rounded down to a multiple of {VAE_SCALE_FACTOR}")
     return FittedSize((width, height), rounded[0], rounded[1], " and ".join(reasons) or None)

@@ -1,4 +1,4 @@
-"""Tables of which a cell can be picked, and put into the plan's controls; being bound, they change the address."""
+"""Draw tables of which a cell can be selected and put into the plan's controls, and so into the address."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from pages.shared.frame.plan_state import take
 
 
 class Offer(NamedTuple):
-    """What a picked cell would put into the plan: values of its controls by key, and the same in words."""
+    """Changes that a selected cell makes to the plan: values of controls by key, and the same in words."""
 
     changes: dict[str, Any]
     words: str
 
 
 def load(offer: Offer) -> None:
-    """Put an offer into the plan's controls, as if it had been entered, and say so; called in a callback."""
+    """Put an offer into the plan's controls and say so; for callbacks only."""
     take(offer.changes)
-    st.toast(f"In the plan now: {offer.words}.", icon=":material/check:")
+    st.toast(f"The plan is now: {offer.words}.", icon=":material/check:")
 
 
 def table_key(name: str, labels: Sequence[str], columns: Sequence[str]) -> str:
-    """The key of a table: cells are known by their places, so one with other rows or columns is another table."""
+    """Return a key for a table that changes with its rows and columns.
+
+    Streamlit remembers a selection by its position, which means another cell in another table.
+    """
     return f"{name}-{zlib.crc32(' '.join((*labels, *columns)).encode())}"
 
 
@@ -36,12 +39,13 @@ def pickable_table(
     labels: Sequence[str],
     columns: Sequence[str],
     offer: Callable[[int, str], Offer | None],
-    told: str,
+    alt: str,
     column_config: dict[str, Any],
 ) -> None:
-    """Draw a table and, once a cell is picked in it, the button that takes what is offered for its row and column.
+    """Draw a table, and a button that puts the offer of the selected cell into the plan.
 
-    Arrow keys pick as a click does, so picking alone changes nothing.
+    `offer` is called with the row's place and the column's heading. Arrow keys select cells as clicks do, so a
+    selection alone must not change the plan.
     """
     event = st.dataframe(
         data,
@@ -50,19 +54,19 @@ def pickable_table(
         key=table_key(name, labels, columns),
         on_select="rerun",
         selection_mode="single-cell",
-        alt=told,
+        alt=alt,
         column_config=column_config,
     )
     cells = event["selection"]["cells"]
     offered = offer(*cells[0]) if cells else None
     taken = st.button(
-        f"Plan {offered.words}" if offered else "Pick a cell to plan it",
+        f"Plan {offered.words}" if offered else "Select a cell to plan it",
         key=f"{name}-take",
         icon=":material/arrow_upward:",
         disabled=offered is None,
         on_click=load,
         args=(offered,),
-        help="Changes the controls of the plan.",
+        help="Sets the controls of the plan.",
     )
     if taken:
         st.rerun()

@@ -1,11 +1,11 @@
-"""Sizes that people ask for by name, and the turn between landscape and portrait."""
+"""The control of common image sizes, and the button that swaps width and height."""
 
 import streamlit as st
 
 from pages.shared.frame.plan_state import take
 from planner.request import DEFAULT
 
-# Each is a multiple of 8 on both sides, so that both tasks take it.
+# Both sides of each are multiples of 8, which both tasks accept.
 PRESETS: dict[tuple[int, int], str] = {
     (512, 512): "square",
     (512, 768): "portrait",
@@ -25,7 +25,7 @@ def _size() -> tuple[int, int]:
 
 
 def set_size(width: int, height: int) -> None:
-    """Put the controls of width and height to this size, in pixels: in a callback, before they are drawn."""
+    """Set the controls of width and height, in pixels; for callbacks only."""
     take({"width": width, "height": height})
 
 
@@ -44,9 +44,9 @@ def _label(size: tuple[int, int]) -> str:
 
 
 def preset_controls() -> None:
-    """Draw the choice of a common size, which shows what width and height stand at, and the swap of the two."""
+    """Draw the choice of a common size and the button that swaps width and height."""
     size = _size()
-    # It follows the two numbers, from wherever they came.
+    # The choice shows the size that width and height have, wherever they were set.
     st.session_state[_KEY] = size if size in PRESETS else None
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.selectbox(
@@ -56,8 +56,8 @@ def preset_controls() -> None:
             format_func=_label,
             key=_KEY,
             on_change=_take,
-            placeholder="Another size",
-            help="A common size, which sets width and height. Any other is typed below.",
+            placeholder="Custom",
+            help="Sets width and height to a common size. Type any other size below.",
         )
         st.button(
             "Swap",
@@ -65,5 +65,5 @@ def preset_controls() -> None:
             key="swap",
             on_click=_swap,
             width="content",
-            help="Width becomes height, and height width. The peak stays almost the same.",
+            help="Swaps width and height. The peak stays almost the same.",
         )

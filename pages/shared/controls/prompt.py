@@ -1,4 +1,4 @@
-"""A prompt as people have it: text, of which only the number of CLIP tokens counts."""
+"""The control that counts the CLIP tokens of a prompt."""
 
 import streamlit as st
 
@@ -6,7 +6,7 @@ from cache.tokens import count_tokens, prompt_tokens
 from planner.request import MAX_PROMPT_TOKENS
 
 _KEY = "prompt"
-# Far beyond what the model reads; cache.tokens counts no further.
+# The model reads far less, and cache.tokens counts no further.
 _MAX_CHARACTERS = MAX_PROMPT_TOKENS * 64
 
 
@@ -15,7 +15,10 @@ def _take() -> None:
 
 
 def prompt_control() -> None:
-    """Draw the prompt; what is typed sets the control of its tokens, and is neither kept nor put into the address."""
+    """Draw the prompt, whose length sets the number of prompt tokens.
+
+    The text is neither stored nor put into the address.
+    """
     text = st.text_area(
         "Prompt",
         key=_KEY,
@@ -23,14 +26,14 @@ def prompt_control() -> None:
         height=68,
         on_change=_take,
         placeholder="a photo of a cat",
-        help="Counted with CLIP's own vocabulary, start and end included. It sets the prompt tokens above, and stays "
-        "out of the address.",
+        help="Sets the prompt tokens above, counted with CLIP's own vocabulary, start and end included. The text is "
+        "not stored and not part of the address.",
     )
     if not text:
         return
     counted = count_tokens(text)
     cut = f", cut at {MAX_PROMPT_TOKENS}" if counted > MAX_PROMPT_TOKENS else ""
     st.caption(
-        f"{counted} tokens{cut}. The pipeline pads every prompt to {MAX_PROMPT_TOKENS}, so its length moves no "
-        "memory; only the formula has a term for it."
+        f"{counted} tokens{cut}. The pipeline pads every prompt to {MAX_PROMPT_TOKENS} tokens, so its length does not "
+        "change the memory; only the formula has a term for it."
     )

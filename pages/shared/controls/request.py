@@ -1,7 +1,7 @@
-"""The request's controls, the same on every page that has them, and bound to the page's address.
+"""The controls of a request, bound to the page's address.
 
-Each key is both the control's and the address's, so a link reproduces a plan. Labels, ranges and help are those of
-the request's fields.
+The key of a control is also its name in the address, so that a link reproduces a plan. Labels, ranges and help come
+from the request's fields.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _NUMBERS = sorted(
 
 
 def field_control(field: Field, *, wrap: bool = False) -> Any:
-    """Draw the control of a field, which is bound to the address, and return its value.
+    """Draw the control of a field, bound to the address, and return its value.
 
     Raises:
         TypeError: fields of this kind have no control.
@@ -61,7 +61,7 @@ def field_control(field: Field, *, wrap: bool = False) -> Any:
 
 
 def _pairs(of: Sequence[Field]) -> dict[str, Any]:
-    """Draw the controls two in a row."""
+    """Draw the controls of these fields, two in a row, and return their values by name."""
     values = {}
     for start in range(0, len(of), 2):
         for column, field in zip(st.columns(2), of[start : start + 2], strict=False):
@@ -71,39 +71,39 @@ def _pairs(of: Sequence[Field]) -> dict[str, Any]:
 
 
 def request_controls() -> GenerationRequest | None:
-    """Draw the controls; return the request they stand for, or None after saying what is wrong with it."""
+    """Draw the controls and return their request, or None after showing its error."""
     for text in st.session_state.get("refused", ()):
-        st.warning(f"This link was not taken whole: {plain(text)}.", icon=":material/link_off:")
+        st.warning(f"Part of this link was ignored: {plain(text)}.", icon=":material/link_off:")
     values = {"task": field_control(field_named("task"))}
     preset_controls()
     values |= _pairs(_NUMBERS)
-    # Beside the numbers it is about, and not below what is folded away.
-    said = st.container()
+    # Messages stand beside the numbers that they are about.
+    messages = st.container()
     with st.expander("Options", expanded=stays_open("options", [field.name for field in OPTIONS])):
         values |= {field.name: field_control(field) for field in OPTIONS}
-    with st.expander("From a prompt or an image"):
+    with st.expander("Set from a prompt or an image"):
         prompt_control()
         image_control()
     plan().update(values)
     try:
         request = GenerationRequest.from_dict(values)
     except InvalidArgument as error:
-        said.error(sentence(str(error)), icon=":material/error:")
+        messages.error(sentence(str(error)), icon=":material/error:")
         return None
     if request.is_rounded:
-        said.caption(
-            f"img2img works on {request.effective_width}×{request.effective_height}: it rounds down to multiples of 8."
+        messages.caption(
+            f"img2img runs at {request.effective_width}×{request.effective_height}: it rounds down to multiples of 8."
         )
     return request
 
 
 def basis_control() -> str:
-    """Draw the choice of what the verdicts rest on."""
+    """Draw the choice of the basis of the verdicts, and return it."""
     basis = plan()[BASIS_KEY] = field_control(plan_field(BASIS_KEY), wrap=True)
     return basis
 
 
 def published_control() -> bool:
-    """Draw the switch of the reference runs; return whether they count."""
+    """Draw the switch of the reference runs, and return whether they count."""
     counts = plan()[PUBLISHED_KEY] = field_control(plan_field(PUBLISHED_KEY))
     return counts

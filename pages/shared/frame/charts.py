@@ -1,4 +1,4 @@
-"""Draw Altair charts on a page, each with a sentence for those who cannot see it."""
+"""Draw Altair charts on a page, each with a description for people who cannot see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import streamlit as st
 from cache.predictions import Compared
 from planner.units import gib, gib_value
 
-# Colours that keep 3:1 contrast on both the light and the dark background.
+# Each colour has a contrast of at least 3:1 to the light and to the dark background.
 BLUE, GREEN, ORANGE, VIOLET, ROSE, GREY, RED = (
     "#4c6ef5",
     "#12a37f",
@@ -21,7 +21,7 @@ BLUE, GREEN, ORANGE, VIOLET, ROSE, GREY, RED = (
     "#7d879c",
     "#e03131",
 )
-# A report's picture has its own text colours; a page has those of its theme.
+# The text colours of a report's picture; a page uses those of its theme.
 INK, SOFT = "#1b2130", "#5b6478"
 # A part of memory has the same colour in every chart.
 PART_COLORS = {
@@ -38,8 +38,8 @@ PART_COLORS = {
 BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "measured": GREEN}
 
 
-# Altair checks each part of a chart against the whole of Vega-Lite's schema, which takes longer than all else that a
-# change of a control does. Our charts do not change while the app runs: the tests check them.
+# Altair checks each part of a chart against the whole schema of Vega-Lite, which takes longer than all other work that
+# a change of a control causes. The form of our charts does not change while the app runs, and the tests check it.
 VALIDATE = False
 
 
@@ -58,11 +58,11 @@ PICTURE = Look(row=30, bar=18, names_above=False, height=230, ink=SOFT)
 
 
 def altair() -> Any:
-    """Give Altair, set up for a page: without its own look, and without validation.
+    """Return Altair, set up without its own look and without validation.
 
     Any: the type checker cannot see through the decorators that make its fluent methods.
     """
-    # Its own look has sizes and colours that a page's theme has better.
+    # The sizes and colours of a page's theme must win over those of Altair.
     imported.theme.enable("none")
     if not VALIDATE:
         imported.utils.schemapi.disable_debug_mode()
@@ -75,10 +75,9 @@ def data(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> dict[str, Any]:
-    """Return the Vega-Lite of an Altair chart.
+    """Return the Vega-Lite specification of an Altair chart.
 
-    `rows` are the data of layers that have them by name: put in here, where Altair no longer copies them again and
-    again.
+    `rows` are the data of layers that name them. They are put in here because Altair would copy them many times.
     """
     spec = chart.to_dict(validate=VALIDATE)
     for layer in spec.get("layer", ()) if rows else ():
@@ -88,13 +87,13 @@ def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None =
 
 
 def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
-    """Put an Altair chart on the page, with `alt` for those who cannot see it."""
+    """Draw an Altair chart on the page, with `alt` for people who cannot see it."""
     st.vega_lite_chart(spec=spec_of(chart, rows), width="stretch", alt=alt)
 
 
 def sized(chart: Any, height: float) -> Any:
     """Return the chart with a plot of this height in pixels; axes and legend come on top."""
-    # Vega warns of a height that is a step for each row, which it cannot fit into the page's.
+    # Vega warns if a height is given by rows and the width by the page.
     return chart.properties(height=height, autosize=altair().AutoSizeParams(type="fit-x", contains="padding"))
 
 
@@ -118,18 +117,18 @@ def part_color(names: Sequence[str]) -> Any:
 
 
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
-    """Draw what each basis predicted beside what was measured, a group of bars a line."""
+    """Draw the peaks that each basis predicted beside the measured ones, as groups of bars."""
     alt = altair()
-    values, order, told = [], [], []
+    values, order, descriptions = [], [], []
     for lines in zip(*by_basis.values(), strict=True):
         measured = lines[0].measured_bytes
-        said = [(basis, line.predicted_bytes) for basis, line in zip(by_basis, lines, strict=True)]
-        sizes = [(basis, size) for basis, size in (*said, ("measured", measured)) if size is not None]
+        predicted = [(basis, line.predicted_bytes) for basis, line in zip(by_basis, lines, strict=True)]
+        sizes = [(basis, size) for basis, size in (*predicted, ("measured", measured)) if size is not None]
         if measured is None or len(sizes) < 2:
             continue
         name = lines[0].name.replace(", allocated", "")
         order.append(name)
-        told.append(f"{name}: " + ", ".join(f"{basis} {gib(size)}" for basis, size in sizes))
+        descriptions.append(f"{name}: " + ", ".join(f"{basis} {gib(size)}" for basis, size in sizes))
         values += [{"line": name, "what": basis, "GiB": gib_value(size), "size": gib(size)} for basis, size in sizes]
     bases = [*by_basis, "measured"]
     chart = (
@@ -149,4 +148,4 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
         )
     )
     words = " and ".join(bases)
-    draw(sized(chart, 40 * len(order)), alt=f"Bars of {words} memory. {'; '.join(told)}")
+    draw(sized(chart, 40 * len(order)), alt=f"Bars of {words} memory. {'; '.join(descriptions)}")

@@ -1,4 +1,4 @@
-"""The frame around every page: its title, the navigation, and what the user must know wherever they are."""
+"""Draw the frame of every page: title, navigation, and notices that belong on all pages."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ _PAGES = (
 
 
 def open_page(name: str, subtitle: str) -> None:
-    """Draw the top of a page. Every page calls this first, so that one opened by its link alone is complete."""
+    """Draw the top of a page, and bring the plan along; every page calls this first."""
     st.set_page_config(
-        # A file of ours: an icon by name would be fetched from its maker's servers.
+        # A file of this repository, because an icon given by name would be fetched from a server of its maker.
         page_title=f"{name} · Will It Fit",
         page_icon=str(_ICON),
         layout="wide",
@@ -37,16 +37,16 @@ def open_page(name: str, subtitle: str) -> None:
 
 
 def is_phone() -> bool:
-    """Whether the page is seen on a phone, as browsers ask to be told apart."""
+    """Return whether the browser is a phone's, by its user agent."""
     return "Mobi" in st.context.headers.get("User-Agent", "")
 
 
 def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
-    """Where a page's controls and its results go: side by side, or one above the other on a phone.
+    """Return the containers of a page's controls and results, side by side.
 
-    There the controls are folded away under the label, so that whoever opens a link sees what it answers.
+    On a phone the controls stand above the results, folded under the label, so that the answer is in sight.
     """
-    # A narrow window of a large screen keeps its controls in sight.
+    # The user agent decides, not the width: a narrow window on a large screen keeps its controls in sight.
     if is_phone():
         was_refused = bool(st.session_state.get("refused"))
         return st.expander(label, expanded=was_refused, icon=":material/tune:"), st.container()
@@ -55,20 +55,29 @@ def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
 
 
 def history_notice(*, with_set_aside: bool = True) -> None:
-    """Say so when the history cannot be used, or was damaged and set aside; History shows the second by itself."""
+    """Warn if the history cannot be used, or was damaged and set aside.
+
+    The History page passes `with_set_aside=False`, because it shows damaged files in full.
+    """
     store, problem = session.store()
     if problem:
-        st.warning(f"{problem}. Plans work without it; nothing is kept until then.", icon=":material/warning:")
+        st.warning(
+            f"{problem}. Plans work without the history, but no run is kept until this is repaired.",
+            icon=":material/warning:",
+        )
     elif with_set_aside and store and store.moved_aside in store.damaged_files():
         st.warning(
-            f"The history was damaged and was set aside as {code(store.moved_aside)}; a new one was started. "
-            "**History** saves the runs that can be read.",
+            f"The history was damaged. It was set aside as {code(store.moved_aside)}, and a new one was started. "
+            "The **History** page can recover the runs that are still readable.",
             icon=":material/warning:",
         )
 
 
 def programs_notice() -> None:
-    """Say so while the memory programs are not those of the installed versions, and go on once they are."""
+    """Warn while the memory programs do not match the installed versions.
+
+    The page is run again once they do.
+    """
     if session.library()[1] is not None:
         st.fragment(_programs_notice, run_every=session.LOOK_AGAIN_S)()
 
@@ -76,11 +85,11 @@ def programs_notice() -> None:
 def _programs_notice() -> None:
     _, notice = session.library()
     if notice is None:
-        # The whole page, once: it answers by the new programs.
+        # The whole page is run once more, with the new programs.
         st.rerun()
         return
     if session.is_compiling():
-        follows = "They are being compiled in the background; this page takes them up by itself."
+        follows = "They are being compiled in the background; this page updates itself when they are ready."
     else:
-        follows = "Nothing has come of compiling them in the background: the command says why."
+        follows = "Compiling them in the background has failed: the command says why."
     st.warning(f"{sentence(notice)} {follows}", icon=":material/build:")

@@ -1,6 +1,6 @@
-"""The plan of a session: what its controls stand at, how that is a `Plan`, and how it moves between pages.
+"""Keep the plan of a session: the values of its controls, its `Plan`, and its way from page to page.
 
-This is the one place where Streamlit's session state and address meet `planner.plan`.
+Only this file translates between Streamlit's session state, the address and `planner.plan`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,32 +24,32 @@ from planner.plan import (
 )
 from planner.request import GenerationRequest
 
-# Where the app answers checks that cannot run Python.
+# The address of the HTTP answers, for scripts that cannot run Python.
 API_PATH = "/api/fit"
 CARDS_KEY, DEFAULT_CARD_NAMES = GPU_KEY, list(DEFAULT_GPUS)
 BASIS_KEY, PUBLISHED_KEY, IMAGES_KEY, WORKERS_KEY = "basis", "published", "images", "workers"
 MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY = "gpu_memory", "compute_capability", "attached"
-# How the page draws its map, which is no part of the plan.
+# How the page draws its map. This is in the address, but is no part of the plan.
 MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY = "map", "map_all", "map_shape", "map_card"
 VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY)
-# What else an address may hold on the pages that take a plan: Verify's job and its emulated capacity.
+# Other names that the address of a page with a plan may have: Verify's job and its emulated capacity.
 _OTHER_KEYS = ("job", "capacity")
 _PLAN_PAGES = ("Plan", "Verify")
-# The page whose address names GPUs that are looked at there, and are not the plan's.
+# The page whose address names GPUs that are not those of the plan.
 _LOOKS_AT_CARDS = "Accuracy"
-# What a link from Plan calls such a GPU: Streamlit drops a name that a control of the page left behind is bound to.
+# The name of such a GPU in a link from Plan: Streamlit drops a name to which a control of the old page is bound.
 LOOK_KEY = "how_wrong"
 
 
 def plan() -> dict[str, Any]:
-    """Give the session's plan: values by name, complete once the controls were drawn."""
+    """Return the session's plan: values by name, complete once the controls were drawn."""
     return st.session_state.setdefault("plan", {})
 
 
 def planned(request: GenerationRequest) -> Plan:
-    """Give the plan that the controls stand for, with this request.
+    """Return the plan of the controls, with this request.
 
-    A GPU whose description is incomplete or wrong is left out: its controls say what is lacking.
+    A GPU whose description is incomplete or wrong is left out; its controls show the error.
     """
     values: dict[str, Any] = {GPU_KEY: DEFAULT_CARD_NAMES}
     values |= {name: value for name, value in plan().items() if name in PLAN_KEYS}
@@ -61,14 +61,14 @@ def planned(request: GenerationRequest) -> Plan:
 
 
 def check_query(of: Plan) -> str:
-    """Write the query of ``/api/fit`` that asks what this plan shows."""
+    """Return the query of ``/api/fit`` for this plan."""
     return urlencode(of.to_query())
 
 
 def stays_open(name: str, keys: Iterable[str]) -> bool:
-    """Tell whether an expander is drawn open: once a control inside it stands at something else than its default.
+    """Return whether an expander is open because a control in it differs from its default.
 
-    What a link sets is seen that way. The expander stays open after the last value returns to its default.
+    Values set by a link are thus in sight. The expander stays open after the last value returns to its default.
     """
     opened: set[str] = st.session_state.setdefault("opened", set())
     if any(st.session_state.get(key, default_of(key)) != default_of(key) for key in keys):
@@ -77,14 +77,14 @@ def stays_open(name: str, keys: Iterable[str]) -> bool:
 
 
 def _address() -> list[tuple[str, str]]:
-    """List the names and values of the page's address."""
+    """Return the names and values of the page's address."""
     return [(name, text) for name in st.query_params for text in st.query_params.get_all(name)]
 
 
 def _from_address() -> tuple[dict[str, Any], list[str]]:
-    """Read the values in the address that its fields can take, and say what is wrong with the others.
+    """Return the valid values of the address, and messages about the others.
 
-    Streamlit drops a value that a control cannot show without a word; a link that was not taken whole should say so.
+    Streamlit silently drops a value that a control cannot show, so the page says it.
     """
     values, errors = read_query(_address())
     if ATTACHED in values.get(GPU_KEY, ()):
@@ -94,7 +94,7 @@ def _from_address() -> tuple[dict[str, Any], list[str]]:
 
 
 def _instead(error: PlannerError) -> str:
-    """Say what is wrong with a value of the address, and what is shown instead."""
+    """Describe the error of a value in the address, and the value that is shown instead."""
     if isinstance(error, UnknownCard):
         return str(error).partition("; ")[0]
     if not isinstance(error, InvalidArgument):
@@ -104,29 +104,31 @@ def _instead(error: PlannerError) -> str:
 
 
 def _wrong_names() -> list[str]:
-    """Say which names in the address of a page that takes a plan are unknown, or are given twice."""
+    """Describe unknown and repeated names in the address of a page that takes a plan."""
     known = {*PLAN_KEYS, *VIEW_KEYS, *_OTHER_KEYS}
     named = [(repr(name), name_meant(name)) for name in st.query_params if name not in known]
-    told = ", ".join(f"{name} ({meant})" if meant else name for name, meant in named)
-    unknown = [f"{told} {'is no name' if len(named) == 1 else 'are no names'} of a plan and left out"] if named else []
+    names = ", ".join(f"{name} ({meant})" if meant else name for name, meant in named)
+    unknown = [f"unknown parameter{'' if len(named) == 1 else 's'} {names}"] if named else []
     given = ((name, st.query_params.get_all(name)) for name in PLAN_KEYS if name != CARDS_KEY)
     twice = [f"{name} is given {len(values)} times; the last one counts" for name, values in given if len(values) > 1]
     return unknown + twice
 
 
 def take(changes: Mapping[str, Any]) -> None:
-    """Put these values into the plan's controls, as if they had been entered; for callbacks, before controls are drawn.
+    """Set controls of the plan by their keys.
 
-    Being bound, the controls change the address, each by itself: Streamlit lets nobody else write their parts of it.
+    This is for callbacks, which run before controls are drawn. The controls then change the address themselves:
+    Streamlit lets no other code write the names of bound controls.
     """
     for key, value in changes.items():
         st.session_state[key] = plan()[key] = value
 
 
 def enter_page(page: str) -> None:
-    """Bring the plan along when a page is opened, by its link or from another page; nothing on later runs.
+    """Bring the plan along when a page is opened, by a link or from another page.
 
-    A bound control alone forgets a value that came from the address and was never touched, when the page changes.
+    Later runs of the page change nothing. Without this, a bound control would forget a value from the address that
+    the user never touched when the page changes.
     """
     if st.session_state.get("page") == page:
         return
@@ -157,10 +159,9 @@ def enter_page(page: str) -> None:
         brought = {name: st.query_params.get_all(name) for name in st.query_params if name != LOOK_KEY} | brought
         st.query_params.from_dict(brought | {CARDS_KEY: linked})
         st.rerun()
-    # At once: each write of its own would be a step of the browser's back button.
+    # All names are written at once, because each write is a step of the browser's back button.
     st.query_params.update(brought)
     if renamed or (brought and not values):
-        # Reached by the back button, an address without the plan puts bound controls to their defaults in this run,
-        # over anything that was set, and the choice of cards knows none by its other names; the next run starts from
-        # the address as it is now.
+        # If the back button led to an address without the plan, bound controls have their defaults in this run, and
+        # the choice of GPUs does not know aliases. The next run starts from the address as it is now.
         st.rerun()

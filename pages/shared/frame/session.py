@@ -1,4 +1,4 @@
-"""Calls that pages share, each cached as long as it holds."""
+"""Cached calls that pages share."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from planner.programs.library import Library
 
 _Answer = TypeVar("_Answer")
 
-# While programs are being compiled, this often they are looked for again.
+# The seconds between two looks for programs that are being compiled.
 LOOK_AGAIN_S = 5
-# A compile takes its lock once Python and torch are there.
+# The seconds until a compile has imported torch and taken its lock.
 STARTING_S = 20.0
 
 
@@ -40,11 +40,11 @@ def _open_store() -> Store:
 
 
 def store() -> tuple[Store | None, str | None]:
-    """The history, or None and what is wrong with it. A failure is not remembered: the next run tries again."""
+    """Return the history, or None and its error; the next run of a page tries again."""
     try:
         opened = _open_store()
         if not opened.path.exists():
-            # Moved or deleted under us: begin a new one, as a restart would.
+            # Somebody moved or deleted the file: begin a new one, as a restart would.
             _open_store.clear()
             opened = _open_store()
         return opened, None
@@ -55,7 +55,7 @@ def store() -> tuple[Store | None, str | None]:
 @st.cache_resource(show_spinner=False, on_release=lambda jobs: jobs.close())
 def _jobs(_store: Store) -> Jobs:
     def on_unkept(run: Measurement, reason: str) -> None:
-        # The page that asked for it may be closed: whoever runs the server finds it in its log, and can import it.
+        # The page may be closed already, so the run goes to the server's log, from where it can be imported.
         print(f"a run could not be kept ({reason}); 'python -m planner history import' takes in its line:")
         print(line_of(run), flush=True)
 
@@ -63,12 +63,12 @@ def _jobs(_store: Store) -> Jobs:
 
 
 def jobs() -> Jobs | None:
-    """The one job queue of this server, or None while there is no history to keep runs in."""
+    """Return the job queue of this server, None while there is no history to keep runs in."""
     return queue()[0]
 
 
 def queue() -> tuple[Jobs | None, str | None]:
-    """The one job queue of this server, or None and why nothing can be queued."""
+    """Return the job queue of this server, or None and why nothing can be queued."""
     opened, problem = store()
     try:
         return (_jobs(opened), None) if opened else (None, problem)
@@ -76,24 +76,24 @@ def queue() -> tuple[Jobs | None, str | None]:
         return None, str(error)
 
 
-def _asked(ask: Callable[[Store], _Answer], otherwise: _Answer) -> _Answer:
-    """What the history answers; where it cannot any more, that is said in place."""
+def _from_history(read: Callable[[Store], _Answer], otherwise: _Answer) -> _Answer:
+    """Read from the history; if it fails, show the error and return `otherwise`."""
     opened, _ = store()
     if opened is None:
         return otherwise
     try:
-        return ask(opened)
+        return read(opened)
     except HistoryError as error:
-        # Opened anew it is set aside if it is damaged, or says what is wrong with it on every page.
+        # Opening it again sets a damaged file aside, or shows its error on every page.
         _open_store.clear()
         st.error(sentence(str(error)), icon=":material/error:")
         return otherwise
 
 
-# A resource: data is copied for each page, and decorating for that warns while no server runs yet.
+# Not `cache_data`, which copies for each page and warns while no server runs yet.
 @st.cache_resource(ttl=2, show_spinner=False)
 def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
-    """The cards in this machine, each with why it cannot be used (or None), and why there is none (or None)."""
+    """Return this machine's GPUs, each with its problem or None, and why there are none or None."""
     try:
         return [(card, why_not_usable(card)) for card in cards()], None
     except NoGpu as error:
@@ -101,14 +101,14 @@ def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
 
 
 def facts() -> ModelFacts:
-    """Parameter counts made from the installed modules where a run made them, else the published ones."""
-    return _asked(lambda opened: opened.model_facts(MODEL_ID, planned_for()), None) or SD_V15
+    """Return parameter counts, of the installed modules if a run has counted them."""
+    return _from_history(lambda opened: opened.model_facts(MODEL_ID, planned_for()), None) or SD_V15
 
 
 class _Programs:
-    """The memory programs of this server: kept once they are the right ones, looked for again until then.
+    """The memory programs of this server, looked for again until they match the installed versions.
 
-    What is computed from a library is kept by its identity, so every session is given the same object.
+    Caches use the identity of a library as their key, so every session is given the same object.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Programs:
         self._begun: float | None = None
 
     def find(self) -> Found:
-        """What there is now; the first time that it is not what it should be, a compile is started."""
+        """Find the programs; the first time that they do not match, start a compile."""
         with self._lock:
             now = time.monotonic()
             if self._found is None or (self._found.notice and now - self._looked_at >= LOOK_AGAIN_S):
@@ -130,7 +130,7 @@ class _Programs:
             return self._found
 
     def is_compiling(self) -> bool:
-        """Whether a compile is under way, or was begun so short a time ago that it cannot be seen yet."""
+        """Return whether a compile is running or is just starting."""
         just_begun = self._begun is not None and time.monotonic() - self._begun < STARTING_S
         return just_begun or programs.is_compiling()
 
@@ -141,12 +141,12 @@ def _programs() -> _Programs:
 
 
 def library() -> tuple[Library | None, str | None]:
-    """The memory programs to plan with, None where there are none, and what the user must know of them, or None."""
+    """Return the memory programs or None, and a notice for the user or None."""
     return _programs().find()
 
 
 def is_compiling() -> bool:
-    """Whether the memory programs that are lacking are being compiled."""
+    """Return whether memory programs for the installed versions are being compiled."""
     return _programs().is_compiling()
 
 
@@ -156,12 +156,15 @@ def _evidence(_library: Library | None, digest: str, revision: tuple[str, int, s
 
 
 def evidence(with_published: bool) -> Gathered:
-    """The measured runs that may speak, with the published ones if asked; the same object until a run comes or goes."""
+    """Return the measured runs for answers, with the reference runs if `with_published`.
+
+    It is the same object until a run is added or deleted.
+    """
     found = library()[0]
     try:
         now = revision()
         if now is None:
-            # Opening it brings it into order, and remembers what was done.
+            # Opening the history migrates or repairs it.
             store()
             now = revision()
     except HistoryError:
@@ -170,14 +173,14 @@ def evidence(with_published: bool) -> Gathered:
 
 
 class _Grades:
-    """The graded runs of this server, kept until a run comes or goes: thousands of requests take a while to replay."""
+    """The graded runs of this server, kept until a run is added or deleted, since grading thousands takes seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[bool, tuple[Gathered, list[Graded]]] = {}
 
     def of(self, gathered: Gathered, with_published: bool, report: Callable[[float], None]) -> list[Graded]:
-        """The grades of this evidence; `report` is told how much is done, 0 to 1, while they are made."""
+        """Return the grades of this evidence; `report` is called with the share done, 0 to 1."""
         with self._lock:
             kept = self._kept.get(with_published)
             if kept is None or kept[0] is not gathered:
@@ -191,21 +194,24 @@ def _grades() -> _Grades:
 
 
 def graded(with_published: bool, report: Callable[[float], None]) -> list[Graded]:
-    """Every full run on a GPU with what each basis says of it, newest first; `report` follows the work, 0 to 1."""
+    """Return every run on a GPU with the prediction of each basis, newest first.
+
+    `report` is called with the share that is done, 0 to 1.
+    """
     return _grades().of(evidence(with_published), with_published, report)
 
 
 def measurement(measurement_id: str) -> Measurement | None:
-    """One run, or None when it is not in the history."""
+    """Return the run of this id, None if it is not in the history."""
     try:
-        return _asked(lambda opened: opened.measurement(measurement_id), None)
+        return _from_history(lambda opened: opened.measurement(measurement_id), None)
     except InvalidArgument:
         return None
 
 
 def job_row(job_id: str) -> dict[str, Any] | None:
-    """What the history knows of a job, or None."""
-    return _asked(lambda opened: opened.job(job_id), None)
+    """Return the history's row of a job, or None."""
+    return _from_history(lambda opened: opened.job(job_id), None)
 
 
 @st.cache_resource(show_spinner=False, max_entries=1)
@@ -214,10 +220,10 @@ def _measurements(_store: Store, path: str, revision: tuple[int, str]) -> tuple[
 
 
 def measurements_revision() -> tuple[str, tuple[int, str]] | None:
-    """Something that differs once other runs are in the history, or it is another history; None without one."""
-    return _asked(lambda opened: (str(opened.path), opened.revision()), None)
+    """Return a value that changes with the history or its runs; None without a history."""
+    return _from_history(lambda opened: (str(opened.path), opened.revision()), None)
 
 
 def measurements() -> tuple[Measurement, ...]:
-    """Every run in the history, newest first; the database is read again only once a run was kept or deleted."""
-    return _asked(lambda opened: _measurements(opened, str(opened.path), opened.revision()), ())
+    """Return every run in the history, newest first; read it only if it has changed."""
+    return _from_history(lambda opened: _measurements(opened, str(opened.path), opened.revision()), ())

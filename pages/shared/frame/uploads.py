@@ -1,14 +1,17 @@
-"""What may be uploaded, in words: the server's limit is the only one, and Streamlit keeps its reasons to itself."""
+"""Say what can be uploaded, because Streamlit does not say why it refuses a file."""
 
 import streamlit as st
 
 
 def limit_mb() -> int:
-    """The largest file that the server takes, in megabytes of 2^20 bytes; .streamlit/config.toml sets it."""
-    # An uploader's own `max_upload_size` would be a promise and no limit: the server looks at this option alone.
+    """Return the largest upload in units of 2^20 bytes, which .streamlit/config.toml sets."""
+    # The server checks only this option, and not the `max_upload_size` of an uploader.
     return st.get_option("server.maxUploadSize")
 
 
 def upload_caption(kind: str, otherwise: str = "") -> None:
-    """Say what is taken; of a file that is not, Streamlit draws the name in red and no word of why."""
-    st.caption(f"{kind} of up to {limit_mb()} MB. Any other file turns red and is not taken{otherwise}.")
+    """Draw a caption with the kind and size of files that are accepted.
+
+    Streamlit shows the name of a refused file in red and gives no reason.
+    """
+    st.caption(f"{kind} of up to {limit_mb()} MB. Other files turn red and are not used{otherwise}.")

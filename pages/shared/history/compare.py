@@ -1,4 +1,4 @@
-"""Draw several runs beside each other: a chart of peaks, and a table of what differs."""
+"""Compare several runs: a chart of their peaks, and a table of their differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLACES = "compared"
 
 
 def places_of(ids: Sequence[str], before: dict[str, int]) -> dict[str, int]:
-    """Return a place for each run, its own from `before`, else the first free.
+    """Return a place for each run: its own from `before`, else the first free one.
 
     The place decides the run's letter and colour.
     """
@@ -36,13 +36,13 @@ def _size(run: Measurement) -> str:
 
 
 def letter_of(place: int) -> str:
-    """Return the name that the run of this place has in the chart and in the table."""
+    """Return the letter that names the run of this place in the chart and in the table."""
     return chr(ord("A") + place)
 
 
 def telling(runs: Sequence[Measurement]) -> list[str]:
-    """Return words for each run that tell it from the others."""
-    tellers: tuple[Callable[[Measurement], str], ...] = (
+    """Describe each run by what distinguishes it from the others."""
+    candidates: tuple[Callable[[Measurement], str], ...] = (
         lambda run: run.environment.card_name,
         task_of,
         _size,
@@ -51,19 +51,17 @@ def telling(runs: Sequence[Measurement]) -> list[str]:
         lambda run: f"{run.request.steps} step{'' if run.request.steps == 1 else 's'}",
         lambda run: f"torch {run.environment.torch.partition('+')[0]}",
     )
-    apart = [of for of in tellers if len({of(run) for run in runs}) > 1]
-    told = [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
-    # Repeats within one minute differ in nothing but their identifier.
-    return (
-        told
-        if len(set(told)) == len(runs)
-        else [f"{text}, run {run.measurement_id[:8]}" for text, run in zip(told, runs, strict=True)]
-    )
+    apart = [of for of in candidates if len({of(run) for run in runs}) > 1]
+    texts = [", ".join(text for of in (*apart, when) if (text := of(run))) for run in runs]
+    if len(set(texts)) == len(runs):
+        return texts
+    # Repeats within one minute differ only in their identifiers.
+    return [f"{text}, run {run.measurement_id[:8]}" for text, run in zip(texts, runs, strict=True)]
 
 
 def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[str]) -> None:
     alt = altair()
-    # A reference run has no peaks of its stages.
+    # Reference runs have no peaks of stages.
     peaks = [
         (name, stage, size)
         for run, name in zip(runs, names, strict=True)
@@ -78,7 +76,7 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
         if size is not None
     ]
     if not values:
-        st.caption("None of these runs came far enough to have a peak.")
+        st.caption("None of these runs has a peak: they ended too early.")
         return
     there = {value["stage"] for value in values}
     order = [name for name in (*STAGE_NAMES.values(), _WHOLE) if name in there]
@@ -98,17 +96,17 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
             tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("run:N"), alt.Tooltip("size:N")],
         )
     )
-    told = "; ".join(
+    words = "; ".join(
         f"{stage}: " + ", ".join(f"{value['run']} {value['size']}" for value in values if value["stage"] == stage)
         for stage in order
     )
-    # Each bar has 14 pixels, and each stage as much again for the gap below it.
+    # Each bar is 14 pixels high, and so is the gap below each stage.
     height = 14 * len(names) * len(order) + 14 * len(order)
-    draw(sized(chart, height), alt=f"Bars of the allocated peak by stage, for each run. {told}")
+    draw(sized(chart, height), alt=f"Bars of the allocated peak by stage, for each run. {words}")
 
 
 def comparison(runs: Sequence[Measurement]) -> None:
-    """Draw the chosen runs beside each other."""
+    """Draw the comparison of the chosen runs."""
     more, runs = len(runs) - MOST, runs[:MOST]
     places = places_of([run.measurement_id for run in runs], st.session_state.get(_PLACES, {}))
     st.session_state[_PLACES] = places
@@ -117,13 +115,15 @@ def comparison(runs: Sequence[Measurement]) -> None:
     with st.container(border=True):
         st.markdown(f"**{len(runs)} runs compared**")
         if more > 0:
-            st.caption(f"The first {MOST} that were chosen; {more} more are ticked.")
-        told = zip(letters, telling(runs), strict=True)
-        st.markdown("\n".join(f"- **{letter}** {plain(text)}" for letter, text in told))
+            st.caption(f"The first {MOST} of the selected runs; {more} more are selected.")
+        named = zip(letters, telling(runs), strict=True)
+        st.markdown("\n".join(f"- **{letter}** {plain(text)}" for letter, text in named))
         if any(run.scope != "pipeline" for run in runs):
-            st.caption("Peaks of half of the VAE alone are above what stood allocated before, the weights among it.")
+            st.caption(
+                "Peaks of one half of the VAE alone do not include the weights and what else was allocated before."
+            )
         _chart(runs, letters, [COLORS[place] for place in sorted(places.values())])
-        every = st.toggle("Show all", key="compare-all", help="Also what all of them have in common.")
+        every = st.toggle("Show all", key="compare-all", help="Show also what all of these runs have in common.")
         lines = [line for line in difference_lines(runs) if every or line.differs or line.always]
         apart = f"{letters[1]} against {letters[0]}"
         st.dataframe(
@@ -134,6 +134,6 @@ def comparison(runs: Sequence[Measurement]) -> None:
             ],
             hide_index=True,
             height="content",
-            alt="What the compared runs have" if every else "What differs between the compared runs",
+            alt="All values of the compared runs" if every else "Differences between the compared runs",
             column_config={"": st.column_config.TextColumn("", width=168, pinned=True)},
         )

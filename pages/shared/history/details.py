@@ -1,4 +1,4 @@
-"""One run of the history in full, and what can be done with it."""
+"""Draw one run in full, with buttons to rerun, plan or delete it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from planner.units import exact_size
 
 
 def address_of(request: GenerationRequest) -> dict[str, Any]:
-    """Every field of the request as an address has it, and whatever else is in the plan that it replaces.
+    """Return the address of the plan with this request, as names with text values.
 
-    Fields that stand at their defaults are there too: without them the plan of the session would stay.
+    Fields at their defaults are included: without them the session's values would stay.
     """
     values = plan() | {field.name: getattr(request, field.name) for field in FIELDS}
     return {key: value if isinstance(value, list) else str(value) for key, value in values.items()}
 
 
 def delete(run: Measurement) -> str | None:
-    """Delete a run; returns what kept it from being deleted, or None."""
+    """Delete a run; return None, or why it could not be deleted."""
     store, _ = session.store()
     try:
         if store:
@@ -41,16 +41,16 @@ def delete(run: Measurement) -> str | None:
 
 @st.dialog("Delete this run?")
 def confirm_delete(run: Measurement, others: list[str]) -> None:
-    """Ask before a run is gone for good."""
-    st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. It cannot be brought back.")
+    """Ask before deleting a run."""
+    st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. This cannot be undone.")
     with st.container(horizontal=True):
-        if st.button("Delete it", type="primary", icon=":material/delete:", key="confirm-delete"):
+        if st.button("Delete", type="primary", icon=":material/delete:", key="confirm-delete"):
             if problem := delete(run):
                 st.error(problem, icon=":material/error:")
             else:
                 choose_runs(others)
                 st.rerun()
-        if st.button("Keep it", key="keep"):
+        if st.button("Cancel", key="keep"):
             st.rerun()
 
 
@@ -58,14 +58,18 @@ def _actions(runs: Runs, run: Measurement) -> None:
     with st.container(horizontal=True):
         if run.scope == "pipeline":
             address, emulated = address_of(run.request), run.environment.emulated_bytes
-            if st.button("Rerun", icon=":material/replay:", key="rerun", help="Verify this request again, here."):
-                # It was measured before, and would be answered from the history.
+            if st.button(
+                "Rerun", icon=":material/replay:", key="rerun", help="Verify this request again on this machine."
+            ):
+                # Without this, Verify would answer from the history.
                 st.session_state["force"] = True
-                # Set even where there is none: Verify may still hold the one before.
+                # It is set even if empty, because Verify may still have an earlier one.
                 capacity = st.session_state[CAPACITY_KEY] = "" if emulated is None else exact_size(emulated)
                 at = {CAPACITY_KEY: capacity} if capacity else {}
                 st.switch_page("pages/1_Verify.py", query_params=address | at)
-            if st.button("Plan", icon=":material/straighten:", key="plan-it", help="Which cards run this request?"):
+            if st.button(
+                "Plan", icon=":material/straighten:", key="plan-it", help="See which GPUs can run this request."
+            ):
                 st.switch_page("streamlit_app.py", query_params=address)
         if run.origin == "reference":
             st.caption("Reference runs ship with the planner and cannot be deleted.", width="content")
@@ -74,7 +78,7 @@ def _actions(runs: Runs, run: Measurement) -> None:
 
 
 def details(runs: Runs, run: Measurement) -> None:
-    """The run in full."""
+    """Draw the run in full, and its buttons."""
     with st.container(border=True):
         measurement_view(run)
         _actions(runs, run)

@@ -1,4 +1,4 @@
-"""What runs differ in, line by line: what was asked, where, what came out, and how far predictions were off."""
+"""List the differences of runs: request, environment, outcome, and how far off predictions were."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from cache.predictions import peak_error
 from cache.records import Measurement
+from pages.shared.frame.escape import typeset
 from pages.shared.history.run import when
 from pages.shared.history.runs import BASES, off_column, spreadsheet_safe, task_of
 from planner.components import STAGE_NAMES, STAGES
 from planner.request import FIELDS
 from planner.units import gib, signed_gib
 
-# Of what a run was on; libraries are called as they call themselves.
+# Labels of fields of the environment; libraries keep their own names.
 _NAMES = {
     "device_kind": "Device",
     "compute_capability": "Compute capability",
@@ -30,7 +31,7 @@ _NAMES = {
 
 
 class Line(NamedTuple):
-    """One line of the comparison: a value of each run as text, and how far the second is from the first."""
+    """One line of the comparison: each run's value as text, and the difference of the second from the first."""
 
     name: str
     values: tuple[str, ...]
@@ -39,7 +40,7 @@ class Line(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the runs do not all have the same."""
+        """Return whether the runs have different values."""
         return len(set(self.values)) > 1
 
 
@@ -57,20 +58,20 @@ def _sizes(name: str, sizes: Sequence[int | None]) -> Line:
 
 def _seconds(name: str, seconds: Sequence[float | None]) -> Line:
     first, last = seconds[0], seconds[-1]
-    apart = f"{last / first - 1:+.1%}" if len(seconds) == 2 and first and last else ""
+    apart = typeset(f"{last / first - 1:+.1%}") if len(seconds) == 2 and first and last else ""
     return Line(name, tuple("–" if value is None else f"{value:.2f} s" for value in seconds), apart)
 
 
 def _off(runs: Sequence[Measurement], basis: str) -> Line | None:
-    errors = [next((peak_error(run, told) for told in run.predictions if told.basis == basis), None) for run in runs]
+    errors = [next((peak_error(run, one) for one in run.predictions if one.basis == basis), None) for run in runs]
     if all(error is None for error in errors):
         return None
-    values = tuple("–" if error is None else f"{error:+.2%}" for error in errors)
+    values = tuple("–" if error is None else typeset(f"{error:+.2%}") for error in errors)
     return Line(f"{off_column(basis)}, peak", values, always=True)
 
 
 def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
-    """Everything that runs can differ in."""
+    """Return a line for each value of these runs, whether it differs or not."""
 
     def plain_line(name: str, of: Callable[[Measurement], Any]) -> Line:
         return Line(name, tuple(_shown(of(run)) for run in runs))
@@ -79,8 +80,8 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
     for field in FIELDS:
         if field.name != "task":
             lines.append(plain_line(field.label, lambda run, name=field.name: getattr(run.request.canonical(), name)))
-    lines.append(plain_line("Card", lambda run: run.environment.card_name))
-    lines.append(_sizes("Card's total memory", [run.environment.total_bytes for run in runs]))
+    lines.append(plain_line("GPU", lambda run: run.environment.card_name))
+    lines.append(_sizes("Total memory of the GPU", [run.environment.total_bytes for run in runs]))
     lines.append(_sizes("Emulated capacity", [run.environment.emulated_bytes for run in runs]))
     for name in asdict(runs[0].environment):
         if name not in ("card", "uuid_hash", "total_bytes", "emulated_bytes"):
@@ -104,6 +105,6 @@ def difference_lines(runs: Sequence[Measurement]) -> list[Line]:
             )
             lines.append(_seconds(f"{STAGE_NAMES[stage]}, time", [one.seconds if one else None for one in of]))
     lines.append(_seconds("A step", [run.measured.seconds_per_step for run in runs]))
-    lines.append(_seconds("In all, without loading", [run.measured.total_seconds for run in runs]))
-    bases = dict.fromkeys((*BASES, *(told.basis for run in runs for told in run.predictions)))
+    lines.append(_seconds("Total without loading", [run.measured.total_seconds for run in runs]))
+    bases = dict.fromkeys((*BASES, *(one.basis for run in runs for one in run.predictions)))
     return lines + [line for basis in bases if (line := _off(runs, basis))]

@@ -1,4 +1,4 @@
-"""Runs in and out of the history as files: the shown ones for download, those of another planner by import."""
+"""Download runs as files, and import the runs of another planner."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pages.shared.history.runs import BASES, Runs, spreadsheet_safe, task_of
 from planner.errors import PlannerError
 from planner.request import FIELDS
 
-_KEY, _TOLD = "import", "imported"
+_KEY, _RESULT = "import", "imported"
 _STAGE_BYTES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
-# The task is a column of its own, since half a pipeline has none, and the size is that which the pipeline works on.
+# Task and size have columns of their own: half a pipeline has no task, and the size is the one that the pipeline uses.
 _REQUEST = tuple(field.name for field in FIELDS if field.name not in ("task", "width", "height"))
 _ENVIRONMENT = ("driver", "cuda", "cudnn", "torch", "diffusers", "transformers", "accelerate", "python", "dtype")
 _ENVIRONMENT += ("attention", "allocator_settings", "weights")
@@ -30,10 +30,10 @@ _MEASURED += ("num_alloc_retries", "load_seconds", "total_seconds", "seconds_per
 
 
 def csv_row(run: Measurement) -> dict[str, object]:
-    """The run as one line of a spreadsheet: sizes are whole bytes, times are seconds."""
+    """Return the run as a row of a spreadsheet: sizes in whole bytes, times in seconds."""
     request, environment, measured = run.request, run.environment, run.measured
     stages = {stage.stage: stage.peak_allocated_bytes for stage in measured.stages}
-    told = {prediction.basis: prediction.peak_allocated_bytes for prediction in run.predictions}
+    predicted = {prediction.basis: prediction.peak_allocated_bytes for prediction in run.predictions}
     row: dict[str, object] = {
         "id": run.measurement_id,
         "measured_at_utc": run.created_at,
@@ -51,13 +51,13 @@ def csv_row(run: Measurement) -> dict[str, object]:
     row |= {name: getattr(measured, name) for name in _MEASURED}
     row |= {f"{stage}_peak_allocated_bytes": stages.get(stage) for stage in _STAGE_BYTES}
     for basis in ("calibrated", *BASES):
-        row[f"{basis.replace('-', '_')}_peak_allocated_bytes"] = told.get(basis)
+        row[f"{basis.replace('-', '_')}_peak_allocated_bytes"] = predicted.get(basis)
     row |= {name: getattr(environment, name) for name in _ENVIRONMENT}
     return {name: spreadsheet_safe(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def csv_of(runs: Iterable[Measurement]) -> bytes:
-    """The runs as CSV, with a line of headings."""
+    """Write the runs as CSV, with a line of headings."""
     rows, text = [csv_row(run) for run in runs], io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]))
@@ -67,12 +67,12 @@ def csv_of(runs: Iterable[Measurement]) -> bytes:
 
 
 def json_lines_of(runs: Iterable[Measurement]) -> bytes:
-    """The runs as JSON lines, which another planner imports; it has the published ones already."""
+    """Write the runs as JSON lines, without reference runs, which every planner has."""
     return "".join(f"{line}\n" for line in lines_of(run for run in runs if run.origin != "reference")).encode()
 
 
 def downloads(runs: Runs, shown: DataFrame) -> None:
-    """Buttons for the runs that are shown, as CSV and as JSON lines; a file is made when it is asked for."""
+    """Draw buttons that download the shown runs as CSV or JSON lines; a click makes the file."""
     places: Sequence[int] = shown.index.tolist()
 
     def made_by(make: Callable[[Iterable[Measurement]], bytes]) -> Any:
@@ -81,7 +81,7 @@ def downloads(runs: Runs, shown: DataFrame) -> None:
     with st.popover("Download", icon=":material/download:", key="downloads", disabled=not places):
         st.caption(
             f"{len(places):,} run{'s' if places[1:] else ''} as shown, one a line, sizes in bytes. JSON lines can be "
-            "imported; reference runs are left out of them."
+            "imported; they leave out reference runs."
         )
         for label, name, mime, make in (
             ("CSV", "csv", "text/csv", csv_of),
@@ -93,35 +93,35 @@ def downloads(runs: Runs, shown: DataFrame) -> None:
 
 
 def _take_in() -> None:
-    """Once for each file: Streamlit calls this when the file changes, and not on other reruns."""
+    """Import the uploaded file; Streamlit calls this once for each file."""
     uploaded, (store, problem) = st.session_state[_KEY], session.store()
     if uploaded is None:
         return
     try:
         if store is None:
-            raise PlannerError(f"nothing can be kept: {problem}")
+            raise PlannerError(f"the history cannot be used: {problem}")
         done = store.import_measurements(read_runs(lines_in(uploaded)))
         runs, were = f"{done.added:,} run{'' if done.added == 1 else 's'}", "was" if done.known == 1 else "were"
-        told = f"Imported {runs}, {done.known:,} {were} known."
-        st.session_state[_TOLD] = (uploaded.file_id, True, told)
+        text = f"Imported {runs}, {done.known:,} {were} already known."
+        st.session_state[_RESULT] = (uploaded.file_id, True, text)
     except PlannerError as error:
-        st.session_state[_TOLD] = (uploaded.file_id, False, f"{sentence(str(error))} Nothing was imported.")
+        st.session_state[_RESULT] = (uploaded.file_id, False, f"{sentence(str(error))} Nothing was imported.")
 
 
 def import_control() -> None:
-    """Draw the choice of a file to import, and what came of it."""
+    """Draw the choice of a file to import, and the result of the import."""
     with st.popover("Import", icon=":material/upload_file:", key="imports"):
         uploaded = st.file_uploader(
             "Runs of another planner, as JSON lines",
             "jsonl",
             key=_KEY,
             on_change=_take_in,
-            help="The file that Download or `python -m planner history export` makes. What is known already is left.",
+            help="The file that Download or `python -m planner history export` writes. Known runs are skipped.",
         )
         upload_caption("JSON lines", "; `python -m planner history import` takes larger ones")
-        file_id, good, told = st.session_state.get(_TOLD, (None, True, ""))
+        file_id, good, text = st.session_state.get(_RESULT, (None, True, ""))
         if uploaded is not None and uploaded.file_id == file_id:
             if good:
-                st.success(told, icon=":material/check_circle:")
+                st.success(text, icon=":material/check_circle:")
             else:
-                st.error(told, icon=":material/error:")
+                st.error(text, icon=":material/error:")

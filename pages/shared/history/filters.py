@@ -1,4 +1,4 @@
-"""Which runs the History page shows. Each filter's key is also its name in the address, so that a link keeps it."""
+"""Filter the runs of the History page. The key of a filter is also its name in the address."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pandas import DataFrame, Series
 
 from pages.shared.history.runs import BASES, off_column
 
-# Columns of which several values can be asked for at once, and how wide: the last two share a row of a phone.
-_CHOICES = {"Card": 250, "Task": 150, "Outcome": 180}
-# Sides of squares; a size of any shape is between two of them by its number of pixels.
+# Columns of which several values can be chosen, with the width of the control in pixels: on a phone, the last two share
+# a row.
+_CHOICES = {"GPU": 250, "Task": 150, "Outcome": 180}
+# Links made when the column was called Card must still work.
+_KEYS = {"GPU": "filter-card", "Task": "filter-task", "Outcome": "filter-outcome", "Origin": "filter-origin"}
+# Sides of squares in pixels. A size of any shape is compared with them by its number of pixels.
 _SIDES = (64, 256, 512, 768, 1024, 1536, 2048, 4096, 8192)
 _SIZES = {f"{side}×{side}": side**2 for side in _SIDES}
 _ALL_SIZES = (next(iter(_SIZES)), list(_SIZES)[-1])
 _DEFAULTS: dict[str, Any] = {
-    **{f"filter-{name.lower()}": [] for name in (*_CHOICES, "Origin")},
+    **{key: [] for key in _KEYS.values()},
     "filter-size": _ALL_SIZES,
     "filter-versions": None,
     "filter-off": None,
@@ -25,9 +28,9 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _choice(frame: DataFrame, name: str, width: int | Literal["stretch"] = "stretch") -> list[str]:
-    """Draw the choice of this column's values; those that were chosen."""
-    key = f"filter-{name.lower()}"
-    # A link may name what no run here has: that none is shown is its answer, and not that all are.
+    """Draw the choice of this column's values, and return the chosen ones."""
+    key = _KEYS[name]
+    # A link may name a value that no run has. Then no run is shown, and not every run.
     linked = [*st.session_state.get(key, ()), *st.query_params.get_all(key)]
     options = sorted({*frame[name].unique(), *linked})
     return st.multiselect(name, options, key=key, placeholder="All", bind="query-params", width=width)
@@ -40,7 +43,7 @@ def _rarer(frame: DataFrame) -> dict[str, Series]:
         value=_ALL_SIZES,
         key="filter-size",
         bind="query-params",
-        help="Of any shape: 512×1024 has the pixels of 724×724.",
+        help="Compares numbers of pixels: 512×1024 has as many as 724×724.",
     )
     masks = {"size": None if (low, high) == _ALL_SIZES else frame["pixels"].between(_SIZES[low], _SIZES[high])}
     versions = st.segmented_control(
@@ -48,7 +51,7 @@ def _rarer(frame: DataFrame) -> dict[str, Series]:
         ("current", "stale"),
         key="filter-versions",
         bind="query-params",
-        help="stale: measured with other versions than those installed now.",
+        help="stale: measured with other library versions than those installed now.",
     )
     masks["versions"] = None if versions is None else (frame["Versions"] == "stale") == (versions == "stale")
     origins = _choice(frame, "Origin")
@@ -61,11 +64,11 @@ def _rarer(frame: DataFrame) -> dict[str, Series]:
         key="filter-off",
         bind="query-params",
         placeholder="Any",
-        help="Too low or too high; runs without a prediction or a peak are hidden.",
+        help="Too low or too high. Runs without a prediction or a peak are hidden.",
     )
     bases = [basis for basis in ("calibrated", *BASES) if off_column(basis) in frame.columns]
     basis = st.segmented_control(
-        "Off by which prediction", bases, default=BASES[0], required=True, key="filter-basis", bind="query-params"
+        "Prediction to filter by", bases, default=BASES[0], required=True, key="filter-basis", bind="query-params"
     )
     masks["error"] = None if off is None else frame[off_column(basis or BASES[0])].abs() > off
     return {name: mask for name, mask in masks.items() if mask is not None}
@@ -77,11 +80,11 @@ def _clear() -> None:
 
 
 def filtered(frame: DataFrame) -> tuple[DataFrame, list[str]]:
-    """Draw the filters; the runs that pass them all, and the names of the filters that hide some."""
+    """Draw the filters; return the runs that pass them all, and the names of the active filters."""
     masks: dict[str, Series] = {}
     for name, width in _CHOICES.items():
         if values := _choice(frame, name, width):
-            masks[name.lower()] = frame[name].isin(values)
+            masks[name if name == "GPU" else name.lower()] = frame[name].isin(values)
     with st.popover("More filters", icon=":material/tune:", key="more-filters"):
         masks |= _rarer(frame)
     shown = frame
@@ -91,12 +94,12 @@ def filtered(frame: DataFrame) -> tuple[DataFrame, list[str]]:
 
 
 def count_line(shown: int, total: int, names: list[str]) -> None:
-    """How many runs are shown, what hides the others, and the way back to all."""
+    """Draw how many runs are shown, which filters hide others, and a button to clear them."""
     runs = f"{shown:,} of {total:,} run{'' if total == 1 else 's'}."
     if names:
         by = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
         runs += f" {total - shown:,} hidden by {by}." if total > shown else f" Nothing is hidden by {by}."
-    how = " Tick one on its left to see it in full, more to compare them." if shown else ""
+    how = " Tick the box of a run to see it in full, or of several to compare them." if shown else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption(runs + how, width="content")
         if names:

@@ -1,4 +1,4 @@
-"""Damaged histories that were set aside: named until their runs are saved, or somebody decides to leave them."""
+"""Draw notices of damaged histories, until their runs are recovered or the user leaves them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pages.shared.frame import session
 from pages.shared.frame.escape import code, sentence
 from planner.errors import PlannerError
 
-_TOLD = "recovered"
+_RESULT = "recovered"
 
 
 def _runs(count: int) -> str:
@@ -22,15 +22,15 @@ def _recover(path: Path) -> None:
     try:
         store, problem = session.store()
         if store is None:
-            raise PlannerError(f"nothing can be kept: {problem}")
+            raise PlannerError(f"the history cannot be used: {problem}")
         done = recover(store, path, salvage(path))
     except PlannerError as error:
-        st.session_state[_TOLD] = (False, f"{sentence(str(error))} Nothing was saved.")
+        st.session_state[_RESULT] = (False, f"{sentence(str(error))} Nothing was recovered.")
         return
-    told = f"Saved {_runs(done.saved)}; {done.known:,} {'was' if done.known == 1 else 'were'} known, "
-    told += f"{done.lost:,} could not be read whole."
+    text = f"Recovered {_runs(done.saved)}; {done.known:,} {'was' if done.known == 1 else 'were'} already known, "
+    text += f"{done.lost:,} could not be read completely."
     kept = f"The file cannot be renamed ({done.stays})." if done.stays else f"The file is kept as {code(done.path)}."
-    st.session_state[_TOLD] = (True, f"{told} {kept}")
+    st.session_state[_RESULT] = (True, f"{text} {kept}")
 
 
 def _leave(path: Path) -> None:
@@ -38,18 +38,18 @@ def _leave(path: Path) -> None:
     if store is None:
         return
     name, stays = put_away(store, path)
-    kept = f"{code(path)} cannot be renamed ({stays})." if stays else f"Left as it is, as {code(name)}."
-    st.session_state[_TOLD] = (not stays, kept)
+    kept = f"{code(path)} cannot be renamed ({stays})." if stays else f"The file is kept as {code(name)}."
+    st.session_state[_RESULT] = (not stays, kept)
 
 
 def set_aside_notice() -> None:
-    """Name each history that was set aside, with what can be done, and what came of it."""
+    """Draw a notice of each damaged history with its buttons, and the result of the last click."""
     store, _ = session.store()
     for number, path in enumerate(store.damaged_files() if store else ()):
         with st.container(border=True):
             st.warning(
-                f"A damaged history was set aside as {code(path)}. **Recover** saves every run that can be read "
-                "whole; the file itself is kept.",
+                f"A damaged history was set aside as {code(path)}. **Recover** copies every run that can be read "
+                "completely; the file itself is kept.",
                 icon=":material/warning:",
             )
             with st.container(horizontal=True):
@@ -66,11 +66,11 @@ def set_aside_notice() -> None:
                     key=f"leave-{number}",
                     on_click=_leave,
                     args=(path,),
-                    help="Save nothing, and mention the file no more. It is renamed, not deleted.",
+                    help="Recover nothing, and do not mention the file again. It is renamed, not deleted.",
                 )
-    # Said once: the next thing that is done on the page takes its place.
-    good, told = st.session_state.pop(_TOLD, (True, ""))
-    if told and good:
-        st.success(told, icon=":material/check_circle:")
-    elif told:
-        st.error(told, icon=":material/error:")
+    # A result is shown once, until the next run of the page.
+    good, text = st.session_state.pop(_RESULT, (True, ""))
+    if text and good:
+        st.success(text, icon=":material/check_circle:")
+    elif text:
+        st.error(text, icon=":material/error:")

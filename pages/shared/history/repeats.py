@@ -11,14 +11,14 @@ from pages.shared.history.runs import Runs
 from planner.units import gib, gib_value
 
 _COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
-# More would make the page heavy and the chart no clearer.
+# More would slow the page down without making the chart clearer.
 MOST_REQUESTS, MOST_RUNS = 100, 1000
 
 
 def repeated(shown: DataFrame) -> dict[str, list[int]]:
-    """Return the places of runs of each repeated request, the most often measured first."""
+    """Return the places of the runs of each repeated request, the most often measured first."""
     peaks = shown[(shown["Outcome"] == "ok") & shown["Allocated"].notna() & (shown["scope"] == "pipeline")]
-    again = peaks[peaks.groupby(["request", "Card"])["id"].transform("size") > 1]
+    again = peaks[peaks.groupby(["request", "GPU"])["id"].transform("size") > 1]
     most = again["request"].value_counts(sort=True).index[:MOST_REQUESTS]
     places = again.groupby("request").indices
     return {request: again.index[places[request]].tolist() for request in most}
@@ -28,12 +28,12 @@ def _release(run: Measurement) -> str:
     return run.environment.torch.partition("+")[0]
 
 
-def _told(runs: list[Measurement]) -> str:
-    cards: dict[str, list[int]] = {}
+def _words(runs: list[Measurement]) -> str:
+    gpus: dict[str, list[int]] = {}
     for run in runs:
-        cards.setdefault(run.environment.card_name, []).append(run.measured.peak_allocated_bytes or 0)
+        gpus.setdefault(run.environment.card_name, []).append(run.measured.peak_allocated_bytes or 0)
     return "; ".join(
-        f"{card}, {len(sizes)} runs: between {gib(min(sizes))} and {gib(max(sizes))}" for card, sizes in cards.items()
+        f"{gpu}, {len(sizes)} runs: between {gib(min(sizes))} and {gib(max(sizes))}" for gpu, sizes in gpus.items()
     )
 
 
@@ -44,7 +44,7 @@ def _chart(runs: list[Measurement]) -> None:
             "when": run.created_at,
             "GiB": gib_value(run.measured.peak_allocated_bytes or 0),
             "size": gib(run.measured.peak_allocated_bytes or 0, 3),
-            # The maker's name tells no GPU from another and takes room.
+            # All GPUs have the maker's name, which would only take room.
             "GPU": run.environment.card_name.removeprefix("NVIDIA "),
             "torch": _release(run),
         }
@@ -54,11 +54,11 @@ def _chart(runs: list[Measurement]) -> None:
         sorted({str(value["torch"]) for value in values}),
         sorted({str(value["GPU"]) for value in values}),
     )
-    # Runs of one day are told apart by the hour, runs of many days by the day.
+    # Runs of one day are labelled by the hour, runs of several days by the day.
     one_day = runs[0].created_at[:10] == runs[-1].created_at[:10]
     axis = alt.Axis(format="%b %d, %H:%M" if one_day else "%Y-%m-%d", tickCount=4, labelOverlap=True)
     x = alt.X("when:T", scale=alt.Scale(type="utc", padding=12, nice=False), title=None, axis=axis)
-    # Runs that agree to the byte would leave the axis no length.
+    # If all runs agree to the byte, the axis still needs a length.
     sizes = [float(value["GiB"]) for value in values]
     around = max(0.1 * (max(sizes) - min(sizes)), 0.005 * max(sizes))
     domain = [min(sizes) - around, max(sizes) + around]
@@ -72,7 +72,7 @@ def _chart(runs: list[Measurement]) -> None:
     lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="GPU:N")
     colors = [_COLORS[place % len(_COLORS)] for place in range(len(versions))]
     top = alt.Legend(orient="top", columns=3, labelLimit=140)
-    # Shapes alone would be black, which a dark page hides.
+    # The default black of shapes cannot be seen on a dark page.
     gray = {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
     bottom = alt.Legend(orient="bottom", columns=2, labelLimit=140, **gray)
     points = base.mark_point(size=60, filled=True, opacity=1).encode(
@@ -88,7 +88,7 @@ def _chart(runs: list[Measurement]) -> None:
         ],
     )
     chart = alt.layer(lines, points).properties(height=300 + 30 * (len(gpus) if gpus[1:] else 0))
-    draw(chart, alt=f"Allocated peaks over time, by GPU and torch version. {_told(runs)}")
+    draw(chart, alt=f"Allocated peaks over time, by GPU and torch version. {_words(runs)}")
 
 
 def repeats_view(runs: Runs, shown: DataFrame) -> None:
@@ -96,7 +96,7 @@ def repeats_view(runs: Runs, shown: DataFrame) -> None:
     found = repeated(shown)
     if not found:
         return
-    st.subheader("Measured more than once", anchor=False)
+    st.subheader("Repeated runs", anchor=False)
 
     def label(request_id: str) -> str:
         places = found[request_id]
@@ -107,10 +107,10 @@ def repeats_view(runs: Runs, shown: DataFrame) -> None:
         list(found),
         format_func=label,
         key="repeated",
-        help="Of the runs shown above, requests that ran to the end more than once on one GPU model, the most "
+        help="Requests of the runs above that were completed more than once on one GPU model, the most "
         f"often measured first{f', {MOST_REQUESTS} at most' if len(found) == MOST_REQUESTS else ''}.",
     )
     places = found[one or next(iter(found))]
     _chart([runs.measurements[place] for place in places[:MOST_RUNS]])
     newest = f" The newest {MOST_RUNS:,} are drawn." if len(places) > MOST_RUNS else ""
-    st.caption(f"Each point is a run; a line joins those of one GPU model, a colour is a torch release.{newest}")
+    st.caption(f"Each point is a run. A line joins the runs of one GPU model, and a colour is a torch release.{newest}")

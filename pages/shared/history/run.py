@@ -1,4 +1,4 @@
-"""One measured run: outcome, peaks, and how far each prediction was off."""
+"""Draw one measured run: outcome, peaks, and how far off each prediction was."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,26 +8,27 @@ import streamlit as st
 from cache.predictions import compare, verdict_of
 from cache.records import ANSWERS, Measurement, Prediction
 from pages.shared.frame.charts import comparison_chart
-from pages.shared.frame.escape import code, plain
+from pages.shared.frame.escape import code, plain, typeset
 from pages.shared.plan.verdicts import verdict_badge
 from planner.components import STAGE_NAMES
 from planner.units import gib
 
 OUTCOME_WORDS = {
-    "ok": "Ran to the end",
-    "out-of-memory": "Ran out of memory",
-    "cancelled": "Was cancelled",
+    "ok": "Completed",
+    "out-of-memory": "Out of memory",
+    "cancelled": "Cancelled",
     "failed": "Failed",
 }
 _SCOPE_WORDS = {"vae.encode": "the VAE's encoder", "vae.decode": "the VAE's decoder"}
 _ORIGINS: dict[str, tuple[str, Literal["blue", "violet"], str]] = {
-    "imported": (":material/upload_file:", "blue", "From a file; measured by another planner."),
-    "reference": (":material/menu_book:", "violet", "Published; it ships with the planner."),
+    "imported": (":material/upload_file:", "blue", "Imported from a file; measured by another planner."),
+    "reference": (":material/menu_book:", "violet", "Measured and published by others; ships with the planner."),
 }
 EMULATED_HELP = (
-    "torch was made to refuse beyond this capacity, the CUDA context within it. Kernels and context are those of the "
-    "real card, which has more."
+    "torch refused to use more than this capacity, which includes the CUDA context. Kernels and context are those of "
+    "the real GPU, which has more memory."
 )
+_FACT_NAMES = {"card": "GPU", "cuda": "CUDA", "cudnn": "cuDNN", "python": "Python"}
 PHASE_NAMES = STAGE_NAMES | {
     "waiting": "Waiting for the device",
     "starting": "Starting the worker",
@@ -58,7 +59,7 @@ def _heading(measurement: Measurement) -> None:
                 st.badge("emulated capacity", icon=":material/compress:", color="orange", help=EMULATED_HELP)
         else:
             st.markdown(f"**{words}**", width="content")
-            st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It judges no GPU.")
+            st.badge("CPU rehearsal", icon=":material/laptop_mac:", color="gray", help="It says nothing about GPUs.")
         if measurement.origin in _ORIGINS:
             icon, color, text = _ORIGINS[measurement.origin]
             st.badge(measurement.origin, icon=icon, color=color, help=text)
@@ -68,12 +69,12 @@ def _heading(measurement: Measurement) -> None:
         st.caption(f"Source: {plain(measurement.source)}")
     if alone := _SCOPE_WORDS.get(measurement.scope):
         st.info(
-            f"Only {alone} was run: peaks are above what stood allocated before, the weights among it.",
+            f"Only {alone} was run. Its peaks do not include the weights and what else was allocated before.",
             icon=":material/info:",
         )
-    if measured.outcome in ANSWERS and (line := foretold(measurement.predictions)):
+    if measured.outcome in ANSWERS and (line := predicted_line(measurement.predictions)):
         st.caption(line)
-    # A cancelled run has nothing to say beyond its heading.
+    # The heading already says that a run was cancelled.
     if measured.reason and measured.outcome != "cancelled":
         st.error(plain(measured.reason), icon=":material/error:")
 
@@ -81,18 +82,20 @@ def _heading(measurement: Measurement) -> None:
 def _peaks(measurement: Measurement) -> None:
     measured = measurement.measured
     on_cpu = measurement.environment.device_kind == "cpu"
-    allocated = "Live tensors, counted one by one." if on_cpu else "The most that tensors and workspaces took at once."
-    device = "The process's resident memory." if on_cpu else "What the whole card held, by whomever."
+    allocated = "Living tensors, counted one by one." if on_cpu else "The peak of tensors and workspaces together."
+    device = "The process's resident memory." if on_cpu else "All memory in use on the GPU, by every process."
     with st.container(horizontal=True, gap="medium"):
         _metric("Peak allocated", measured.peak_allocated_bytes, allocated)
-        _metric("Peak reserved", measured.peak_reserved_bytes, "What torch's caching allocator held.")
+        _metric("Peak reserved", measured.peak_reserved_bytes, "Memory that torch's caching allocator held.")
         _metric("Peak in process" if on_cpu else "Peak on device", measured.peak_device_bytes, device)
-        _metric("Context", measured.context_bytes, "What CUDA took outside torch's allocator.")
-        _metric("Weights", measured.weights_bytes, "What stood allocated before the run began.")
+        _metric("Context", measured.context_bytes, "Memory that CUDA took outside torch's allocator.")
+        _metric("Weights", measured.weights_bytes, "Memory allocated before the run began.")
         if measured.num_alloc_retries is not None:
-            st.metric("Retries", measured.num_alloc_retries, help="Times the allocator flushed its cache to go on.")
+            st.metric(
+                "Retries", measured.num_alloc_retries, help="How often the allocator freed its cache and tried again."
+            )
         if measured.seconds_per_step is not None:
-            st.metric("A step", f"{measured.seconds_per_step:.2f} s", help=f"{measured.total_seconds:.1f} s in all.")
+            st.metric("A step", f"{measured.seconds_per_step:.2f} s", help=f"{measured.total_seconds:.1f} s in total.")
 
 
 def _stages(measurement: Measurement) -> None:
@@ -112,12 +115,12 @@ def _stages(measurement: Measurement) -> None:
 
 
 def _predictions(measurement: Measurement) -> None:
-    """Every prediction beside what was measured in one chart, and how far each one's peak was off."""
+    """Draw all predictions beside the measured peaks, and how far off each peak was."""
     by_basis = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
     if not by_basis:
         return
     names = " and the ".join(basis.replace("-", " ") for basis in by_basis)
-    st.markdown(f"**Against the {names}**")
+    st.markdown(f"**Compared with the {names}**")
     comparison_chart(by_basis)
     for basis, lines in by_basis.items():
         peak = next(line for line in lines if line.name == "Peak allocated")
@@ -128,23 +131,23 @@ def _predictions(measurement: Measurement) -> None:
             )
 
 
-def foretold(predictions: Sequence[Prediction]) -> str:
-    """What each basis had said of the run before it ran, in one line; empty where none judged it."""
+def predicted_line(predictions: Sequence[Prediction]) -> str:
+    """Say what each basis predicted before the run; empty if no basis had an answer."""
     said = [
         f"{prediction.basis.replace('-', ' ')} {prediction.verdict}, need {gib(prediction.need_bytes)}"
         for prediction in predictions
         if prediction.need_bytes is not None and prediction.verdict != "unknown"
     ]
-    return f"Had been predicted: {'; '.join(said)}." if said else ""
+    return f"Predicted before the run: {'; '.join(said)}." if said else ""
 
 
 def when(measurement: Measurement) -> str:
-    """When it was measured, to the minute; empty for a published run, of which nobody said it."""
+    """Return when the run was measured, to the minute; empty for reference runs."""
     return "" if measurement.origin == "reference" else measurement.created_at[:16].replace("T", " ")
 
 
 def what(measurement: Measurement) -> str:
-    """What was run, in one line."""
+    """Describe in one line what was run."""
     request, scope = measurement.request, measurement.scope
     if scope == "pipeline":
         return request.describe()
@@ -153,13 +156,13 @@ def what(measurement: Measurement) -> str:
 
 
 def off_words(error: float) -> str:
-    """How far off a prediction was, in words: 2.3% too low."""
-    shown = f"{abs(error):.1%}"
-    return "right to 0.1%" if shown == "0.0%" else f"{shown} too {'low' if error < 0 else 'high'}"
+    """Say how far off a prediction was: ``2.3 % too low``, with a no-break space."""
+    shown = typeset(f"{abs(error):.1%}")
+    return typeset("within 0.1 %") if abs(error) < 0.0005 else f"{shown} too {'low' if error < 0 else 'high'}"
 
 
 def measurement_view(measurement: Measurement) -> None:
-    """The run in full."""
+    """Draw the run in full: heading, peaks, predictions, stages and environment."""
     _heading(measurement)
     measured = measurement.measured
     if measured.stages or measured.peak_allocated_bytes is not None:
@@ -168,16 +171,16 @@ def measurement_view(measurement: Measurement) -> None:
     if measured.stages:
         _stages(measurement)
     environment = measurement.environment
-    with st.expander("Where and with what"):
+    with st.expander("GPU, versions and settings"):
         names = ("card", "driver", "compute_capability", "cuda", "cudnn", "torch", "diffusers", "transformers")
         names += ("accelerate", "python", "dtype", "attention", "allocator_settings", "weights")
         facts = [(name, getattr(environment, name)) for name in names]
-        lines = [f"- {name.replace('_', ' ')}: {code(value)}" for name, value in facts if value]
+        lines = [f"- {_FACT_NAMES.get(name, name.replace('_', ' '))}: {code(value)}" for name, value in facts if value]
         if environment.total_bytes:
             lines.append(f"- total memory: {gib(environment.total_bytes)}")
         if environment.emulated_bytes is not None:
             lines.append(f"- emulated capacity: {gib(environment.emulated_bytes)}")
         for holder in measurement.holders:
-            lines.append(f"- also on the card: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
+            lines.append(f"- also on the GPU: {plain(str(holder['name']))} ({plain(str(holder['pid']))})")
         lines.append(f"- run: {code(measurement.measurement_id)}")
         st.markdown("\n".join(lines))

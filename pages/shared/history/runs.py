@@ -1,6 +1,6 @@
-"""The runs of the History page, as values and as one table: made once, and kept until a run comes or goes.
+"""Keep the runs of the History page, as values and as a table, until a run is added or deleted.
 
-Pandas is imported by the first table, after the page's first paint.
+This file imports pandas, so the page imports it after its first paint.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from cache.records import Measurement
 from pages.shared.frame import session
 from planner.units import gib_value
 
-# Every table has these columns; another basis has one where a run has a prediction of it.
+# Every table has columns of these bases; another basis has one if a run has a prediction of it.
 BASES = ("dry-run", "formula")
 
 
 def off_column(basis: str) -> str:
-    """The column that says how far this basis was off."""
+    """Return the heading of the column with the errors of this basis."""
     return f"{basis.replace('-', ' ').capitalize()} off by"
 
 
 def task_of(run: Measurement) -> str:
-    """What was run: the request's task, or the one part of the pipeline that was run alone."""
+    """Return the request's task, or the part of the pipeline that was run alone."""
     return run.request.task if run.scope == "pipeline" else run.scope
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Text of others that a spreadsheet would take for a formula, told to be text."""
+    """Prefix text that a spreadsheet would evaluate as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _percent(error: float | None) -> float | None:
-    # As shown, so that what rounds to nothing has no sign.
+    # An error that rounds to zero must have no sign.
     return None if error is None else round(error * 100, 1) + 0.0
 
 
@@ -49,7 +49,7 @@ def _gib(size_bytes: int | None) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Runs, newest first, and what is looked up of them."""
+    """Runs, newest first, with lookups by id and as a table."""
 
     measurements: tuple[Measurement, ...]
 
@@ -58,7 +58,7 @@ class Runs:
         return {run.measurement_id: run for run in self.measurements}
 
     def find(self, measurement_id: str) -> Measurement | None:
-        """The run of this id, or of the only id that begins so, or None."""
+        """Return the run of this id, or of the only id that begins with it, or None."""
         if measurement_id in self._by_id:
             return self._by_id[measurement_id]
         found = [run for key, run in self._by_id.items() if key.startswith(measurement_id)] if measurement_id else []
@@ -66,33 +66,33 @@ class Runs:
 
     @cached_property
     def frame(self) -> DataFrame:
-        """A row for each run: the table's columns by their headings, and in lower case what filters and charts need.
+        """Runs as rows; columns in lower case are for filters and charts and are not shown.
 
-        It is shared by every visitor: take from it, never change it.
+        Sizes are in GiB and errors in per cent. Every visitor shares the frame, so never change it.
         """
         runs, versions = self.measurements, planned_for()
-        errors = [{told.basis: peak_error(run, told) for told in run.predictions} for run in runs]
+        errors = [{one.basis: peak_error(run, one) for one in run.predictions} for run in runs]
         request_ids = {request: request.request_id for request in {run.request for run in runs}}
         columns = {
-            # Nobody said when a published run was measured.
+            # It is not known when a reference run was measured.
             "When, UTC": pd.to_datetime(
                 [None if run.origin == "reference" else run.created_at for run in runs], format="ISO8601", utc=True
             ),
             "Outcome": [run.measured.outcome for run in runs],
-            # Every table can be downloaded as it is.
-            "Card": [spreadsheet_safe(run.environment.card_name) for run in runs],
+            # Streamlit offers every table as a download.
+            "GPU": [spreadsheet_safe(run.environment.card_name) for run in runs],
             "Task": [task_of(run) for run in runs],
             "Width": [run.request.effective_width for run in runs],
             "Height": [run.request.effective_height for run in runs],
             "Batch": [run.request.batch for run in runs],
             "Steps": pd.array([run.request.steps if run.scope == "pipeline" else None for run in runs], dtype="Int64"),
             "Options": [run.options for run in runs],
-            # An all-empty column is no number to pandas, and would be shown as None.
+            # Without a dtype, pandas takes an empty column for objects, which are shown as None.
             "Allocated": pd.Series([_gib(run.measured.peak_allocated_bytes) for run in runs], dtype="float64"),
             "Reserved": pd.Series([_gib(run.measured.peak_reserved_bytes) for run in runs], dtype="float64"),
         }
-        for basis in dict.fromkeys((*BASES, *sorted({basis for told in errors for basis in told}))):
-            off = [_percent(told.get(basis)) for told in errors]
+        for basis in dict.fromkeys((*BASES, *sorted({basis for by_basis in errors for basis in by_basis}))):
+            off = [_percent(by_basis.get(basis)) for by_basis in errors]
             columns[off_column(basis)] = pd.Series(off, dtype="float64")
         columns |= {
             "Weights": [spreadsheet_safe(run.environment.weights.partition(":")[0]) for run in runs],
@@ -107,17 +107,17 @@ class Runs:
         return frame
 
 
-# One with the reference runs and one without.
+# One entry with the reference runs, and one without.
 @st.cache_resource(show_spinner=False, max_entries=2)
 def _runs(revision: object, with_references: bool) -> Runs:
     return Runs(session.measurements() + (reference_runs() if with_references else ()))
 
 
 def runs(with_references: bool) -> Runs:
-    """Every run in the history, newest first, and after them the published ones if they are asked for."""
+    """Return the runs of the history, newest first, then reference runs if asked for."""
     return _runs(session.measurements_revision(), with_references)
 
 
 def find(shown: Runs, measurement_id: str) -> Measurement | None:
-    """The run of this id among those shown or, since a link may name one, among the published ones."""
+    """Return the run of this id among `shown`, else among the reference runs, or None."""
     return shown.find(measurement_id) or Runs(reference_runs()).find(measurement_id)

@@ -1,4 +1,4 @@
-"""The table of runs. What is ticked in it is in the address, so that a link shows the same runs."""
+"""Draw the table of runs. The selected runs are in the address, so that a link shows them again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pages.shared.history.runs import Runs
 _KEY, _SEEN = "run", "seen-runs"
 _OFF = " off by"
 _HELP = {
-    "Allocated": "The most that tensors and workspaces took at once, GiB",
-    "Reserved": "What torch's caching allocator held at most, GiB",
-    "Options": "What is not as in a plain call: unguided is a guidance scale of 1 or less",
-    "Versions": "stale: measured with other versions than those installed now",
-    "Origin": "own: measured here. imported: from a file. reference: published, and ships with the planner.",
+    "Allocated": "The peak of tensors and workspaces together, GiB",
+    "Reserved": "The peak of what torch's caching allocator held, GiB",
+    "Options": "Options that differ from a default call; unguided: a guidance scale of 1 or less",
+    "Versions": "stale: measured with other library versions than those installed now",
+    "Origin": "own: measured here. imported: from a file. reference: published by others, ships with the planner.",
 }
-# In lower case, columns are for filters and charts.
+# Columns in lower case are only for filters and charts.
 _HIDDEN = str.islower
 
 
 def chosen_runs(runs: Runs) -> list[str]:
-    """The ids in the address, each once and in full where a run has it."""
+    """Return the ids in the address, each once, and in full if a run has it."""
     found = ((text, runs.find(text)) for text in st.query_params.get_all(_KEY))
     return list(dict.fromkeys(run.measurement_id if run else text for text, run in found))
 
@@ -38,23 +38,23 @@ def choose_runs(ids: list[str]) -> None:
 
 
 def _columns(frame: DataFrame) -> list[str]:
-    # Columns that would say the same of every run.
+    # Columns with the same value for every run are left out.
     same = {"Origin": (frame["Origin"] == "own").all(), "Options": (frame["Options"] == "").all()}
     return [name for name in frame.columns if not _HIDDEN(name) and not same.get(name, False)]
 
 
 def _width(texts: Series, most: int) -> int:
-    """Pixels that the longest of these texts takes; Streamlit alone clips long ones."""
+    """Return the width of the longest text in pixels, at most `most`; Streamlit would clip it."""
     return min(most, max(92, 7 * int(texts.str.len().max()) + 20))
 
 
 def _config(frame: DataFrame, columns: list[str]) -> dict[str, Any]:
     number = st.column_config.NumberColumn
     config: dict[str, Any] = {
-        # Wide enough for those that are not among the first rows.
+        # Streamlit chooses widths by the first rows only.
         "When, UTC": st.column_config.DatetimeColumn("When, UTC", format="YYYY-MM-DD HH:mm", width=128),
         "Outcome": st.column_config.TextColumn("Outcome", width=108),
-        "Card": st.column_config.TextColumn("Card", width=_width(frame["Card"], 250)),
+        "GPU": st.column_config.TextColumn("GPU", width=_width(frame["GPU"], 250)),
         "Options": st.column_config.TextColumn("Options", help=_HELP["Options"], width=_width(frame["Options"], 160)),
         "Allocated": number("Allocated", format="%.2f GiB", help=_HELP["Allocated"]),
         "Reserved": number("Reserved", format="%.2f GiB", help=_HELP["Reserved"]),
@@ -63,16 +63,17 @@ def _config(frame: DataFrame, columns: list[str]) -> dict[str, Any]:
     }
     for name in columns:
         if name.endswith(_OFF):
-            said = f"The {name.removesuffix(_OFF).lower()}'s allocated peak against the measured one"
-            config[name] = number(name, format="%+.1f %%", help=f"{said}: negative was too low")
+            basis = name.removesuffix(_OFF).lower()
+            text = f"Error of the allocated peak that the {basis} predicted; negative is too low"
+            config[name] = number(name, format="%+.1f %%", help=text)
     return config
 
 
 def table(runs: Runs, shown: DataFrame) -> list[str]:
-    """Draw the runs; the ids of the chosen ones: those ticked, and those in the address that the filters hide."""
+    """Draw the runs; return the ids of the selected ones, with those that filters hide."""
     ids, chosen = shown["id"].tolist(), chosen_runs(runs)
     places = {run: place for place, run in enumerate(ids)}
-    # Rows are known by their places, so other rows are another table.
+    # Streamlit remembers selected rows by their positions, so other rows need another key.
     key = f"runs-{zlib.crc32(' '.join(ids).encode())}"
     if key not in st.session_state or chosen != st.session_state.get(_SEEN):
         rows = [places[run] for run in chosen if run in places]
@@ -98,10 +99,10 @@ def table(runs: Runs, shown: DataFrame) -> list[str]:
 
 
 def selection_bar(chosen: int, unseen: int) -> None:
-    """How many runs are chosen, where the table does not say it at a glance, and the way to choose none."""
+    """Draw how many runs are selected, unless the table shows it, and a button to clear."""
     if chosen < 2 and not unseen:
         return
     apart = "" if not unseen else ", not in the table above" if chosen == 1 else f", {unseen} not in the table above"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption(f"{chosen} run{'' if chosen == 1 else 's'} chosen{apart}.", width="content")
-        st.button("Choose none", icon=":material/close:", key="choose-none", on_click=choose_runs, args=([],))
+        st.caption(f"{chosen} run{'' if chosen == 1 else 's'} selected{apart}.", width="content")
+        st.button("Clear selection", icon=":material/close:", key="choose-none", on_click=choose_runs, args=([],))

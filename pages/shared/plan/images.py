@@ -1,4 +1,4 @@
-"""Several images, one after another: what each needs on each card, and which one decides."""
+"""Draw the list of images that run one after another: what each needs on each GPU, and which decides."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from planner.programs.library import Library
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, GenerationRequest
 from planner.units import gib
 
-# What the table started from and how often it was, what was wrong with an upload or a link, and the uploads.
-_BASE, _TURN, _TOLD, _UPLOADS = "images-base", "images-turn", "images-told", "images-uploads"
+# Keys: the rows that the table started from, how often it started, notes on uploads, and the uploads.
+_BASE, _TURN, _NOTES, _UPLOADS = "images-base", "images-turn", "images-notes", "images-uploads"
 _COLUMNS = ("Width", "Height", "At once")
 _ANCHOR = "several-images"
 
@@ -32,37 +32,40 @@ def _editor_key() -> str:
     return f"images-{st.session_state.get(_TURN, 0)}"
 
 
-def _start(rows: Sequence[ImageRow], told: list[str]) -> None:
-    """Start the table from these images, without what was typed into it before."""
-    st.session_state[_BASE], st.session_state[_TOLD] = list(rows), told
+def _start(rows: Sequence[ImageRow], notes: list[str]) -> None:
+    """Start the table from these images, and forget what was typed into it."""
+    st.session_state[_BASE], st.session_state[_NOTES] = list(rows), notes
     st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
 
 
 def _take_uploads() -> None:
-    rows, told = [], []
+    rows, notes = [], []
     for uploaded in st.session_state[_UPLOADS]:
         try:
             size = fitted(*read_size(uploaded.getvalue(), uploaded.name))
         except InvalidArgument as error:
-            told.append(sentence(str(error)))
+            notes.append(sentence(str(error)))
             continue
         rows.append(ImageRow(size.width, size.height))
         if size.why:
             width, height = size.original
             changed = f"{width}×{height}, planned as {size.width}×{size.height}: {size.why}"
-            told.append(f"{plain(uploaded.name)} is {changed}.")
-    if rows or told:
-        _start(rows, told)
+            notes.append(f"{plain(uploaded.name)} is {changed}.")
+    if rows or notes:
+        _start(rows, notes)
 
 
 def _enter() -> None:
-    """Start from the plan's list where the page was opened just now: a table left behind forgot what was typed."""
+    """Start from the plan's list when the page is opened.
+
+    Streamlit forgets the table of a page that was left.
+    """
     if _editor_key() in st.session_state:
         return
     if _BASE in st.session_state and st.session_state.get(_UPLOADS):
-        # Just started from uploads, and not drawn yet.
+        # The table has just started from uploads and is not drawn yet.
         return
-    # What a link lists wrongly was refused, and said, as the page was entered.
+    # A wrong list in a link was already refused, with a message, when the page was opened.
     _start(parse_images(plan().get(IMAGES_KEY, "")), [])
 
 
@@ -71,7 +74,7 @@ def _number(label: str, low: int, high: int, text: str) -> Any:
 
 
 def _table() -> DataFrame:
-    """Draw the table that is typed into; its complete rows."""
+    """Draw the table for typing, and return its complete rows."""
     size_help = f"In pixels, {MIN_SIDE} to {MAX_SIDE}."
     edited = st.data_editor(
         DataFrame([tuple(row) for row in st.session_state[_BASE]], columns=list(_COLUMNS), dtype="Int64"),
@@ -89,14 +92,14 @@ def _table() -> DataFrame:
 
 
 def _rows(request: GenerationRequest) -> list[ImageRow]:
-    """The images of the table that this request's task takes; what is wrong with the others is said."""
+    """Return the images that this request's task accepts, and show the errors of the others."""
     every = [ImageRow(*(int(value) for value in row)) for row in _table().itertuples(index=False)]
     if len(every) > MAX_IMAGES:
-        st.warning(f"Only the first {MAX_IMAGES} images are looked at.", icon=":material/warning:")
+        st.warning(f"Only the first {MAX_IMAGES} images are planned.", icon=":material/warning:")
     rows, kept = [], []
     for row in every[:MAX_IMAGES]:
         try:
-            # Kept where any task takes it: what this one refuses is there again once the task is changed back.
+            # A row is kept if any task accepts it, so that it is there again after the task is changed.
             row.of(GenerationRequest())
             kept.append(row)
             row.of(request)
@@ -125,15 +128,15 @@ def _lines(listed: Listed) -> str:
 
 
 def images_notice(request: GenerationRequest, listed: Listed | None) -> None:
-    """What the list of images makes of the verdicts, where there is one: the worst image on each card, in sight."""
+    """Draw the verdict of the list of images, if there is one: the worst image on each GPU."""
     if listed is None:
         return
-    many = f"Of the {len(listed.rows)} images" if len(listed.rows) > 1 else "Of the one image"
+    many = f"{len(listed.rows)} images" if len(listed.rows) > 1 else "One image"
     size = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
-    said = {"fits": st.success, "tight": st.warning, "no": st.error, "unknown": st.info}[listed.verdict]
-    said(
-        f"**{many} in [the list](#{_ANCHOR})**, the worst on each card decides:\n{_lines(listed)}\n\n"
-        f"The verdicts below are those of {size} alone.",
+    draw = {"fits": st.success, "tight": st.warning, "no": st.error, "unknown": st.info}[listed.verdict]
+    draw(
+        f"**{many} in [the list](#{_ANCHOR})**; the worst image on each GPU decides:\n{_lines(listed)}\n\n"
+        f"The verdicts below are for {size} alone.",
         icon=LOOKS[listed.verdict].icon,
     )
 
@@ -145,39 +148,36 @@ def batch_list_view(
     library: Library | None,
     evidence: Evidence | None,
 ) -> Listed | None:
-    """Draw a list of images, each with this request's other settings: a verdict on each card, and the worst of all.
+    """Draw the list of images with a verdict on each GPU; return the answers or None.
 
-    Returned is what was answered, None where nothing is listed.
+    Each image has the other settings of this request.
     """
     _enter()
     st.subheader("Several images", anchor=_ANCHOR)
-    with st.expander(
-        "The list of images", expanded=stays_open("images", (IMAGES_KEY,)), icon=":material/photo_library:"
-    ):
-        st.caption("One after another, each with the task, the guidance and the options of this plan.")
+    with st.expander("List of images", expanded=stays_open("images", (IMAGES_KEY,)), icon=":material/photo_library:"):
+        st.caption("The images run one after another, each with the task, the guidance and the options of this plan.")
         st.file_uploader(
             "Sizes from images",
             TYPES,
             accept_multiple_files=True,
             key=_UPLOADS,
             on_change=_take_uploads,
-            help="PNG, JPEG or WebP. Their headers are read for their sizes, which replace the list; no picture is "
-            "decoded or stored.",
+            help="PNG, JPEG or WebP. Their sizes replace the list; no image is decoded or stored.",
         )
         upload_caption("PNG, JPEG or WebP")
-        for text in st.session_state[_TOLD]:
+        for text in st.session_state[_NOTES]:
             st.caption(text)
         rows = _rows(request)
         if not rows or not cards:
             return None
-        with st.spinner("Replaying each image on each card"):
+        with st.spinner("Replaying each image on each GPU"):
             listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
         _answers(listed)
         return listed
 
 
 def _answers(listed: Listed) -> None:
-    st.markdown("**The worst image decides**: they run one after another, so the largest need counts, not the sum.")
+    st.markdown("**The worst image decides**: images run one after another, so the largest need counts, not the sum.")
     st.markdown(_lines(listed))
     names = [one.answer.card.name for one in listed.worst]
     st.dataframe(
@@ -187,9 +187,9 @@ def _answers(listed: Listed) -> None:
             for place, row in enumerate(listed.rows)
         ],
         hide_index=True,
-        alt="Each image's verdict and need on each card",
+        alt="Verdict and need of each image on each GPU",
     )
     st.caption(
-        "Each image is replayed alone. Where one process runs them all, the allocator may still hold segments of "
-        "an earlier size: it gives them back before it fails, or earlier, by torch.cuda.empty_cache() between them."
+        "Each image is replayed alone. If one process runs them all, the allocator may still hold memory of an earlier "
+        "size. It gives this back before it fails; torch.cuda.empty_cache() between images gives it back earlier."
     )

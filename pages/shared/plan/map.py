@@ -1,6 +1,6 @@
 """Draw the map of sizes against GPUs, or of sizes against batches on one GPU.
 
-A cell that is picked can be planned.
+A selected cell can be put into the plan.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _kind() -> str:
 
 
 def _is_square(request: GenerationRequest) -> bool:
-    """Return whether the map's sizes are square, which is a choice if the plan is not."""
+    """Return whether the map's sizes are square; the user chooses if the plan is not square."""
     if request.effective_width == request.effective_height:
         return True
     shape = st.segmented_control(
@@ -59,7 +59,7 @@ def _is_square(request: GenerationRequest) -> bool:
         required=True,
         key=MAP_SHAPE_KEY,
         bind="query-params",
-        help="as asked: the plan's own width to height, larger and smaller.",
+        help="as asked: larger and smaller sizes in the proportions of the plan.",
     )
     return shape != AS_ASKED
 
@@ -81,21 +81,21 @@ def _offer_batch(cell: Cell) -> Offer:
     return offer_of(cell, batch=cell.request.batch)
 
 
-def _told(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
-    """Return what the map shows in words, for those who cannot see it."""
-    told = []
+def _words(rows: Sequence[Sequence[Cell]], labels: Sequence[str]) -> str:
+    """Describe the map in words, for people who cannot see it."""
+    texts = []
     for label, row in zip(labels, rows, strict=True):
         fitting = [cell.request for cell in row if cell.verdict == "fits"]
-        most = f"fits up to {fitting[-1].width}×{fitting[-1].height}" if fitting else "fits none of these"
-        told.append(f"{label}: {most}")
-    return f"A table of verdicts and headroom, a column for each size. {'; '.join(told)}"
+        most = f"fits up to {fitting[-1].width}×{fitting[-1].height}" if fitting else "fits none of these sizes"
+        texts.append(f"{label}: {most}")
+    return f"A table of verdicts and headroom, a column for each size. {'; '.join(texts)}"
 
 
 def _legend(rows: Sequence[Sequence[Cell]]) -> str:
     """Return what the signs and numbers in these rows mean."""
-    text = "✓ fits, ▲ is tight, ✕ does not run; then headroom in GiB, negative is by how much it misses."
+    text = "✓ fits, ▲ is tight, ✕ does not run. Numbers are the headroom in GiB; if negative, that much is missing."
     if any(cell.verdict == "tight" and cell.headroom_bytes >= 0 for row in rows for cell in row):
-        text += " ▲ with + would fit, but not at the upper end of its need."
+        text += " ▲ with + fits, but not at the upper end of its need."
     return text
 
 
@@ -103,9 +103,11 @@ def _beyond(rows: Sequence[Sequence[Cell]], first: int, last: int) -> str:
     """Return sentences on the `first` and the `last` columns, which are left out."""
     text = ""
     if first:
-        text += f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these and are left out."
+        text += (
+            f" Sizes from {_size(rows[0][0])} to {_size(rows[0][first - 1])} fit all of these GPUs and are left out."
+        )
     if last:
-        text += f" Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none."
+        text += f" Sizes from {_size(rows[0][-last])} to {_size(rows[0][-1])} run on none of them and are left out."
     return text
 
 
@@ -129,10 +131,10 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
     names = [card.name for card in cards]
     first, last = left_out(rows)
     shown = [row[first : len(row) - last] for row in rows]
-    help_text = "By what it has usable, less its CUDA context."
-    map_table("map-cards", "GPU", help_text, names, shown, offer_of, _told(rows, names))
+    help_text = "Judged by its usable memory, less its CUDA context."
+    map_table("map-cards", "GPU", help_text, names, shown, offer_of, _words(rows, names))
     st.caption(
-        f"Dry run of batch {request.batch}, {len(requests) * len(cards):,} cells, each played to its end. "
+        f"{len(requests) * len(cards):,} dry runs at batch {request.batch}. "
         f"{_legend(shown)}{_beyond(rows, first, last)}"
     )
     for note in card_notes(cards):
@@ -157,11 +159,11 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
         labels,
         rows,
         _offer_batch,
-        _told(rows, [f"batch {label}" for label in labels]),
+        _words(rows, [f"batch {label}" for label in labels]),
     )
     st.caption(
-        f"Dry run on {name}. {_legend(rows)} Where tensors alone are too much, nothing was played: the verdict is "
-        "certain, and ≤ says that the headroom is this or less. Every other cell was played to its end."
+        f"Dry runs on {name}. {_legend(rows)} ≤ marks cells whose tensors alone exceed the GPU: they are certain not "
+        "to run, and the headroom is this or less."
     )
 
 

@@ -15,13 +15,13 @@ from planner.alternatives.size_map import Cell
 from planner.answer import SIGNS, Verdict
 from planner.units import GIB
 
-# White on each has a contrast of 5:1 and more, on a light page and on a dark one.
+# White text has a contrast of at least 5:1 on each, on light and dark pages.
 _FILLS: dict[Verdict, str] = {"fits": "#1b7a4b", "tight": "#955800", "no": "#b3261e"}
 
 
 def cell_text(cell: Cell) -> str:
     """Return sign and headroom in GiB: `✓ +3.1`, or `✕ ≤ −9.4` if it is a bound."""
-    # A small miss keeps its sign, so that it never reads as nothing missing.
+    # A small shortfall that rounds to zero keeps its sign.
     size = cell.headroom_bytes / GIB
     shown = f"{'−' if cell.headroom_bytes < 0 else '+'}{abs(size):.1f}"
     return f"{SIGNS[cell.verdict]} {'≤ ' if cell.is_bound else ''}{shown}"
@@ -34,9 +34,9 @@ def map_table(
     labels: Sequence[str],
     rows: Sequence[Sequence[Cell]],
     offer: Callable[[Cell], Offer],
-    told: str,
+    alt: str,
 ) -> None:
-    """Draw a row for each label, a column for each size, and offer the picked cell to the plan."""
+    """Draw a row for each label and a column for each size; offer the selected cell."""
     sizes = [f"{cell.request.width}×{cell.request.height}" for cell in rows[0]]
     frame = pandas.DataFrame(
         [[label, *map(cell_text, row)] for label, row in zip(labels, rows, strict=True)], columns=[first, *sizes]
@@ -54,4 +54,4 @@ def map_table(
         first: text(first, width=104, pinned=True, help=first_help),
         **{size: text(size, width=86, help=f"Headroom at {size}, GiB") for size in sizes},
     }
-    pickable_table(name, frame.style.apply(lambda _: fills, axis=None), labels, sizes, offered, told, config)
+    pickable_table(name, frame.style.apply(lambda _: fills, axis=None), labels, sizes, offered, alt, config)

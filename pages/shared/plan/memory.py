@@ -14,7 +14,7 @@ from planner.request import GenerationRequest
 # The stages that the published formula has a term for.
 FORMULA_STAGES = ("vae_encoder", "unet", "vae_decoder")
 COMPONENTS = ("vae", "text_encoder", "unet")
-# Names on screens for each kind of a timeline's parts, in the order in which a bar stacks them.
+# Labels for each kind of a timeline's parts, in the order in which a bar stacks them.
 KINDS = {
     "weights": "Weights",
     "tensors": "Tensors",
@@ -22,7 +22,7 @@ KINDS = {
     "slack": "Allocator",
     "context": "Context",
 }
-# Parts below this share of all are one row together.
+# Parts below this share of the total are combined in one row.
 _SMALL = 0.001
 
 
@@ -33,15 +33,15 @@ def weights_bytes(request: GenerationRequest, library: Library) -> int:
 
 
 def need_parts(answer: Answer, request: GenerationRequest, library: Library | None) -> list[tuple[str, int]]:
-    """Return the parts of a need in (name, bytes), which add up to `need_bytes`.
+    """Return the parts of a need as (name, bytes), which add up to `need_bytes`.
 
-    Under offload the weights come and go, and an answer does not say which of them are there at the peak.
+    With offload, weights are loaded and unloaded, and an answer does not say which are there at the peak.
     """
     need, allocated, reserved = answer.need_bytes, answer.peak_allocated_bytes, answer.peak_reserved_bytes
     if need is None or allocated is None or reserved is None:
         return []
     if answer.basis == "formula":
-        # A stage without a term in the formula holds the base and nothing else.
+        # The formula has no term for this stage, so the stage holds only the base.
         base = answer.stages["text_encoder"]
         return [("Weights", base), ("Activations", allocated - base), ("+20 %", need - allocated)]
     above = [("Allocator", reserved - allocated), ("Context", need - reserved)]
@@ -52,7 +52,7 @@ def need_parts(answer: Answer, request: GenerationRequest, library: Library | No
 
 
 class PartRow(NamedTuple):
-    """One line of the breakdown at the peak, with its kind as screens call it."""
+    """One line of the breakdown at the peak, with the label of its kind."""
 
     kind: str
     name: str
@@ -61,7 +61,7 @@ class PartRow(NamedTuple):
 
 
 def part_rows(parts: Sequence[Part]) -> list[PartRow]:
-    """Return the parts by kind, largest first, with the small ones of a kind as one row."""
+    """Return the parts by kind, largest first; small parts of a kind are one row."""
     total = sum(part.size_bytes for part in parts)
     rows = []
     for kind, label in KINDS.items():
@@ -71,15 +71,15 @@ def part_rows(parts: Sequence[Part]) -> list[PartRow]:
         rows += [PartRow(label, part.name, part.size_bytes, part.size_bytes / total) for part in large]
         if small:
             size = sum(part.size_bytes for part in small)
-            name = small[0].name if len(small) == 1 else f"{len(small)} smaller ones"
+            name = small[0].name if len(small) == 1 else f"{len(small)} smaller parts"
             rows.append(PartRow(label, name, size, size / total))
     return rows
 
 
 class BesideRow(NamedTuple):
-    """One term of the formula beside that of the dry run, in bytes; None if it has none.
+    """One term of the formula beside that of the dry run, in bytes; None if there is none.
 
-    `term` is a stage, ``weights``, or ``need``, which is everything together.
+    `term` is a stage, ``weights``, or ``need``, the total.
     """
 
     term: str
@@ -87,44 +87,44 @@ class BesideRow(NamedTuple):
     dry_run_bytes: int | None
 
     @property
-    def factor(self) -> float | None:
-        """Return the dry run's bytes over the formula's, None if one of them has none."""
+    def ratio(self) -> float | None:
+        """Return the dry run's bytes over the formula's, None if there are none of one."""
         return self.dry_run_bytes / self.formula_bytes if self.dry_run_bytes and self.formula_bytes else None
 
 
 def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, library: Library) -> list[BesideRow]:
-    """Return rows for the weights, each stage of the request above them, and the whole need.
+    """Return rows for the weights, each stage of the request without them, and the need.
 
-    Under offload the weights come and go, so there a stage has them included.
+    With offload, weights are loaded and unloaded, so a stage includes those that are there.
     """
-    above = request.offload == "none"
-    # A stage without a term in the formula holds the base and nothing else.
+    without_weights = request.offload == "none"
+    # The formula has no term for this stage, so the stage holds only the base.
     base, weights = formula.stages["text_encoder"], weights_bytes(request, library)
-    lacking = {
+    not_run = {
         stage
-        for stage, is_there in (
+        for stage, runs in (
             ("vae_encoder", request.task == "img2img"),
             ("safety_checker", request.safety_checker),
         )
-        if not is_there
+        if not runs
     }
-    rows = [BesideRow("weights", base, weights)] if above else []
+    rows = [BesideRow("weights", base, weights)] if without_weights else []
     rows += [
         BesideRow(
             stage,
-            formula.stages[stage] - above * base if stage in FORMULA_STAGES else None,
-            dry_run.stages[stage] - above * weights,
+            formula.stages[stage] - without_weights * base if stage in FORMULA_STAGES else None,
+            dry_run.stages[stage] - without_weights * weights,
         )
         for stage in STAGES
-        if stage not in lacking
+        if stage not in not_run
     ]
     return [*rows, BesideRow("need", formula.need_bytes, dry_run.need_bytes)]
 
 
-def factor_words(formula: Answer, dry_run: Answer) -> str:
-    """Return how many times as much the dry run takes, in words."""
-    factor = BesideRow("need", formula.need_bytes, dry_run.need_bytes).factor
-    return "there is nothing to compare" if factor is None else f"{factor:.2f} times as much"
+def ratio_words(formula: Answer, dry_run: Answer) -> str:
+    """Return in words how many times the formula's need the dry run's is."""
+    ratio = BesideRow("need", formula.need_bytes, dry_run.need_bytes).ratio
+    return "there is nothing to compare" if ratio is None else f"{ratio:.2f} times as much"
 
 
 _MOST_TELLING = ("no", "tight", "unknown", "fits")

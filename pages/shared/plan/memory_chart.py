@@ -17,7 +17,7 @@ Row = tuple[Answer, Sequence[tuple[str, int]]]
 
 # The capacity's mark is higher than the bar by this many pixels.
 _OVERHANG = 8
-# Strokes across what is beyond the capacity would stand this close if the whole axis were beyond it.
+# The number of hatching strokes if the whole axis were beyond the capacity.
 _STROKES = 88
 
 
@@ -27,19 +27,19 @@ def memory_chart(rows: Sequence[Row]) -> None:
     if not rows:
         return
     answers = [answer for answer, _ in rows]
-    told = "; ".join(
+    words = "; ".join(
         f"{a.card.name}: needs {gib(a.need_bytes or 0)} of {gib(a.card.usable_bytes)}, {a.verdict}" for a in answers
     )
-    draw(memory_bars(rows), alt=f"Bars of the memory needed against each GPU's capacity. {told}")
+    draw(memory_bars(rows), alt=f"Bars of the memory needed against each GPU's capacity. {words}")
     st.caption(marks_words(answers))
 
 
 def marks_words(answers: Sequence[Answer]) -> str:
     """Return sentences that explain the marks in the chart of these answers."""
-    beyond = " What a GPU lacks is hatched, and its mark is red." if any(map(_is_beyond, answers)) else ""
-    minimum = " ▲ is the minimum at which it still runs." if any(map(_has_minimum, answers)) else ""
-    upper = " The line beyond a bar reaches to the upper end of its need." if any(map(_has_range, answers)) else ""
-    return f"Each upright mark is what a GPU has usable.{beyond}{minimum}{upper}"
+    beyond = " Missing memory is hatched, and the line is red." if any(map(_is_beyond, answers)) else ""
+    minimum = " ▲ is the minimum with which the request still runs." if any(map(_has_minimum, answers)) else ""
+    upper = " The line beyond a bar reaches to the upper end of the need." if any(map(_has_range, answers)) else ""
+    return f"Bars are the memory needed, vertical lines the usable memory of the GPU.{beyond}{minimum}{upper}"
 
 
 def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
@@ -51,7 +51,7 @@ def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
     end = 1.02 * max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a in answers)
     y = _gpu_rows([answer.card.name for answer in answers], look)
     x = gib_axis(end)
-    # A mark is drawn over the bar that it belongs to. Layers without data would only cost time.
+    # A mark must be drawn after its bar. Layers without data would only cost time.
     layers = [
         _free([a for a in answers if not _is_beyond(a)], look),
         _need(rows, look),
@@ -79,7 +79,7 @@ def _has_range(answer: Answer) -> bool:
 def _gpu_rows(names: Sequence[str], look: Look) -> Any:
     """Return an axis with a row for each GPU, its name above the bar or beside it."""
     alt = altair()
-    # Beside the bar, a long name would take a phone's width.
+    # Beside the bar, a long name would take the whole width of a phone.
     above = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -look.bar / 2 - 16, "labelLimit": 0, "zindex": 1}
     beside = {"labelLimit": 200}
     axis = alt.Axis(ticks=False, domain=False, **(above if look.names_above else beside))
@@ -92,7 +92,7 @@ def _tooltip(**titles: str) -> list[Any]:
 
 
 def _free(answers: Sequence[Answer], look: Look) -> Any:
-    """Draw what a GPU has beyond the need."""
+    """Draw the usable memory of a GPU beyond the need."""
     spans = [
         {
             "GPU": answer.card.name,
@@ -114,14 +114,14 @@ def _need(rows: Sequence[Row], look: Look) -> Any:
             piece = {"part": name, "GiB": gib_value(begin), "end": gib_value(begin + size), "size": gib(size)}
             spans += [{"GPU": answer.card.name, **piece}] if size else []
             begin += size
-    # A pixel between neighbours shows the page: their colours alone do not tell them apart for everyone.
+    # A gap of one pixel separates neighbours for readers who cannot distinguish their colours.
     marked = data(spans).mark_bar(size=look.bar, x2Offset=-1)
     color = part_color(list(dict.fromkeys(span["part"] for span in spans)))
     return marked.encode(x2="end:Q", color=color, tooltip=_tooltip(part="part", size="size"))
 
 
 def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
-    """Hatch what a GPU lacks."""
+    """Hatch the memory that a GPU lacks."""
     points = []
     for answer in answers:
         usable, need = gib_value(answer.card.usable_bytes), gib_value(answer.need_bytes or 0)
@@ -129,7 +129,7 @@ def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
         step, label = (need - usable) / (count + 1), gib(-(answer.headroom_bytes or 0))
         points += [{"GPU": answer.card.name, "GiB": usable + step * (i + 1), "label": label} for i in range(count)]
     # White has a contrast of at least 3:1 to each part's colour.
-    # The shape is a unit in size, which the mark scales to the root of its own.
+    # The shape has unit size; the mark scales it by the square root of its size.
     stroke = {"shape": "M-0.12,0.5L0.12,-0.5", "size": (look.bar - 2) ** 2, "filled": False}
     marked = data(points).mark_point(**stroke, color="white", strokeWidth=1.5, opacity=1)
     return marked.encode(tooltip=_tooltip(label="lacks"))
@@ -160,7 +160,7 @@ def _capacity(answers: Sequence[Answer], look: Look) -> Any:
         }
         for answer in answers
     ]
-    # On a part's colour, red needs white around it to be seen.
+    # On the colour of a part, red is visible only with a white border.
     return (
         data(marks)
         .mark_tick(thickness=5, size=look.bar + _OVERHANG, opacity=1, strokeWidth=2)

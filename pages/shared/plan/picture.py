@@ -1,7 +1,7 @@
 """Draw the plan as one picture for a ticket.
 
-It has the verdicts, memory against capacity, memory over time, and what the plan rests on. The charts are
-those of the page; vl-convert draws them, without a browser, a network or a display.
+The picture has the verdicts, memory against capacity, memory over time, and the basis of the plan. The charts are
+those of the page. vl-convert draws them without a browser, a network or a display.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Spec = dict[str, Any]
 
 _WIDTH, _SCALE = 880, 2
 _OF_PAGE = ("$schema", "config", "autosize")
-# vl-convert brings this font along; signs that it lacks are drawn as shapes, not as text.
+# vl-convert ships this font. Signs that it lacks are drawn as shapes, not as text.
 _FONT = "Liberation Sans, Arial, sans-serif"
 _LINE = 170
 _CHECK, _CROSS = "M-0.9,0.1L-0.3,0.7L0.9,-0.7", "M-0.7,-0.7L0.7,0.7M0.7,-0.7L-0.7,0.7"
@@ -32,7 +32,7 @@ _SIGNS: dict[Verdict, tuple[str, str]] = {
     "tight": ("triangle-up", ORANGE),
     "no": (_CROSS, RED),
 }
-# Where each column of the table stands, and whether its cells end there.
+# The position of each column of the table in pixels, and whether its cells end there.
 _COLUMNS = (
     ("GPU", 0, False),
     ("verdict", 262, False),
@@ -86,15 +86,15 @@ def _wrapped(texts: Iterable[str]) -> list[str]:
 def _cells(answer: Answer) -> tuple[str, ...]:
     headroom = answer.headroom_bytes
     sizes = (answer.need_bytes, answer.minimum_bytes, answer.card.usable_bytes)
-    need, least, usable = ("-" if size is None else gib(size) for size in sizes)
+    need, minimum, usable = ("-" if size is None else gib(size) for size in sizes)
     shown = "-" if headroom is None else signed_gib(headroom)
-    return (answer.card.name, answer.verdict, need, least, usable, shown, answer.basis)
+    return (answer.card.name, answer.verdict, need, minimum, usable, shown, answer.basis)
 
 
 def _table(answers: Sequence[Answer], images: Sequence[str] = ()) -> Spec:
     """Return a table with a row for each answer.
 
-    With `images`, one for each row, they stand in place of the basis, which the first table has.
+    With `images`, one text for each row, these take the column of the basis, which the first table has already.
     """
     ys = [34 + 22 * index for index in range(len(answers))]
     layers = []
@@ -128,7 +128,7 @@ def _images(images: Listed) -> list[Spec]:
 
 
 def _part(chart: Spec) -> Spec:
-    """Return a chart as one part of a page, which alone has a schema and settings."""
+    """Return a chart as one part of a page, without its own schema and settings."""
     return {key: value for key, value in chart.items() if key not in _OF_PAGE} | {"width": _WIDTH}
 
 
@@ -151,13 +151,13 @@ def picture_spec(
     charted = [row for row in rows if row[0].need_bytes is not None]
     if charted:
         marks = marks_words([answer for answer, _ in charted])
-        pieces += [_heading("Memory needed against what each GPU has usable"), _lines(_wrapped([marks]))]
+        pieces += [_heading("Memory needed and usable memory of each GPU"), _lines(_wrapped([marks]))]
         pieces.append(_part(spec_of(memory_bars(charted, PICTURE))))
     if timeline is not None:
         name, drawn, capacity_bytes = timeline
-        told = f"Memory over the dry run on {name}, from allocation to allocation. The diamond is the peak."
+        heading = f"Memory over the dry run on {name}, from allocation to allocation. The diamond is the peak."
         chart = memory_over_time(drawn, capacity_bytes, PICTURE)
-        pieces += [_heading(told), _part(spec_of(chart, curve_rows(drawn)))]
+        pieces += [_heading(heading), _part(spec_of(chart, curve_rows(drawn)))]
     if notes:
         pieces.append(_lines(_wrapped(notes)))
     pieces.append(_lines(_wrapped([caption]), size=11))

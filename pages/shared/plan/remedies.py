@@ -1,4 +1,4 @@
-"""What would make the request fit a card: each change tried by the dry run, with its price, ready to be taken."""
+"""Draw changes that make the request fit a GPU: each tried by a dry run, with its cost and a button."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _picked() -> None:
 
 
 def _choose_card(shown: Sequence[Answered]) -> Card:
-    """Draw the choice of card; until one is picked it is the first that does not fit."""
+    """Draw the choice of GPU; its default is the first GPU that does not fit."""
     by_name = {one.answer.card.name: one.answer.card for one in shown}
     if len(by_name) == 1:
         return shown[0].answer.card
@@ -38,19 +38,19 @@ def _choose_card(shown: Sequence[Answered]) -> Card:
     picked = st.session_state.get(_PICKED)
     st.session_state[_KEY] = picked if picked in by_name else first
     name = st.segmented_control(
-        "Card to help",
+        "GPU to fit",
         list(by_name),
         required=True,
         key=_KEY,
         on_change=_picked,
         wrap=True,
-        help="Each change is replayed on this card by the dry run.",
+        help="The dry run replays each change on this GPU.",
     )
     return by_name[name or first]
 
 
 def _changes_of(remedy: Remedy) -> dict[str, Any]:
-    """What the plan's controls stand at with this remedy, by key."""
+    """Return the values of the plan's controls with this remedy, by key."""
     if remedy.changes:
         return dict(remedy.changes)
     card = remedy.answer.card
@@ -66,16 +66,16 @@ def _remedy(remedy: Remedy) -> None:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"**{plain(remedy.title)}**", width="content")
             verdict_badge(answer.verdict)
-        least = "" if answer.minimum_bytes is None else f", runs from {gib(answer.minimum_bytes)}"
-        st.markdown(f"Needs {gib(answer.need_bytes or 0)} ({signed_gib(remedy.need_change_bytes)}){least}.")
+        minimum = "" if answer.minimum_bytes is None else f", minimum {gib(answer.minimum_bytes)}"
+        st.markdown(f"Needs {gib(answer.need_bytes or 0)} ({signed_gib(remedy.need_change_bytes)}){minimum}.")
         st.caption(f"{plain(remedy.remark)}  \n{plain(remedy.cost)}")
         if remedy.code:
             st.code("\n".join(remedy.code), language="python", wrap_lines=True)
         st.button(
-            "Add the card" if remedy.keys == ("card",) else "Use it",
+            "Add this GPU" if remedy.keys == ("card",) else "Apply",
             key=f"remedy-{'-'.join(remedy.keys)}",
             icon=":material/check:",
-            help="Changes the controls of the plan; the browser's back button takes back one control at a time.",
+            help="Sets the controls of the plan. The browser's back button undoes one control at a time.",
             on_click=take,
             args=(_changes_of(remedy),),
         )
@@ -95,13 +95,13 @@ def _list(shown: Sequence[Remedy]) -> None:
 def _headline(found: Remedies, best: str | None) -> str:
     name, base = plain(found.base.card.name), found.base
     state = "is tight" if base.verdict == "tight" else "does not run"
-    needs = f"{name} {state}: it needs {gib(base.need_bytes or 0)} of {gib(base.card.usable_bytes)}."
+    needs = f"{name} {state}: it needs {gib(base.need_bytes or 0)} of {gib(base.card.usable_bytes)} usable."
     if best is None:
-        return f"{needs} Nothing that was tried helps."
+        return f"{needs} No change that was tried helps."
     if best == "saves":
-        return f"{needs} Nothing that was tried is enough; these help."
-    makes = "make it fit" if best == "fits" else "make it run, more slowly"
-    return f"{needs} These {makes}, each tried by a dry run; what costs least comes first."
+        return f"{needs} No change that was tried is enough on its own, but these help."
+    makes = "make it fit" if best == "fits" else "make it run, but more slowly"
+    return f"{needs} These changes {makes}. Each was tried by a dry run; the cheapest comes first."
 
 
 def _all(found: Remedies) -> None:
@@ -114,25 +114,25 @@ def _all(found: Remedies) -> None:
         with st.expander(f"Helps, but less ({len(others)})"):
             _grid(others)
     if found.useless:
-        with st.expander(f"Tried, and of no use here ({len(found.useless)})"):
+        with st.expander(f"No help here ({len(found.useless)})"):
             _list(found.useless)
 
 
 def _savings(found: Remedies) -> None:
     st.markdown(
         f"It fits {plain(found.base.card.name)} with {gib(found.base.headroom_bytes or 0)} to spare. "
-        + ("These would leave more:" if found.useful else "Nothing that was tried would leave more.")
+        + ("These changes would leave more:" if found.useful else "No change that was tried would leave more.")
     )
     _grid(found.useful)
     if found.useless:
-        st.markdown("Tried, and of no use here:")
+        st.markdown("No help here:")
         _list(found.useless)
 
 
 def _draw(request: GenerationRequest, shown: Sequence[Answered], library: Library) -> None:
     card = _choose_card(shown)
     try:
-        with st.spinner("Trying what would help"):
+        with st.spinner("Trying changes"):
             found = _tried(library, library.digest, request, card)
     except NoProgram as error:
         st.info(f"There is no dry run to try changes on: {sentence(str(error))}", icon=":material/info:")
@@ -141,7 +141,10 @@ def _draw(request: GenerationRequest, shown: Sequence[Answered], library: Librar
 
 
 def remedies_view(request: GenerationRequest, shown: Sequence[Answered], library: Library | None) -> None:
-    """What would make the request fit, for one card; where all fit, what would save memory, once it is asked for."""
+    """Draw changes that make the request fit one GPU.
+
+    If it fits all GPUs, changes that save memory are tried once the user opens them.
+    """
     if library is None or not shown:
         return
     if all(one.dry_run.verdict == "fits" for one in shown):

@@ -1,6 +1,6 @@
-"""The plan to take away: as JSON, as Markdown, as a picture, and as the Python that makes the planned call.
+"""Export the plan as JSON, Markdown, a picture, the planned call in Python, and an address to check it.
 
-Each file is made when it is asked for; nothing that draws is imported before.
+A click makes the file; what draws the picture is not imported before.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from planner.request import GenerationRequest
 
 
 class Report(NamedTuple):
-    """A plan as it was shown; each method makes one file of it. `shown` has the dry run beside each answer."""
+    """A plan as it was shown, and the files of it; `shown` has the dry run beside each answer."""
 
     found: PlanAnswer
     shown: Sequence[Answered]
     library: Library | None
 
     def json(self) -> bytes:
-        """Write what ``fit --json`` prints; where images are listed, ``images`` has the worst of them on each GPU."""
+        """Write what ``fit --json`` prints, with the worst listed image on each GPU as ``images``."""
         return f"{json.dumps(plan_object(self.found), indent=2, ensure_ascii=False)}\n".encode()
 
     def markdown(self) -> bytes:
-        """Write what ``fit --format md`` prints; where images are listed, with the worst of them on each GPU."""
+        """Write what ``fit --format md`` prints, with the worst listed image on each GPU."""
         plan, answers, _, images = self.found
         commands = [plan.command(self.found.cards)]
         if images:
-            # The command line takes one request: each image that decides is one, on the GPUs where it does.
+            # The command line takes one request, so each image that decides has a command for the GPUs where it does.
             by_row: dict[ImageRow, list[Card]] = {}
             for row, answer in images.worst:
                 by_row.setdefault(row, []).append(answer.card)
@@ -55,19 +55,19 @@ class Report(NamedTuple):
         return f"{fit_markdown(plan.request, answers, planned_for(), *commands, images=images)}\n".encode()
 
     def png(self) -> bytes:
-        """One page with the verdicts, the memory of each card, and the dry run of the most telling one over time."""
+        """Draw one page: the verdicts, the memory of each GPU, and a dry run over time."""
         request, answers = self.found.plan.request, self.found.answers
         rows = [(answer, need_parts(answer, request, self.library)) for answer in answers]
         notes = fit_notes(request, answers)
         return picture_png(picture_spec(request, rows, self._timeline(), notes, self.caption(), self.found.images))
 
     def caption(self, now: datetime | None = None) -> str:
-        """When, with which versions and on what basis this was planned."""
+        """Say when, with which versions and on what basis this was planned."""
         when = f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         versions = ", ".join(f"{name} {version}" for name, version in planned_for().items())
         bases = list(dict.fromkeys(one.basis for one in self.found.answers if one.need_bytes is not None))
         basis = f"Basis: {' and '.join(bases)}" if bases else "No basis has an answer"
-        predicted = "; what is not measured is predicted" if set(bases) - {"measured"} else ""
+        predicted = "; values that are not measured are predicted" if set(bases) - {"measured"} else ""
         return (
             f"Planned {when} with Will It Fit, for Stable Diffusion v1.5 with {versions}. {basis}{predicted}. "
             "GiB are 2^30 bytes."
@@ -86,22 +86,22 @@ class Report(NamedTuple):
 
 
 def file_name(request: GenerationRequest, ending: str, images: int = 0) -> str:
-    """A name that tells the plans in a folder apart; `images` is how many are listed beside the request."""
+    """Name a file by its plan; `images` is the number of images listed beside the request."""
     size = f"{request.effective_width}x{request.effective_height}"
     more = f"-and-{images}-listed" if images else ""
     return f"will-it-fit-{request.task}-{size}-batch-{request.batch}{more}.{ending}"
 
 
 def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library | None) -> None:
-    """Draw three downloads of the plan, the script that makes its call, and the address that checks it."""
+    """Draw three downloads of the plan, the script of its call, and the address that checks it."""
     if not shown:
         return
     report, request, images = Report(found, tuple(shown), library), found.plan.request, found.images
     st.subheader("Export", anchor=False)
     files = (
-        ("JSON", "json", report.json, "application/json", "The object of `fit --json`: sizes are whole bytes."),
+        ("JSON", "json", report.json, "application/json", "The output of `fit --json`, with sizes in bytes."),
         ("Markdown", "md", report.markdown, "text/markdown", "For a ticket: verdicts, notes, versions, the command."),
-        ("Picture", "png", report.png, "image/png", "One page: verdicts, memory of each card, memory over time."),
+        ("Picture", "png", report.png, "image/png", "One page: verdicts, memory of each GPU, memory over time."),
     )
     with st.container(horizontal=True, gap="small"):
         for label, ending, make, mime, text in files:
@@ -116,16 +116,18 @@ def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library |
                 help=text,
             )
     with st.expander("The planned call in Python", icon=":material/code:"):
-        st.caption("Ready to run where there is a GPU; it prints what torch reserved, to compare with the need.")
+        st.caption(
+            "Ready to run on a machine with a GPU. It prints the memory that torch reserved, to compare with the need."
+        )
         st.code(snippet(request), language="python", wrap_lines=True)
     with st.expander("The same check over HTTP", icon=":material/http:"):
         st.caption(
-            "For a script that cannot run Python: the JSON above, and the exit code of the worst verdict in the header "
+            "For scripts that cannot run Python: the JSON above, with the exit code of the worst verdict in the header "
             "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
         )
         st.code(f"curl -si '{_address()}?{check_query(found.plan)}'", language="bash", wrap_lines=True)
 
 
 def _address() -> str:
-    """Where this app answers checks, as its visitor reaches it."""
+    """Return the address of the HTTP answers, as the visitor of this page reaches it."""
     return urljoin(st.context.url or "http://127.0.0.1:8501/", API_PATH.lstrip("/"))

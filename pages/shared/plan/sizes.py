@@ -1,4 +1,4 @@
-"""What fits on each card: the largest size of each shape and the largest batch, ready to be taken into the plan."""
+"""Draw what fits on each GPU: the largest size of each shape and the largest batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from planner.units import gib
 
 _OPEN = "sizes-open"
 _BATCH = "Batch"
-# Work that takes less is over before anybody has read of it.
+# Shorter work would end before anybody has read its progress bar.
 SHOWN_AFTER_S = 0.5
 
 
 def progress(text: str) -> tuple[Callable[[float], None], Callable[[], None]]:
-    """A bar that appears once work has taken a while: what to call with how much is done, 0 to 1, and at the end."""
+    """Return functions that set a progress bar to a share from 0 to 1, and that remove it.
+
+    The bar appears only if the work takes longer than `SHOWN_AFTER_S`.
+    """
     place, began = st.empty(), time.monotonic()
 
     def report(done: float) -> None:
@@ -48,7 +51,7 @@ def _found(request: GenerationRequest, cards: Sequence[Card], library: Library) 
 
 
 def _words(what: Size | Batch | None) -> str:
-    """A cell of the table."""
+    """Write a cell of the table."""
     if what is None or not (isinstance(what, Size) or what.images):
         return "none"
     text = str(what) if isinstance(what, Size) else f"{what.images}"
@@ -56,22 +59,24 @@ def _words(what: Size | Batch | None) -> str:
 
 
 def smallest_sentence(request: GenerationRequest, cards: Sequence[Card], library: Library) -> str:
-    """The smallest of the cards for this request, and of the catalogue's where that is a smaller one."""
-    asked = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
+    """Name the smallest GPU that fits the plan, and a smaller one of the catalogue if any."""
+    planned = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
     useful = [card for card in CATALOGUE if card.runs_pinned_torch]
     chosen, known = smallest_card(request, cards, library), smallest_card(request, useful, library)
-    text = f"No card of these fits the plan, {asked}."
+    text = f"None of these GPUs fits the plan, {planned}."
     if chosen:
-        text = f"The smallest of these for the plan, {asked}: **{plain(chosen.name)}**, {gib(chosen.usable_bytes)}."
+        text = (
+            f"The smallest of these GPUs for the plan, {planned}: **{plain(chosen.name)}**, {gib(chosen.usable_bytes)}."
+        )
     if known is None:
-        return f"{text} None of the catalogue does." if not chosen else text
+        return f"{text} No GPU of the catalogue does." if not chosen else text
     if chosen is None or known.usable_bytes < chosen.usable_bytes:
-        return f"{text} The smallest of the catalogue: **{plain(known.name)}**, {gib(known.usable_bytes)}."
+        return f"{text} The smallest GPU of the catalogue: **{plain(known.name)}**, {gib(known.usable_bytes)}."
     return text
 
 
 def offer_of(one: CardSizes, column: str) -> Offer | None:
-    """The size or batch in this column of a card's row; None where it has none."""
+    """Return an offer of the size or batch in this column of a GPU's row, None if there is none."""
     if column == _BATCH:
         return Offer({"batch": one.batch.images}, f"batch {one.batch.images}") if one.batch.images else None
     size = one.sizes.get(column.lower())
@@ -81,7 +86,7 @@ def offer_of(one: CardSizes, column: str) -> Offer | None:
 def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
     names = {name: name.capitalize() for name in RATIOS}
     rows = [
-        {"Card": one.card.name}
+        {"GPU": one.card.name}
         | {shown: _words(one.sizes[name]) for name, shown in names.items()}
         | {_BATCH: _words(one.batch)}
         for one in found
@@ -95,9 +100,9 @@ def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
         [one.card.name for one in found],
         list(rows[0]),
         lambda row, column: offer_of(found[row], column),
-        "The largest sizes and the largest batch that fit each card",
+        "The largest sizes and the largest batch that fit each GPU",
         {
-            "Card": text("Card", width=104, pinned=True, help="By what it has usable, less its CUDA context."),
+            "GPU": text("GPU", width=104, pinned=True, help="Judged by its usable memory, less its CUDA context."),
             **config,
             _BATCH: text(_BATCH, width=64, help=f"The largest batch that fits at the plan's own size, {size}."),
         },
@@ -109,23 +114,24 @@ def _draw(request: GenerationRequest, cards: Sequence[Card], library: Library) -
         found = _found(request, cards, library)
         st.markdown(smallest_sentence(request, cards, library))
     except NoProgram as error:
-        st.info(f"There is no dry run to look with: {sentence(str(error))}", icon=":material/info:")
+        st.info(f"There is no dry run to try sizes with: {sentence(str(error))}", icon=":material/info:")
         return
     _table(request, found)
     limits = [what for one in found for what in (*one.sizes.values(), one.batch) if what and what.is_limit]
-    beyond = " + is the largest that the planner takes; nothing larger was tried." if limits else ""
+    beyond = " + marks the largest value that the planner accepts." if limits else ""
     st.caption(
-        "Dry run. Each of these fits, with every option of the plan, and one step more does not: 8 pixels of the "
-        "shorter side, or one image. Needs jump from size to size: a smaller one may not fit, and one far beyond may."
+        "Dry run, with every option of the plan. Each of these fits, and one step more does not: 8 pixels on the "
+        "shorter side, or one image. The need does not grow smoothly with the size: a smaller size may not fit, and a "
+        "much larger one may."
         f"{beyond}"
     )
 
 
 def sizes_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
-    """What fits on each card, and the smallest card; worked out once it is opened."""
+    """Draw what fits on each GPU, and the smallest GPU, once the user opens it."""
     if library is None or not cards:
         return
-    title = "The largest size and batch on each card"
+    title = "Largest size and batch on each GPU"
     box = st.expander(title, key=_OPEN, on_change="rerun", icon=":material/aspect_ratio:")
     if box.open:
         with box:

@@ -25,19 +25,20 @@ def _picked() -> None:
 
 
 def choose_card(shown: Sequence[Answered]) -> Answered:
-    """Draw the choice of GPU; until one is picked it is the first that does not fit, if any."""
+    """Draw the choice of GPU; its default is the first GPU that does not fit, if any."""
     st.subheader("Memory over time, by the dry run", anchor=False)
     by_name = {one.answer.card.name: one for one in shown}
     picked = st.session_state.get(_PICKED)
     st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
     name = st.segmented_control(
-        "GPU to look at",
+        "GPU to show",
         list(by_name),
         required=True,
         wrap=True,
         key=_KEY,
         on_change=_picked,
-        help="The dry run is drawn for this GPU: its kernels' workspace, within what it has usable less the context.",
+        help="The chart and the comparison with the formula are for this GPU: the workspace of its kernels, within its "
+        "usable memory less the CUDA context.",
     )
     return by_name[name or shown[0].answer.card.name]
 
@@ -65,7 +66,7 @@ _AT = {
 
 
 def peak_sentence(timeline: Timeline) -> str:
-    """Return where the peak comes from, in words."""
+    """Say where the peak comes from."""
     until = "" if timeline.failed is None else " before memory ran out"
     at = _AT.get(timeline.operation, f"the {timeline.operation} of")
     text = (
@@ -80,7 +81,7 @@ def peak_sentence(timeline: Timeline) -> str:
 
 
 def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) -> str | None:
-    """Return where memory ran out, and for what; None if it did not."""
+    """Say where memory ran out, and for what; None if it did not."""
     failed = timeline.failed
     if failed is None:
         return None
@@ -89,37 +90,37 @@ def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) ->
     )
     text = (
         f"Out of memory {_in(failed.stage)}: {what} of {gib(failed.size_bytes)}, of {where(failed.module)}, "
-        f"found no room within {gib(capacity_bytes)}."
+        f"did not fit into {gib(capacity_bytes)}."
     )
     if answer.verdict == "tight":
         most = answer.card.usable_high_bytes - answer.card.context_low_bytes
-        text += f" It is tight all the same: some of these GPUs leave a process {gib(most)}, and that is enough."
+        text += f" It is still tight and not no: some of these GPUs have {gib(most)} for a process, which is enough."
     return text
 
 
 def trouble_sentence(timeline: Timeline) -> str | None:
-    """Return what the allocator and cuDNN had to do to go on, in words; None if nothing."""
-    run, told = timeline.run, []
+    """Say what the allocator and cuDNN had to do to go on; None if nothing."""
+    run, texts = timeline.run, []
     if run.num_alloc_retries:
         times = "once" if run.num_alloc_retries == 1 else f"{run.num_alloc_retries} times"
-        told.append(
-            f"The allocator found no room {times}, gave its unused segments back and asked again: each such flush "
-            "stalls the GPU."
+        texts.append(
+            f"The allocator ran out of memory {times}, freed its unused segments and tried again. Each retry stalls "
+            "the GPU."
         )
     if run.fallbacks:
         shapes = "1 shape" if run.fallbacks == 1 else f"{run.fallbacks} shapes"
-        told.append(
-            f"The preferred workspace found no room for {shapes} of convolution, which went on with a slower kernel "
-            "that needs none."
+        texts.append(
+            f"The preferred workspace did not fit for {shapes} of convolution, which ran with a slower kernel that "
+            "needs none."
         )
-    return " ".join(told) or None
+    return " ".join(texts) or None
 
 
 def timeline_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
     """Draw the dry run of this request on one GPU, from loading to the last stage."""
     card, dry_run = one.answer.card, one.dry_run
     if library is None:
-        st.info("The dry run needs memory programs, and there are none yet.", icon=":material/info:")
+        st.info("The dry run needs memory programs, which are not there yet.", icon=":material/info:")
         return
     try:
         timeline = timeline_of(request, card, library)
@@ -133,21 +134,21 @@ def timeline_view(request: GenerationRequest, one: Answered, library: Library | 
     if trouble := trouble_sentence(timeline):
         st.markdown(trouble)
     timeline_chart(timeline, card.name, capacity)
-    beyond = f" The room for it, {gib(capacity)}, is far above the chart." if is_far(timeline, capacity) else ""
+    beyond = f" Available: {gib(capacity)}, beyond the top of the chart." if is_far(timeline, capacity) else ""
     st.caption(
-        "Dry run, not a measurement. Each step to the right is one allocation or release, not time; the UNet's "
-        f"repeated steps are played once at their first and last. ◆ is the peak.{beyond}"
+        "Dry run, not a measurement. The horizontal axis counts allocations and releases, not time; of the UNet's "
+        f"repeated steps, only the first and the last are shown. ◆ is the peak.{beyond}"
     )
     rows = part_rows(timeline.parts)
     held = sum(row.size_bytes for row in rows)
-    st.markdown(f"**At the peak** the GPU holds {gib(held)}: what torch has reserved, and the CUDA context.")
+    st.markdown(f"**At the peak** {gib(held)} of the GPU are in use: torch's reserved memory and the CUDA context.")
     peak_bar(rows)
     _table(rows)
 
 
 def _table(rows: Sequence[PartRow]) -> None:
     number = st.column_config.NumberColumn
-    # Together the columns are as wide as a phone.
+    # Together, the columns fit the width of a phone.
     st.dataframe(
         [
             {"Kind": row.kind, "Part": row.name, "GiB": gib_value(row.size_bytes), "Share": row.share * 100}
@@ -155,18 +156,19 @@ def _table(rows: Sequence[PartRow]) -> None:
         ],
         hide_index=True,
         height="content",
-        alt="Parts of what the GPU holds at the peak, by kind",
+        alt="Parts of the memory in use at the peak, by kind",
         column_config={
             "Kind": st.column_config.TextColumn(
                 "Kind",
                 width=78,
-                help="Weights stay. Tensors live for a while. Workspace is a kernel's own. Allocator is rounding and "
-                "reserved memory that nothing uses. Context is CUDA's, outside torch.",
+                help="Weights: parameters of the loaded components. Tensors: inputs and results of modules. Workspace: "
+                "scratch memory of a kernel. Allocator: rounding, and reserved memory that is unused. Context: memory "
+                "of CUDA outside torch.",
             ),
             "Part": st.column_config.TextColumn(
-                "Part", width=174, help="The component, or the block of modules that made it."
+                "Part", width=174, help="The component, or the block of modules that allocated it."
             ),
-            "GiB": number("GiB", width=50, format="%.2f", help="What it takes at the peak."),
-            "Share": number("Share", width=54, format="%.0f %%", help="Of all that the GPU holds at the peak."),
+            "GiB": number("GiB", width=50, format="%.2f", help="Its memory at the peak."),
+            "Share": number("Share", width=54, format="%.0f %%", help="Its share of all memory in use at the peak."),
         },
     )

@@ -25,12 +25,12 @@ from planner.components import STAGE_NAMES
 from planner.replay.timeline import Timeline
 from planner.units import gib, gib_value
 
-# A capacity beyond this many times the peak would press the curve flat, so that a sentence says it instead.
+# A capacity of more than this many times the peak would flatten the curve, so a sentence gives it instead.
 FAR = 2.5
 
 
 def stage_name(stage: str) -> str:
-    """Return the name of a band as screens show it."""
+    """Return the label of a band."""
     return STAGE_NAMES.get(stage, "Loading")
 
 
@@ -43,9 +43,9 @@ def timeline_chart(timeline: Timeline, gpu: str, capacity_bytes: int) -> None:
     """Draw memory over the dry run on the page."""
     run = timeline.run
     peak = f"Peak {gib(run.peak_allocated_bytes)} allocated, {gib(run.peak_reserved_bytes)} reserved"
-    told = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if run.outcome != 'ok' else 'it runs to the end'}."
+    words = f"{peak}, of {gib(capacity_bytes)}; {'out of memory' if run.outcome != 'ok' else 'it runs to the end'}."
     chart = memory_over_time(timeline, capacity_bytes)
-    draw(chart, alt=f"Memory over the dry run on {gpu}. {told}", rows=curve_rows(timeline))
+    draw(chart, alt=f"Memory over the dry run on {gpu}. {words}", rows=curve_rows(timeline))
 
 
 def curve_rows(timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
@@ -63,7 +63,7 @@ def curve_rows(timeline: Timeline) -> dict[str, list[dict[str, Any]]]:
         }
         for point, end in zip(timeline.points, ends, strict=True)
     ]
-    # A step goes on until the next one; the last one has none.
+    # A step lasts until the next one, and the last step until the end.
     return {"curve": [*stretches, stretches[-1] | {"event": timeline.events}], "stretches": stretches}
 
 
@@ -86,7 +86,7 @@ def memory_over_time(timeline: Timeline, capacity_bytes: int, look: Look = PAGE)
 def _stage_axis(timeline: Timeline) -> Any:
     """Return an axis with the stages' names above their bands, within the chart's edges."""
     names = {(band.begin + band.end) // 2: stage_name(band.stage) for band in timeline.bands}
-    # By turns in two rows: a narrow band's name is wider than the band.
+    # Names alternate between two rows, because the name of a narrow band is wider than the band.
     upper = {"test": f"indexof({list(names)}, datum.value) % 2 == 0", "value": 15}
     at_end = {"test": f"datum.value > {0.9 * timeline.events}", "value": "right"}
     at_start = {"test": f"datum.value < {0.1 * timeline.events}", "value": "left"}
@@ -129,14 +129,14 @@ def _curves(x: Any, y: Any) -> list[Any]:
         .encode(x=x, y=y, color=color)
         for series, opacity in (("reserved", 0.35), ("allocated", 0.85))
     ]
-    # An area has no tooltip of its own for each step.
+    # An area has only one tooltip, so invisible bars carry one for each step.
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("allocated :N"), alt.Tooltip("reserved :N")]
     pointed = alt.Chart(alt.NamedData(name="stretches")).mark_rect(opacity=0).encode(x=x, x2="end:Q", tooltip=tips)
     return [*areas, pointed]
 
 
 def _capacity(size_bytes: int, x: Any, y: Any, look: Look, *, is_reached: bool) -> list[Any]:
-    words, color = ("out of memory at", RED) if is_reached else ("room for", look.ink)
+    words, color = ("out of memory at", RED) if is_reached else ("available:", look.ink)
     rows: list[Mapping[str, Any]] = [{"event": 0, "GiB": gib_value(size_bytes), "text": f"{words} {gib(size_bytes)}"}]
     line = data(rows).mark_rule(color=color, strokeWidth=2, strokeDash=[6, 3]).encode(y=y)
     text = data(rows).mark_text(color=color, align="left", dx=4, dy=-7, fontWeight="bold")
@@ -159,7 +159,7 @@ def _peak(timeline: Timeline, x: Any, y: Any) -> list[Any]:
 
 
 def peak_bar(rows: Sequence[PartRow]) -> None:
-    """Draw what the GPU holds at the peak as one bar, with a piece for each kind of part."""
+    """Draw the memory in use at the peak as one bar, with a piece for each kind of part."""
     alt = altair()
     kinds = list(dict.fromkeys(row.kind for row in rows))
     sizes = {kind: sum(row.size_bytes for row in rows if row.kind == kind) for kind in kinds}
@@ -177,5 +177,5 @@ def peak_bar(rows: Sequence[PartRow]) -> None:
             tooltip=[alt.Tooltip("part:N"), alt.Tooltip("size:N")],
         )
     )
-    told = ", ".join(f"{kind} {gib(size)}" for kind, size in sizes.items())
-    draw(sized(chart, 34), alt=f"A bar of what the GPU holds at the peak: {told}")
+    words = ", ".join(f"{kind} {gib(size)}" for kind, size in sizes.items())
+    draw(sized(chart, 34), alt=f"A bar of the memory in use at the peak: {words}")

@@ -1,6 +1,6 @@
-"""``make run``: ``streamlit run`` with what every page needs imported before the server says that it is healthy.
+"""``make run``: start ``streamlit run`` after importing what every page needs.
 
-Started without this, the first visitor waits for these imports; all else is the same.
+Without this the first visitor waits for these imports; nothing else differs.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import altair  # noqa: F401
 from streamlit.web import cli
 
-# With the history, the jobs and all that plans: half a second of imports.
+# This imports the history, the jobs and the planner, which takes half a second.
 import pages.shared.frame.session  # noqa: F401
 
 ROOT = Path(__file__).parents[3]

@@ -1,9 +1,9 @@
 """``GET /api/fit`` beside the app: the JSON of ``python -m planner fit --json``, for checks that cannot run Python.
 
-The query is a plan's address. As on the command line, the default GPUs are asked about where none is named, described
-or attached; on Plan they may stand beside those, so the check that Plan shows names every GPU. Where ``images`` are
-listed, ``images`` of the answer has the worst of them on each GPU, and the verdict in the headers is the worst of all
-that is answered.
+The query is a plan's address. As on the command line, the default GPUs answer if no GPU is named, described or
+attached; on Plan they may stand beside those, so the check that Plan shows names every GPU. If ``images`` are listed,
+``images`` of the answer has the worst of them on each GPU, and the verdict in the headers is the worst of the whole
+answer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from planner.errors import PlannerError
 from planner.plan import Plan, answer_plan
 from planner.report.text import plan_object
 
-# How a page is looked at, by our own controls or Streamlit's, is no part of what it says.
+# Names that only change how a page is shown, ours and Streamlit's, do not change the answer.
 _IGNORED = (*VIEW_KEYS, "embed", "embed_options")
 
 
 def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
-    """Answer a query with the JSON object of ``fit --json`` and the verdict that decides over all of it.
+    """Return the JSON object of ``fit --json`` for a query, and its worst verdict.
 
     Raises:
         PlannerError: the query breaks a rule.
@@ -46,7 +46,7 @@ def _endpoint(request: Request) -> Response:
         found, verdict = answer_to(request.query_params)
     except PlannerError as error:
         return JSONResponse({"schema": SCHEMA, "error": str(error)}, status_code=400)
-    # What a shell would get as the exit code, for those who look at nothing else.
+    # The headers have the exit code of the command line, for scripts that do not parse JSON.
     headers = {"Planner-Verdict": verdict, "Planner-Exit-Code": str(EXIT_CODES[verdict]), "Cache-Control": "no-store"}
     return JSONResponse(found, headers=headers)
 

@@ -1,4 +1,4 @@
-"""What is served beside the pages: the HTTP answers, and the pages' addresses as people type them."""
+"""Serve the HTTP answers, and the addresses of pages in small letters."""
 
 import streamlit as st
 from starlette.requests import Request
@@ -13,8 +13,11 @@ _PAGES = ("Plan", "Verify", "History", "Accuracy")
 
 
 def _unknown(request: Request) -> Response:
-    """Refuse an address that nobody answers: Streamlit would send the Plan page, with status 200."""
-    error = f"{request.url.path} is no address of this app - {API_PATH} is the one that answers"
+    """Refuse an unknown address with status 404.
+
+    Streamlit would send the Plan page with status 200.
+    """
+    error = f"{request.url.path} is no address of this app - the HTTP answers are at {API_PATH}"
     return JSONResponse({"schema": SCHEMA, "error": error}, status_code=404)
 
 
@@ -24,10 +27,13 @@ def _answers(base: str = "") -> list[Route]:
 
 
 def _to(page: str, base: str) -> Route:
-    """A page's name in small letters leads to its address, with what was asked; else it would open Plan."""
+    """Redirect a page's name in small letters to its address, with its query.
+
+    Streamlit would open Plan.
+    """
 
     def endpoint(request: Request) -> RedirectResponse:
-        # Relative, so that it holds behind any proxy.
+        # The address is relative, so that it also works behind a proxy.
         there = "./" if page == "Plan" else page
         return RedirectResponse(f"{there}?{request.url.query}" if request.url.query else there)
 
@@ -38,7 +44,7 @@ def _routes() -> list[Route]:
     path = (st.get_option("server.baseUrlPath") or "").strip("/")
     base = f"/{path}" if path else ""
     pages = [_to(page, base) for page in _PAGES]
-    # Streamlit puts its own addresses under the path that a proxy hands on, and leaves ours where they are.
+    # Streamlit puts its own addresses under the base path of a proxy, but not ours.
     return [*_answers(), *(_answers(base) if base else ()), *pages]
 
 

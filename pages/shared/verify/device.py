@@ -1,4 +1,4 @@
-"""The cards in this machine: their free memory now, who holds it, and what to do where there is none."""
+"""Draw this machine's GPUs, their free memory and the processes on them, and the choice of device."""
 
 import streamlit as st
 
@@ -10,15 +10,15 @@ from planner.units import gib
 
 @st.fragment(run_every=5)
 def attached_cards_view() -> None:
-    """Every attached card as it is now; redrawn every few seconds."""
+    """Draw every GPU of this machine, again every few seconds."""
     found, problem = session.attached()
     if problem:
-        rehearse = "" if missing() else "Rehearse the path on the CPU below. "
+        rehearse = "" if missing() else "You can rehearse the run on the CPU below. "
         st.info(
             f"**No GPU to measure here:** {problem.reason}. {rehearse}To measure a GPU:\n"
-            "1. run the command below on a machine that has one, in a checkout of this planner;\n"
-            "2. `python -m planner history export runs.jsonl` there writes what it measured;\n"
-            "3. import that file on the History page here, or with `python -m planner history import runs.jsonl`.",
+            "1. On a machine with a GPU, run the command below in a checkout of this planner.\n"
+            "2. There, write the runs to a file: `python -m planner history export runs.jsonl`.\n"
+            "3. Import that file on the History page here, or with `python -m planner history import runs.jsonl`.",
             icon=":material/developer_board_off:",
         )
     for card, problem in found:
@@ -29,22 +29,25 @@ def attached_cards_view() -> None:
                 f"{holder.name} ({holder.pid}{', ' + gib(holder.used_bytes) if holder.used_bytes else ''})"
                 for holder in card.holders
             ]
-            st.caption("Held by " + ", ".join(holders) if holders else "No process holds it.")
+            st.caption("In use by " + ", ".join(holders) if holders else "No process uses it.")
             if problem:
                 st.error(f"{problem.reason}: {problem.advice}.", icon=":material/error:")
     jobs = session.jobs()
     if jobs and jobs.worker_pid and not jobs.active():
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(f"Worker {jobs.worker_pid} keeps the model loaded for the next run.", width="stretch")
+            st.caption(f"The model stays loaded for the next run (worker {jobs.worker_pid}).", width="stretch")
             if st.button(
-                "Release it", icon=":material/eject:", key="release", help="Ends the worker and frees memory."
+                "Free memory", icon=":material/eject:", key="release", help="Ends the worker and frees its memory."
             ):
                 jobs.release()
                 st.rerun(scope="fragment")
 
 
 def choose_device() -> Device | None:
-    """Draw the choice of device; the freest usable card comes first, the CPU last. None when the chosen one is gone."""
+    """Draw the choice of device and return it, None if it is gone.
+
+    The usable GPU with the most free memory comes first, and the CPU last.
+    """
     found, _ = session.attached()
     usable = sorted((card for card, problem in found if problem is None), key=lambda card: -card.free_bytes)
     devices = {f"{card.name} ({card.index})": Device(card) for card in usable} | {"CPU rehearsal": Device()}
@@ -54,9 +57,9 @@ def choose_device() -> Device | None:
         default=next(iter(devices)),
         required=True,
         key="device",
-        help="The rehearsal runs the real architecture on the CPU at up to 512×512: it shows the path, "
-        "is kept as a CPU run, and judges no GPU.",
+        help="The rehearsal runs the real architecture on the CPU, at up to 512×512. It is kept as a CPU run and says "
+        "nothing about GPUs.",
     )
     if name not in devices:
-        st.warning(f"{name} has gone since it was chosen. Choose another device.", icon=":material/warning:")
+        st.warning(f"{name} is no longer there. Choose another device.", icon=":material/warning:")
     return devices.get(name)

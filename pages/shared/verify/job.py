@@ -1,4 +1,4 @@
-"""A job under way: progress, cancel, and its result once it has ended. A reload finds it by its id in the address."""
+"""Draw a job: its progress, a button to cancel it, and its result. Its id in the address survives a reload."""
 
 import streamlit as st
 
@@ -24,13 +24,13 @@ def _phase_line(view: JobView) -> str:
         name += f", step {view.step} of {view.of}"
     elif view.detail:
         name += f": {view.detail.replace('_', ' ')}"
-    return f"{name} · {view.phase_seconds:.0f} s in this phase, {view.total_seconds:.0f} s in all"
+    return f"{name} · {view.phase_seconds:.0f} s in this phase, {view.total_seconds:.0f} s in total"
 
 
 def _progress(jobs: Jobs, job_id: str) -> None:
     view = jobs.view(job_id)
     if view is None or view.ended:
-        # The whole page, once: it shows the result and stops polling.
+        # The whole page is run once more: it shows the result and stops polling.
         st.rerun()
         return
     with st.container(border=True):
@@ -42,15 +42,18 @@ def _progress(jobs: Jobs, job_id: str) -> None:
             jobs.cancel(job_id)
 
 
-def _remembered(job_id: str) -> None:
-    """A job this server does not know: from before a restart, or of another planner."""
+def _of_another_server(job_id: str) -> None:
+    """Draw a job of another server: from before a restart, or of another planner."""
     row = session.job_row(job_id)
     if row is None:
         st.warning("The job in this link is not in the history.", icon=":material/link_off:")
     elif row["state"] in ENDED:
         _result(row["measurement_id"] or "")
     else:
-        st.info("This job runs in another planner on this machine; reload to look again.", icon=":material/hourglass:")
+        st.info(
+            "This job belongs to another planner on this machine. Reload the page to look again.",
+            icon=":material/hourglass:",
+        )
 
 
 def _result(measurement_id: str) -> None:
@@ -63,9 +66,10 @@ def _result(measurement_id: str) -> None:
 
 
 def _unkept(run: Measurement, reason: str) -> None:
-    """A run that the history could not keep: shown in full, and as the line that an import takes in."""
+    """Draw a run that the history could not keep, and a download of its line for an import."""
     st.error(
-        f"{sentence(reason)} Nothing is lost yet: download the run, and import it on History once there is room.",
+        f"{sentence(reason)} The run is not lost yet: download it, and import it on History once the history can be "
+        "written.",
         icon=":material/error:",
     )
     st.download_button(
@@ -82,15 +86,15 @@ def _unkept(run: Measurement, reason: str) -> None:
 
 
 def job_view(jobs: Jobs, request: GenerationRequest) -> None:
-    """The job in the address, or the one that runs now, or what to do next."""
+    """Draw the job in the address, else the one that is running, else what Verify will measure."""
     active = jobs.active()
     job_id = st.query_params.get("job") or (active[0].job_id if active else None)
     if job_id is None:
-        st.caption(f"Nothing was run on this page yet. Verify measures: {request.describe()}.")
+        st.caption(f"No run yet. **Verify** will measure {request.describe()}.")
         return
     view = jobs.view(job_id)
     if view is None:
-        _remembered(job_id)
+        _of_another_server(job_id)
     elif not view.ended:
         st.fragment(_progress, run_every=POLL_S)(jobs, job_id)
     elif view.unkept is not None:
@@ -99,5 +103,7 @@ def job_view(jobs: Jobs, request: GenerationRequest) -> None:
         st.error(plain(str(view.reason)), icon=":material/error:")
     else:
         if view.state == "cached":
-            st.info("Answered from the history: this was measured before. Tick Measure again to repeat it.")
+            st.info(
+                "This result is from the history: the request was measured before. Tick **Measure again** to repeat it."
+            )
         _result(view.measurement_id)

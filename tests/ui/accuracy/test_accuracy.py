@@ -1,4 +1,4 @@
-"""The Accuracy page, and the Plan page's answers from measured runs."""
+"""Test the Accuracy page, and Plan's answers from measured runs."""
 
 import random
 import re
@@ -20,7 +20,7 @@ ACCURACY = "pages/3_Accuracy.py"
 
 
 def keep(store: Store, request: GenerationRequest, factor: float = 1.0, fraction: float = 0.7, **changes) -> str:
-    """A run on a T4 whose convolutions take this fraction of their workspace."""
+    """Store a run on a T4 whose convolutions use this fraction of their workspace."""
     run = run_of(request, fraction=fraction, factor=factor)
     return store.save_measurement(request, make_environment(**installed() | changes), measured_of(run))
 
@@ -34,7 +34,7 @@ def measured_t4(store) -> Store:
 
 
 def metrics(at, kind: int = 0) -> dict[str, str]:
-    """Those of whole pipelines, which come first, or of halves of the VAE with 1."""
+    """Return the headline metrics, of whole pipelines or, with 1, of halves of the VAE."""
     starts = [index for index, metric in enumerate(at.metric) if metric.label == "Runs"]
     return {metric.label: metric.value for metric in at.metric[starts[kind] : starts[kind] + 5]}
 
@@ -44,12 +44,12 @@ def table(at, column: str, number: int = 0):
 
 
 def answers(at) -> list[str]:
-    """The sentence of each GPU, as it is read."""
+    """Return the sentence of each GPU, as a person reads it."""
     found = [line for line in at.markdown if line.value.startswith("#### ")]
     return [texts([line]).removeprefix("#### ").replace("\N{NO-BREAK SPACE}", " ") for line in found]
 
 
-def test_whole_pipelines_come_first_and_halves_are_told_apart(open_page):
+def test_whole_pipelines_and_halves_are_separate(open_page):
     at = open_page(ACCURACY)
     assert not at.exception
     whole, halves = metrics(at), metrics(at, 1)
@@ -66,7 +66,7 @@ def test_whole_pipelines_come_first_and_halves_are_told_apart(open_page):
     assert "Nothing is measured on compute capability 7.0 Volta, 9.0 Hopper" in shown
 
 
-def test_the_gpus_of_the_plan_are_answered_for(open_page):
+def test_the_plans_gpus_are_chosen_by_default(open_page):
     at = open_page(ACCURACY)
     t4, a10, a100 = answers(at)
     assert t4 == "T4: 5 runs of whole pipelines, median 0.04 %, worst −17.4 % (img2img 1800×1200)"
@@ -96,17 +96,17 @@ def test_a_gpu_without_runs_has_its_nearest_evidence(open_page):
     assert len(table(at, "Source")) == 3 and len(table(at, "Source", 1)) == 13
 
 
-def test_a_described_gpu_is_asked_for_by_its_compute_capability(open_page):
+def test_a_described_gpu_is_named_by_its_capability(open_page):
     at = open_page(ACCURACY, gpu="compute capability 8.6")
     assert answers(at)[0].startswith("compute capability 8.6: not measured; nearest evidence: A10 (3 runs")
     assert not at.warning
 
 
 @pytest.mark.parametrize("name", ["RTX 2071", "compute capability 99.9"])
-def test_a_gpu_that_does_not_exist_is_said(open_page, name):
+def test_an_unknown_gpu_in_a_link_warns(open_page, name):
     at = open_page(ACCURACY, gpu=name)
     assert not at.exception and not answers(at)
-    assert "This link was not taken whole" in texts(at.warning)
+    assert "Part of this link was ignored" in texts(at.warning)
 
 
 def test_each_verdict_links_to_the_evidence_for_its_gpu(open_page):
@@ -118,7 +118,7 @@ def test_each_verdict_links_to_the_evidence_for_its_gpu(open_page):
     assert "How wrong on a T4?" in [link.proto.label for link in at.get("page_link")]
 
 
-def test_a_verdicts_link_is_taken_into_the_address(open_page):
+def test_a_verdicts_link_sets_the_address(open_page):
     at = open_page(ACCURACY, how_wrong="A10G", by="Size")
     assert [answer.partition(":")[0] for answer in answers(at)] == ["A10G"]
     assert at.query_params["gpu"] == "A10G" and "Size" in at.query_params["by"]
@@ -133,24 +133,24 @@ def test_the_plans_described_gpu_is_linked_and_answered(open_page):
     assert [answer.partition(":")[0] for answer in answers(at)] == ["T4", "compute capability 8.9"]
 
 
-def test_any_run_can_be_looked_at_and_says_its_errors(open_page):
+def test_any_run_can_be_shown_with_its_errors(open_page):
     at = open_page(ACCURACY)
     picked = at.selectbox(key="one-run")
     name = next(option for option in picked.options if "1800×1200" in option)
     at = picked.set_value(name).run()
     assert not at.exception
     assert "Measured 9.06 GiB allocated, with torch 2.8.0; calibrated 7.49 GiB (−17.4 %)" in texts(at.caption)
-    assert "Its stages were not measured by themselves" in texts(at.caption)
+    assert "This run has no peaks of its stages" in texts(at.caption)
 
 
-def test_switched_off_there_is_nothing_and_it_says_what_to_do(open_page):
+def test_without_runs_the_page_says_what_to_do(open_page):
     at = open_page(ACCURACY, published="false")
     assert not at.metric
-    assert "No run on a GPU is in the history yet" in texts(at.info)
+    assert "The history has no run on a GPU yet" in texts(at.info)
     assert "Count reference runs" in texts(at.info)
 
 
-def test_runs_at_an_emulated_capacity_are_a_card_of_their_own_in_name(open_page, measured_t4):
+def test_emulated_runs_have_a_gpu_name_of_their_own(open_page, measured_t4):
     for number in range(3):
         keep(measured_t4, REQUESTS[number], emulated_bytes=8 * GIB)
     at = open_page(ACCURACY, published="false")
@@ -181,7 +181,7 @@ def test_own_runs_are_graded_by_the_others(open_page, measured_t4):
 
 
 @pytest.mark.parametrize("by", ["GPU", "Stage", "Size", "Options", "What ran", "Versions"])
-def test_errors_are_told_by_group(open_page, by):
+def test_errors_by_group(open_page, by):
     at = open_page(ACCURACY, by=by)
     assert not at.exception
     whole, halves = table(at, "Bias"), table(at, "Bias", 1)
@@ -190,7 +190,7 @@ def test_errors_are_told_by_group(open_page, by):
     assert whole["Runs"][whole[by].str.endswith(", reserved")].sum() == 7
 
 
-def test_another_run_can_be_looked_at_stage_by_stage(open_page, measured_t4):
+def test_another_run_can_be_shown_by_stage(open_page, measured_t4):
     at = open_page(ACCURACY, published="false")
     picked = at.selectbox(key="one-run")
     at = picked.set_value(picked.options[3] if hasattr(picked, "options") else 3).run()
@@ -198,7 +198,7 @@ def test_another_run_can_be_looked_at_stage_by_stage(open_page, measured_t4):
     assert "Measured " in texts(at.caption)
 
 
-def test_a_new_run_is_graded_and_nothing_is_graded_twice(open_page, measured_t4, monkeypatch):
+def test_only_new_runs_are_graded(open_page, measured_t4, monkeypatch):
     open_page(ACCURACY, published="false")
     with monkeypatch.context() as patched:
         patched.setattr("planner.accuracy.grading.held_out", None)
@@ -210,7 +210,7 @@ def test_a_new_run_is_graded_and_nothing_is_graded_twice(open_page, measured_t4,
 # Plan
 
 
-def test_plan_answers_by_the_most_trusted_basis_and_says_on_what_it_rests(open_page, measured_t4):
+def test_plan_names_the_runs_behind_an_answer(open_page, measured_t4):
     asked = {"width": "512", "height": "512", "gpu": ["T4"]}
     shown = texts(open_page(**asked).caption)
     assert "basis: measured" in shown and "dry-run: fits" in shown
@@ -221,7 +221,7 @@ def test_plan_answers_by_the_most_trusted_basis_and_says_on_what_it_rests(open_p
     request = GenerationRequest(width=1216, height=1216)
     evidence = session.evidence(with_published=True).evidence
     answer = fit(request, card_named("T4"), evidence=evidence)
-    assert f"90% of runs: up to {gib(answer.worst_need_bytes)}" in texts(at.caption)
+    assert f"90 % of runs need at most {gib(answer.worst_need_bytes)}" in texts(at.caption)
     assert f"needs {gib(answer.need_bytes)} of 14.56 GiB usable" in texts(at.caption)
     assert "The line beyond a bar reaches to the upper end" in texts(at.caption)
 
@@ -235,7 +235,7 @@ def test_a_basis_without_runs_says_what_it_lacks(open_page, basis):
     assert "measured" in shown and not at.metric
 
 
-def test_published_runs_count_unless_switched_off(open_page):
+def test_reference_runs_can_be_switched_off(open_page):
     link = {"basis": "calibrated", "gpu": ["RTX 4090"]}
     assert "calibrated on 13 runs of Ada cards" in texts(open_page(**link).markdown)
     at = open_page(**link, published="false")

@@ -1,4 +1,4 @@
-"""Other estimators on the Accuracy page: a picture, the table under it, and what it is about."""
+"""Test the comparison with other estimators on the Accuracy page."""
 
 import pytest
 
@@ -15,7 +15,7 @@ ACCURACY = "pages/3_Accuracy.py"
 
 
 def table(at):
-    return next(frame.value for frame in at.dataframe if "Says too little" in frame.value.columns)
+    return next(frame.value for frame in at.dataframe if "Too low" in frame.value.columns)
 
 
 def alt_of_picture(at) -> str:
@@ -23,7 +23,7 @@ def alt_of_picture(at) -> str:
     return alt
 
 
-def test_the_published_runs_are_compared_from_the_start(open_page):
+def test_reference_runs_are_compared_by_default(open_page):
     at = open_page(ACCURACY)
     assert not at.exception
     shown = table(at)
@@ -59,15 +59,15 @@ def test_own_runs_alone_have_one_section(open_page, store):
     assert "3 runs on T4, by the peak allocated." in texts(at.markdown)
     assert "Left out: 1 with model offload, which no estimator counts." in texts(at.markdown)
     first = table(at).iloc[0]
-    assert (first["Estimator"], first["Says too little"], first["Median"]) == ("Will It Fit, dry run", "0 of 3", 0.0)
+    assert (first["Estimator"], first["Too low"], first["Median"]) == ("Will It Fit, dry run", "0 of 3", 0.0)
 
 
-def test_of_many_runs_the_newest_are_drawn_and_all_are_counted(open_page, monkeypatch):
+def test_only_the_newest_runs_are_drawn(open_page, monkeypatch):
     monkeypatch.setattr("pages.shared.accuracy.estimators._MOST_DRAWN", 3)
     at = open_page(ACCURACY)
     assert not at.exception
-    assert "each dot one run, of which the newest 3 are drawn" in texts(at.caption)
-    assert not table(at)["Says too little"].str.endswith("of 3").any()
+    assert "each dot is one run, of which the newest 3 are drawn" in texts(at.caption)
+    assert not table(at)["Too low"].str.endswith("of 3").any()
 
 
 def test_without_a_run_there_is_no_section(open_page):
@@ -76,10 +76,10 @@ def test_without_a_run_there_is_no_section(open_page):
     assert "Other estimators" not in texts(at.subheader)
 
 
-def test_a_difference_of_repeated_runs_is_to_neither_side():
+def test_the_spread_of_repeated_runs_has_no_side():
     assert [side_of(error) for error in (-0.0025, 0.0025, -0.003, 0.003)] == [
-        "within 0.25%",
-        "within 0.25%",
-        "says too little",
-        "says too much",
+        "within 0.25\N{NO-BREAK SPACE}%",
+        "within 0.25\N{NO-BREAK SPACE}%",
+        "too low",
+        "too high",
     ]

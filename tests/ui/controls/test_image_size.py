@@ -54,12 +54,12 @@ def turned(orientation: int) -> bytes:
         picture("JPEG", exif=b"Exif\0\0nonsense"),
     ],
 )
-def test_the_size_is_that_of_the_picture(data):
+def test_read_size(data):
     assert read_size(data, "picture") == (120, 77)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_photo_that_was_held_upright_is_upright(orientation):
+def test_the_orientation_of_a_photo_counts(orientation):
     assert read_size(turned(orientation), "photo.jpg") == (77, 120)
 
 
@@ -67,15 +67,15 @@ def test_a_photo_that_was_held_upright_is_upright(orientation):
     "data",
     [b"", b"GIF89a" + bytes(40), b"<svg width='9'/>", b"%PDF-1.7", b"MM\0*" + bytes(40), bytes(100), picture("BMP")],
 )
-def test_what_is_no_such_picture_is_refused(data):
-    with pytest.raises(InvalidArgument, match=r"^image must be a PNG, JPEG or WebP picture, got 'notes'$"):
+def test_other_files_are_refused(data):
+    with pytest.raises(InvalidArgument, match=r"^image must be a PNG, JPEG or WebP image, got 'notes'$"):
         read_size(data, "notes")
 
 
 @pytest.mark.parametrize("data", [picture("PNG"), picture("JPEG"), picture("WEBP"), picture("WEBP", lossless=True)])
-def test_a_picture_that_ends_too_soon_is_refused_and_never_fails(data):
+def test_a_truncated_image_is_refused(data):
     for length in range(12, 28):
-        with pytest.raises(InvalidArgument, match="image must be a PNG, JPEG or WebP picture"):
+        with pytest.raises(InvalidArgument, match="image must be a PNG, JPEG or WebP image"):
             read_size(data[:length], "half.png")
 
 
@@ -83,7 +83,7 @@ STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *(b"RIFF\0\0\0\0WEBP" + kind fo
 
 
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200))
-def test_any_bytes_are_a_size_or_a_message(start, rest):
+def test_any_bytes_give_a_size_or_an_error(start, rest):
     try:
         width, height = read_size(start + rest, "any")
     except InvalidArgument as error:
@@ -93,7 +93,7 @@ def test_any_bytes_are_a_size_or_a_message(start, rest):
 
 
 @given(seed=st.integers(0, 10**6), form=st.sampled_from(["PNG", "JPEG", "WEBP"]))
-def test_a_damaged_picture_is_a_size_or_a_message(seed, form):
+def test_a_damaged_image_gives_a_size_or_an_error(seed, form):
     changed, place = bytearray(picture(form)), random.Random(seed)
     for _ in range(8):
         changed[place.randrange(4, min(len(changed), 300))] = place.randrange(256)
@@ -103,7 +103,7 @@ def test_a_damaged_picture_is_a_size_or_a_message(seed, form):
         assert error.argument == "image"
 
 
-def test_a_small_file_that_would_unpack_into_gigabytes_costs_nothing():
+def test_a_decompression_bomb_is_not_unpacked():
     profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(100_000_000)))
     tracemalloc.start()
     try:
@@ -134,20 +134,24 @@ def test_no_pixel_is_decoded(form, monkeypatch):
     [
         ((512, 768), (512, 768), None),
         ((4032, 3024), (4032, 3024), None),
-        ((515, 777), (512, 776), "each is rounded down to a multiple of 8"),
+        ((515, 777), (512, 776), "each side is rounded down to a multiple of 8"),
         ((16384, 8192), (8192, 4096), "no side may be longer than 8192"),
-        ((10000, 7013), (8192, 5744), "no side may be longer than 8192 and each is rounded down to a multiple of 8"),
+        (
+            (10000, 7013),
+            (8192, 5744),
+            "no side may be longer than 8192 and each side is rounded down to a multiple of 8",
+        ),
         ((32, 48), (64, 96), "no side may be shorter than 64"),
         ((1, 1), (64, 64), "no side may be shorter than 64"),
     ],
 )
-def test_a_size_beyond_the_limits_is_planned_in_proportion_and_says_why(size, planned, why):
+def test_fitted_sizes_and_their_reasons(size, planned, why):
     found = fitted(*size)
     assert (found.original, (found.width, found.height), found.why) == (size, planned, why)
 
 
 @given(width=st.integers(1, 30_000), height=st.integers(1, 30_000))
-def test_a_planned_size_is_one_that_both_tasks_take(width, height):
+def test_both_tasks_accept_every_fitted_size(width, height):
     try:
         found = fitted(width, height)
     except InvalidArgument as error:
@@ -163,7 +167,7 @@ def test_a_planned_size_is_one_that_both_tasks_take(width, height):
 
 
 @given(rows=st.lists(st.builds(ImageRow, *[st.integers(64, 8192)] * 2, st.integers(1, 128)), max_size=MAX_IMAGES))
-def test_a_list_of_images_is_read_back_as_it_was_written(rows):
+def test_a_list_of_images_survives_a_round_trip(rows):
     assert parse_images(images_text(rows)) == rows
 
 
@@ -179,12 +183,12 @@ def test_a_list_of_images_is_read_back_as_it_was_written(rows):
         ("x" * 100_000, "images must be sizes such as 1024x768"),
     ],
 )
-def test_a_list_that_is_none_is_refused(text, message):
+def test_a_wrong_list_is_refused(text, message):
     with pytest.raises(InvalidArgument, match=message):
         parse_images(text)
 
 
-def test_the_image_that_decides_has_the_worst_verdict_and_then_the_largest_need():
+def test_the_deciding_image_is_the_worst():
     t4 = card_named("T4")
     small, large, larger = (fit(GenerationRequest(width=side, height=side), t4) for side in (512, 1024, 2048))
     assert [small.verdict, large.verdict, larger.verdict] == ["fits", "fits", "tight"]

@@ -1,4 +1,4 @@
-"""Input as people have it: common sizes, a prompt, an image, several images, and options set by a link."""
+"""Test the other controls: common sizes, prompt, image, list of images, and options in a link."""
 
 import json
 from io import BytesIO
@@ -32,14 +32,14 @@ def expanded(at, label: str) -> bool:
 
 
 @pytest.mark.parametrize("size", PRESETS)
-def test_every_common_size_is_one_that_both_tasks_take(size):
+def test_both_tasks_accept_every_common_size(size):
     for task in ("img2img", "txt2img"):
         request = GenerationRequest(task=task, width=size[0], height=size[1])
         assert (request.effective_width, request.effective_height) == size
 
 
 @pytest.mark.parametrize("page", PAGES[:2])
-def test_a_common_size_sets_width_and_height_and_follows_them(open_page, no_driver, page):
+def test_a_common_size_sets_and_follows_width_and_height(open_page, no_driver, page):
     at = open_page(page)
     assert at.selectbox(key="preset").value == (512, 512)
     at.selectbox(key="preset").set_value((1920, 1080)).run()
@@ -59,7 +59,7 @@ def test_a_common_size_reaches_the_verdicts(open_page):
     assert at.metric[0].value == signed_gib(need.headroom_bytes)
 
 
-def test_the_swap_turns_the_picture(open_page):
+def test_swap_exchanges_width_and_height(open_page):
     at = open_page(width="768", height="512")
     at.button(key="swap").click().run()
     assert size_of(at) == (512, 768)
@@ -72,7 +72,7 @@ def test_the_swap_turns_the_picture(open_page):
     ("prompt", "tokens", "shown"),
     [("a photo of a cat", 7, "7 tokens. "), ("cat " * 100, 77, "102 tokens, cut at 77. ")],
 )
-def test_a_prompt_is_counted_and_says_that_it_moves_no_memory(open_page, prompt, tokens, shown):
+def test_a_prompt_sets_the_prompt_tokens(open_page, prompt, tokens, shown):
     at = open_page()
     before = at.metric[0].value
     at.text_area(key="prompt").set_value(prompt).run()
@@ -88,31 +88,33 @@ def test_a_prompt_is_counted_and_says_that_it_moves_no_memory(open_page, prompt,
     ("params", "is_open"),
     [({}, False), ({"width": "768"}, False), ({"vae_tiling": "true"}, True), ({"safety_checker": "false"}, True)],
 )
-def test_options_that_a_link_sets_are_in_sight(open_page, no_driver, page, params, is_open):
+def test_options_of_a_link_are_in_sight(open_page, no_driver, page, params, is_open):
     assert expanded(open_page(page, **params), "Options") is is_open
 
 
-def test_options_are_not_closed_under_the_hand_that_puts_the_last_one_back(open_page):
+def test_options_stay_open_at_their_defaults(open_page):
     at = open_page(vae_tiling="true")
     at.toggle(key="vae_tiling").set_value(False).run()
     assert expanded(at, "Options")
 
 
-def test_an_image_gives_its_size_and_says_what_was_changed(open_page):
+def test_an_image_sets_the_size(open_page):
     at = open_page()
     at.file_uploader(key="image").set_value(("cat.png", png(1030, 600), "image/png")).run()
     assert not at.exception
     assert size_of(at) == (1024, 600)
-    assert "cat.png is 1030×600, planned as 1024×600: each is rounded down to a multiple of 8." in texts(at.caption)
+    assert "cat.png is 1030×600, planned as 1024×600: each side is rounded down to a multiple of 8." in texts(
+        at.caption
+    )
     at.number_input(key="width").set_value(640).run()
     assert size_of(at) == (640, 600)
 
 
-def test_a_file_that_is_no_image_is_refused_in_place_and_changes_nothing(open_page):
+def test_a_file_that_is_no_image_changes_nothing(open_page):
     at = open_page(width="768")
     at.file_uploader(key="image").set_value(("[x](y).png", b"<html>", "image/png")).run()
     assert not at.exception
-    assert texts(at.error) == "Image must be a PNG, JPEG or WebP picture, got '[x](y).png'."
+    assert texts(at.error) == "Image must be a PNG, JPEG or WebP image, got '[x](y).png'."
     assert r"\[x\]\(y\)" in at.error[0].value
     assert size_of(at) == (768, 512)
     assert at.metric
@@ -129,7 +131,7 @@ def open_list():
     return open_
 
 
-def test_a_list_of_images_is_answered_one_by_one_and_the_worst_decides(open_list):
+def test_the_worst_listed_image_decides(open_list):
     at = open_list(images="512x512,2048x2048,1024x1024*2", gpu=["T4", "A100-40GB"])
     assert not at.exception
     t4 = card_named("T4")
@@ -146,14 +148,14 @@ def test_a_list_of_images_is_answered_one_by_one_and_the_worst_decides(open_list
     assert f"**T4** ▲ tight: 2048×2048 needs {gib(worst)} of {gib(t4.usable_bytes)}" in shown
     assert "**A100-40GB** ✓ fits: 2048×2048 needs" in shown
     assert sum(answer.need_bytes for answer in answers) > worst
-    assert expanded(at, "The list of images")
+    assert expanded(at, "List of images")
     assert at.query_params["images"] in ("512x512,2048x2048,1024x1024*2", ["512x512,2048x2048,1024x1024*2"])
 
 
-def test_without_images_the_list_is_closed_and_leaves_no_trace(open_list):
+def test_an_empty_list_is_closed(open_list):
     at = open_list()
     assert not at.exception
-    assert not expanded(at, "The list of images")
+    assert not expanded(at, "List of images")
     assert "images" not in at.query_params
 
 
@@ -169,13 +171,13 @@ def test_several_uploads_become_the_list(open_list):
     assert list(at.dataframe[-1].value["Image"]) == ["512×768", "1024×1024"]
     shown = texts(at.caption)
     assert "b.png is 1030×1030, planned as 1024×1024" in shown
-    assert "Image must be a PNG, JPEG or WebP picture, got 'c.png'." in shown
+    assert "Image must be a PNG, JPEG or WebP image, got 'c.png'." in shown
     at.run()
     assert list(at.dataframe[-1].value["Image"]) == ["512×768", "1024×1024"]
     assert at.query_params["images"] in ("512x768,1024x1024", ["512x768,1024x1024"])
 
 
-def test_an_image_that_the_task_refuses_is_said_and_stays(open_list):
+def test_an_image_that_the_task_refuses_stays_listed(open_list):
     at = open_list(images="500x512,512x512", task="txt2img", gpu=["T4"])
     assert not at.exception
     assert texts(at.error) == "500×512: Width must be a multiple of 8, got 500 (nearest: 496 or 504)."
@@ -192,16 +194,16 @@ def test_an_image_that_the_task_refuses_is_said_and_stays(open_list):
         ("512x512,99999x1", "images has 99999x1, whose width must be between 64 and 8192, got 99999 (nearest: 8192)"),
     ],
 )
-def test_a_list_in_a_link_that_is_none_says_so_with_the_rest_of_the_link(open_list, images, told):
+def test_a_wrong_list_in_a_link_warns(open_list, images, told):
     at = open_list(images=images)
     assert not at.exception
     [warning] = at.warning
-    assert f"This link was not taken whole: {told}" in texts([warning])
+    assert f"Part of this link was ignored: {told}" in texts([warning])
     assert texts([warning]).endswith("; none is shown instead.")
     assert at.query_params.get("images") in (None, [])
 
 
-def test_what_the_list_makes_of_the_verdicts_stands_above_them_and_in_every_report(open_page, monkeypatch):
+def test_the_lists_verdict_is_on_top_and_in_every_report(open_page, monkeypatch):
     reports = []
     monkeypatch.setattr("streamlit.download_button", lambda label, make, name, *_, **__: reports.append((make, name)))
     at = open_page(gpu=["T4", "A100-40GB"], images="4096x4096,512x512")
@@ -211,11 +213,11 @@ def test_what_the_list_makes_of_the_verdicts_stands_above_them_and_in_every_repo
     assert f"- **T4** ✕ no: 4096×4096 needs {need} of" in texts([notice])
     assert "- **A100-40GB** ▲ tight: 4096×4096 needs" in texts([notice])
     assert "](#several-images)" in notice.value and at.subheader[-2].anchor == "several-images"
-    assert "The verdicts below are those of 512×512, batch 1 alone." in texts([notice])
+    assert "The verdicts below are for 512×512, batch 1 alone." in texts([notice])
     drawn = [element.type for element in at.main]
     assert drawn.index("error") < drawn.index("metric")
     # What its verdict means is said with the others'.
-    assert "no: out of memory" in texts(at.caption).replace("**", "")
+    assert "no: runs out of memory" in texts(at.caption).replace("**", "")
     name = "will-it-fit-img2img-512x512-batch-1-and-2-listed"
     assert [told for _, told in reports] == [f"{name}.{ending}" for ending in ("json", "md", "png")]
     json_, markdown, _ = (make for make, _ in reports)
@@ -223,6 +225,6 @@ def test_what_the_list_makes_of_the_verdicts_stands_above_them_and_in_every_repo
     assert [row["image"]["width"] for row in json.loads(json_())["images"]["worst"]] == [4096, 4096]
 
 
-def test_where_no_image_is_listed_nothing_is_said_of_a_list(open_page):
+def test_without_images_the_list_is_not_mentioned(open_page):
     at = open_page(gpu=["T4"])
     assert not at.exception and not at.error and not at.success

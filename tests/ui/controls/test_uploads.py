@@ -1,4 +1,4 @@
-"""One limit for every upload: what an uploader promises is what the server takes."""
+"""Test that every uploader names the one limit of the server."""
 
 import ast
 import tomllib
@@ -20,7 +20,7 @@ def calls_in(path) -> list[ast.Call]:
     return [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "st.file_uploader"]
 
 
-def test_the_servers_limit_is_the_only_one():
+def test_uploaders_have_no_limit_of_their_own():
     calls = [call for path in (ROOT / "pages").rglob("*.py") for call in calls_in(path)]
     # The image of a request is asked for on two pages.
     assert len(calls) == 3
@@ -32,8 +32,8 @@ def test_the_servers_limit_is_the_only_one():
 
 @pytest.mark.parametrize("limit", [100, 7])
 @pytest.mark.parametrize(("page", "count"), PAGES.items())
-def test_every_uploader_promises_what_the_server_takes_and_says_so(open_page, no_driver, page, count, limit):
-    """Also where whoever runs the server has set another limit."""
+def test_every_uploader_names_the_servers_limit(open_page, no_driver, page, count, limit):
+    """Check the default limit and another one set for the server."""
     was = limit_mb()
     st.config.set_option("server.maxUploadSize", limit)
     try:
@@ -43,4 +43,4 @@ def test_every_uploader_promises_what_the_server_takes_and_says_so(open_page, no
     uploaders = at.get("file_uploader")
     assert len(uploaders) == count
     assert {one.proto.max_upload_size_mb for one in uploaders} == {limit}
-    assert texts(at.caption).count(f"of up to {limit} MB. Any other file turns red") == count
+    assert texts(at.caption).count(f"of up to {limit} MB. Other files turn red") == count

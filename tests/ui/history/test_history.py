@@ -1,4 +1,4 @@
-"""The History page, run by Streamlit itself without a browser."""
+"""Test the History page, run by Streamlit without a browser."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ A10 = make_environment(card="NVIDIA A10")
 
 
 def imported(number: int, request: GenerationRequest, environment: Environment, **changes) -> Measurement:
-    """A run with an id and a time of its own."""
+    """Store a run with an id and a time of its own."""
     return Measurement(
         measurement_id=str(UUID(int=number, version=4)),
         created_at=(datetime(2026, 6, 1, tzinfo=UTC) + timedelta(minutes=number)).isoformat(timespec="microseconds"),
@@ -56,7 +56,7 @@ def three_runs(own_history) -> list[str]:
 
 @pytest.fixture
 def upload():
-    """Take in a file of these lines, as if it had been chosen."""
+    """Upload a file of these lines, as if a user had chosen it."""
 
     def upload_(at, lines: bytes):
         return at.file_uploader(key="import").set_value(("runs.jsonl", lines, "application/jsonl")).run()
@@ -69,7 +69,7 @@ def widths(at) -> list[int]:
 
 
 def charts(at) -> list[str]:
-    """Each chart in the words for those who cannot see it."""
+    """Return the descriptions of the charts."""
     return [chart.proto.alt for chart in at.get("vega_lite_chart")]
 
 
@@ -96,7 +96,7 @@ def test_every_run_is_listed_newest_first(open_page, three_runs):
         assert frame[name].isna().tolist() == [True, True, False]
 
 
-def test_runs_that_differ_in_their_options_alone_are_told_apart(open_page, own_history, three_runs):
+def test_runs_with_other_options_have_other_names(open_page, own_history, three_runs):
     assert "Options" not in open_page(HISTORY).dataframe[0].value
     store = Store(own_history)
     for request in (GenerationRequest(guidance_scale=1, vae_tiling=True), GenerationRequest(channels_last=True)):
@@ -108,7 +108,7 @@ def test_runs_that_differ_in_their_options_alone_are_told_apart(open_page, own_h
     assert set(halves["Options"]) == {"", "vae tiling"}
 
 
-def test_compared_runs_are_named_by_what_tells_them_apart():
+def test_compared_runs_are_named_by_their_differences():
     plain, tiled = (imported(1, GenerationRequest(vae_tiling=tiled), A10) for tiled in (False, True))
     assert telling([plain, tiled]) == ["no options, 2026-06-01 00:01", "vae tiling, 2026-06-01 00:01"]
     again = replace(plain, measurement_id=str(UUID(int=2**100, version=4)))
@@ -117,16 +117,16 @@ def test_compared_runs_are_named_by_what_tells_them_apart():
     assert telling([plain, imported(2, GenerationRequest(steps=1), A10)])[1] == "1 step, 2026-06-01 00:02"
 
 
-def test_filters_say_what_they_hide_and_are_cleared_at_once(open_page, three_runs):
+def test_filters_say_what_they_hide_and_can_be_cleared(open_page, three_runs):
     at = open_page(HISTORY)
     assert "3 of 3 runs." in texts(at.caption)
     at.multiselect(key="filter-card").set_value(["NVIDIA A10"]).run()
     assert widths(at) == [768, 512]
     at.multiselect(key="filter-outcome").set_value(["ok"]).run()
     assert widths(at) == [768]
-    assert "1 of 3 runs. 2 hidden by card and outcome." in texts(at.caption)
+    assert "1 of 3 runs. 2 hidden by GPU and outcome." in texts(at.caption)
     at.multiselect(key="filter-task").set_value(["txt2img"]).run()
-    assert not at.dataframe and "0 of 3 runs. 3 hidden by card, task and outcome." in texts(at.caption)
+    assert not at.dataframe and "0 of 3 runs. 3 hidden by GPU, task and outcome." in texts(at.caption)
     at.button(key="clear-filters").click().run()
     assert widths(at) == [768, 512, 512]
 
@@ -160,7 +160,7 @@ def test_sizes_are_compared_by_their_pixels(open_page, three_runs):
     assert "1 hidden by size." in texts(at.caption)
 
 
-def test_published_runs_stand_apart(open_page, three_runs):
+def test_reference_runs_are_marked(open_page, three_runs):
     at = open_page(HISTORY)
     assert len(at.dataframe[0].value) == 3
     at.toggle(key="reference").set_value(True).run()
@@ -171,21 +171,21 @@ def test_published_runs_stand_apart(open_page, three_runs):
     assert len(open_page(HISTORY, reference="true").dataframe[0].value) == len(frame)
 
 
-def test_a_link_opens_a_published_run_with_its_source_and_without_delete(open_page, three_runs):
+def test_a_link_opens_a_reference_run_with_its_source(open_page, three_runs):
     half = next(run for run in reference_runs() if run.scope == "vae.decode")
     at = open_page(HISTORY, run=half.measurement_id)
     assert half.source in texts(at.caption)
-    assert "Only the VAE's decoder was run: peaks are above what stood allocated before" in texts(at.info)
+    assert "Only the VAE's decoder was run. Its peaks do not include the weights" in texts(at.info)
     assert any("reference" in badge for badge in badges(at))
     assert {"Peak allocated", "Peak reserved"} <= {metric.label for metric in at.metric}
     assert not {"delete", "rerun"} & {button.key for button in at.button}
-    assert "1 run chosen, not in the table above." in texts(at.caption)
+    assert "1 run selected, not in the table above." in texts(at.caption)
 
 
 def test_a_link_opens_one_run(open_page, three_runs):
     at = open_page(HISTORY, run=three_runs[1])
-    assert "**Ran out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
-    assert "Had been predicted: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
+    assert "**Out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
+    assert "Predicted before the run: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
     assert "CUDA out of memory" in texts(at.error)
     at = open_page(HISTORY, run=three_runs[2][:13])
     assert any("tight" in badge for badge in badges(at))
@@ -210,26 +210,26 @@ def test_a_link_opens_a_comparison(open_page, three_runs):
     assert "UNet: A 2.89 GiB, B 2.89 GiB" in alt and "Whole run: A 3.26 GiB" in alt
 
 
-def test_choosing_none_ends_a_comparison(open_page, three_runs):
+def test_clearing_the_selection_ends_a_comparison(open_page, three_runs):
     at = open_page(HISTORY, run=three_runs[:2])
     at.button(key="choose-none").click().run()
     assert "run" not in at.query_params
     assert "compared" not in texts(at.markdown)
 
 
-def test_a_chosen_run_stays_chosen_when_a_filter_hides_it(open_page, three_runs):
+def test_a_filter_keeps_the_selection(open_page, three_runs):
     at = open_page(HISTORY, run=three_runs[:2])
     at.multiselect(key="filter-card").set_value(["NVIDIA A10"]).run()
-    assert "2 runs chosen, 1 not in the table above." in texts(at.caption)
+    assert "2 runs selected, 1 not in the table above." in texts(at.caption)
     assert "**2 runs compared**" in texts(at.markdown)
 
 
-def test_more_runs_than_there_are_colours_are_not_all_compared(open_page, own_history):
+def test_a_comparison_has_a_largest_number_of_runs(open_page, own_history):
     runs = [imported(number, GenerationRequest(), A10) for number in range(MOST + 2)]
     Store(own_history).import_measurements(runs)
     at = open_page(HISTORY, run=[run.measurement_id for run in runs])
     assert not at.exception
-    assert f"The first {MOST} that were chosen; 2 more are ticked." in texts(at.caption)
+    assert f"The first {MOST} of the selected runs; 2 more are selected." in texts(at.caption)
 
 
 def test_a_run_keeps_its_letter_and_colour():
@@ -238,7 +238,7 @@ def test_a_run_keeps_its_letter_and_colour():
     assert places_of(["b", "c", "d"], before) == {"b": 1, "c": 2, "d": 0}
 
 
-def test_rerun_opens_verify_with_the_request_whatever_the_plan_was(open_page, three_runs, no_driver):
+def test_rerun_replaces_the_plan_on_verify(open_page, three_runs, no_driver):
     at = open_page(PLAN, width="1024", batch="4", gpu=["T4"])
     at.switch_page(HISTORY)
     at.query_params["run"] = three_runs[2]
@@ -264,7 +264,7 @@ def test_rerun_keeps_an_emulated_capacity(open_page, own_history, nvml, cuda_bui
     assert not at.button(key="verify").disabled
 
 
-def test_rerun_of_a_run_on_the_whole_card_forgets_the_capacity_before(open_page, three_runs, nvml, cuda_build):
+def test_rerun_on_a_whole_gpu_clears_the_capacity(open_page, three_runs, nvml, cuda_build):
     at = open_page(VERIFY)
     at.text_input(key="capacity").set_value("8GiB").run()
     at.switch_page(HISTORY)
@@ -275,14 +275,14 @@ def test_rerun_of_a_run_on_the_whole_card_forgets_the_capacity_before(open_page,
     assert at.text_input(key="capacity").value == ""
 
 
-def test_an_emulated_run_stands_apart_from_those_of_the_whole_card(open_page, own_history):
+def test_an_emulated_run_is_marked(open_page, own_history):
     store, whole = Store(own_history), make_environment(card="NVIDIA H100 80GB HBM3", total_bytes=85_000_000_000)
     emulated = replace(whole, emulated_bytes=16 * GIB)
     runs = [store.save_measurement(GenerationRequest(), one, make_measured()) for one in (whole, emulated, emulated)]
     name = "NVIDIA H100 80GB HBM3, 16 GiB emulated"
     at = open_page(HISTORY, run=runs[:2])
     assert not at.exception
-    assert list(at.dataframe[0].value["Card"]) == [name, name, "NVIDIA H100 80GB HBM3"]
+    assert list(at.dataframe[0].value["GPU"]) == [name, name, "NVIDIA H100 80GB HBM3"]
     assert at.multiselect(key="filter-card").options == ["NVIDIA H100 80GB HBM3", name]
     # They are told apart by it, and what differs says it in bytes.
     assert f"**B** {name}" in texts(at.markdown)
@@ -291,10 +291,10 @@ def test_an_emulated_run_stands_apart_from_those_of_the_whole_card(open_page, ow
     # Repeats are on one kind of card: the two, not the three.
     assert at.selectbox(key="repeated").options == [f"{GenerationRequest().describe()}: 2 runs"]
     at = open_page(HISTORY, run=runs[1])
-    assert f"**Ran to the end** on {name}" in texts(at.markdown)
+    assert f"**Completed** on {name}" in texts(at.markdown)
     assert "- emulated capacity: 16.00 GiB" in "\n".join(texts(one.markdown) for one in at.expander)
     at.button(key="delete").click().run()
-    assert f"on {name}. It cannot be brought back." in texts(at.markdown)
+    assert f"on {name}. This cannot be undone." in texts(at.markdown)
     row = next(csv.DictReader(io.StringIO(csv_of(store.measurements()).decode())))
     assert (row["card"], row["card_emulated_bytes"]) == ("NVIDIA H100 80GB HBM3", "17179869184")
 
@@ -313,28 +313,28 @@ def test_deleting_asks_first(open_page, three_runs, own_history):
     # That the question is answered is tried in a browser: a dialog reruns alone, which AppTest cannot do.
     at = open_page(HISTORY, run=three_runs[0])
     at.button(key="delete").click().run()
-    assert at.button(key="confirm-delete").label == "Delete it"
-    assert "It cannot be brought back" in texts(at.markdown)
+    assert at.button(key="confirm-delete").label == "Delete"
+    assert "This cannot be undone" in texts(at.markdown)
     assert len(Store(own_history).measurements()) == 3
 
 
-def test_an_import_is_taken_in_once_and_counted(open_page, upload, own_history):
+def test_an_import_is_read_once_and_counted(open_page, upload, own_history):
     runs = [imported(number, GenerationRequest(width=640), A10) for number in range(2)]
     lines = json_lines_of(runs)
     at = upload(open_page(HISTORY), lines)
     assert not at.exception
-    assert texts(at.success) == "Imported 2 runs, 0 were known."
+    assert texts(at.success) == "Imported 2 runs, 0 were already known."
     assert list(at.dataframe[0].value["Origin"]) == ["imported", "imported"]
     Store(own_history).delete_measurement(runs[0].measurement_id)
     at.run()
     assert len(at.dataframe[0].value) == 1
-    assert texts(upload(at, lines).success) == "Imported 1 run, 1 was known."
+    assert texts(upload(at, lines).success) == "Imported 1 run, 1 was already known."
     at = open_page(HISTORY, run=runs[0].measurement_id)
     assert any("imported" in badge for badge in badges(at)) and at.button(key="delete")
 
 
 @pytest.mark.parametrize("broken", [b"{}\n", b"\xff\xfe", b'{"a": "[link](https://example.org)"}\n', b"x" * 100_000])
-def test_a_file_that_is_none_is_refused_in_place_and_whole(open_page, upload, own_history, broken):
+def test_a_broken_file_is_refused_completely(open_page, upload, own_history, broken):
     good = json_lines_of([imported(1, GenerationRequest(), A10)])
     at = upload(open_page(HISTORY), good + broken)
     assert not at.exception
@@ -352,10 +352,10 @@ def test_an_imported_text_is_shown_as_text(open_page, own_history):
     assert "on =1+1 ![x](https://example.org/x.png)" in texts(at.markdown)
     assert not any("![" in re.sub(r"`[^`]*`|\\.", "", markdown.value) for markdown in at.markdown)
     assert "- driver: `'x' ![y](https://example.org)`" in [line for m in at.markdown for line in m.value.splitlines()]
-    assert at.dataframe[0].value["Card"].iloc[0].startswith("'=1+1")
+    assert at.dataframe[0].value["GPU"].iloc[0].startswith("'=1+1")
 
 
-def test_downloads_keep_every_byte_and_no_formula():
+def test_downloads_keep_bytes_and_escape_formulas():
     halves = [run for run in reference_runs() if run.scope != "pipeline"]
     runs = [imported(1, GenerationRequest(), A10), *halves[:2]]
     runs.append(imported(2, GenerationRequest(), make_environment(card="=HYPERLINK(1)"), reason="-1, @sum\n+2"))
@@ -371,7 +371,7 @@ def test_downloads_keep_every_byte_and_no_formula():
     assert csv_of([]) == b""
 
 
-def test_a_request_measured_again_is_drawn_over_time(open_page, own_history, three_runs):
+def test_a_repeated_request_is_drawn_over_time(open_page, own_history, three_runs):
     assert not open_page(HISTORY).selectbox
     often, seldom = GenerationRequest(width=256), GenerationRequest(width=320)
     newer = make_environment(card="NVIDIA A10", torch="2.14.0")
@@ -390,7 +390,7 @@ def test_a_request_measured_again_is_drawn_over_time(open_page, own_history, thr
     assert not at.selectbox
 
 
-def test_ten_thousand_runs_are_read_once_and_again_only_when_there_is_another(open_page, own_history, monkeypatch):
+def test_ten_thousand_runs_are_read_once(open_page, own_history, monkeypatch):
     store = Store(own_history)
     requests = [GenerationRequest(width=256 + 8 * number) for number in range(50)]
     store.import_measurements(imported(number, requests[number % 50], A10) for number in range(10_000))

@@ -1,4 +1,4 @@
-"""A damaged history on the pages: named until its runs are saved, or somebody leaves it."""
+"""Test the notices of a damaged history, and the recovery of its runs."""
 
 import sqlite3
 from contextlib import closing
@@ -17,7 +17,7 @@ VERIFY, HISTORY = "pages/1_Verify.py", "pages/2_History.py"
 
 @pytest.fixture
 def set_aside(own_history) -> Path:
-    """A history of three runs whose beginning was lost."""
+    """Damage the beginning of a history of three runs."""
     store = Store(own_history)
     for width in (512, 640, 768):
         store.save_measurement(GenerationRequest(width=width), make_environment(), make_measured())
@@ -30,12 +30,12 @@ def set_aside(own_history) -> Path:
     return aside
 
 
-def test_history_names_what_was_set_aside_and_saves_its_runs(open_page, set_aside, own_history):
+def test_history_recovers_a_damaged_file(open_page, set_aside, own_history):
     at = open_page(HISTORY)
     assert str(set_aside) in texts(at.warning) and not at.dataframe
     at.button(key="recover-0").click().run()
     assert not at.exception and not at.warning
-    assert "Saved 3 runs; 0 were known, 0 could not be read whole." in texts(at.success)
+    assert "Recovered 3 runs; 0 were already known, 0 could not be read completely." in texts(at.success)
     assert f"The file is kept as `{set_aside}.recovered`." in texts(at.success)
     assert sorted(at.dataframe[0].value["Width"]) == [512, 640, 768]
     assert set(at.dataframe[0].value["Outcome"]) == {"ok"}
@@ -47,11 +47,11 @@ def test_a_file_can_be_left_as_it_is(open_page, set_aside):
     at = open_page(HISTORY)
     at.button(key="leave-0").click().run()
     assert not at.exception and not at.warning
-    assert f"Left as it is, as `{set_aside}.discarded`." in texts(at.success)
+    assert f"The file is kept as `{set_aside}.discarded`." in texts(at.success)
     assert Path(f"{set_aside}.discarded").is_file()
 
 
-def test_what_cannot_be_saved_is_said_in_place(open_page, set_aside, own_history, monkeypatch):
+def test_a_failed_recovery_is_an_error(open_page, set_aside, own_history, monkeypatch):
     at = open_page(HISTORY)
 
     def full(*_):
@@ -61,11 +61,11 @@ def test_what_cannot_be_saved_is_said_in_place(open_page, set_aside, own_history
         patch.setattr(Store, "add_recovered", full)
         at.button(key="recover-0").click().run()
     assert not at.exception
-    assert "database or disk is full" in texts(at.error) and "Nothing was saved." in texts(at.error)
+    assert "database or disk is full" in texts(at.error) and "Nothing was recovered." in texts(at.error)
     assert str(set_aside) in texts(at.warning) and set_aside.is_file()
 
 
-def test_a_file_without_a_run_is_said(open_page, own_history):
+def test_a_damaged_file_without_runs_says_so(open_page, own_history):
     own_history.write_bytes(b"not a database at all " * 100)
     at = open_page(HISTORY)
     at.button(key="recover-0").click().run()
@@ -74,19 +74,17 @@ def test_a_file_without_a_run_is_said(open_page, own_history):
     assert not at.exception and not at.warning
 
 
-def test_a_file_that_went_away_meanwhile_is_said(open_page, set_aside):
+def test_a_damaged_file_that_disappears_says_so(open_page, set_aside):
     at = open_page(HISTORY)
     set_aside.unlink()
     at.button(key="recover-0").click().run()
     assert not at.exception and "No such file or directory" in texts(at.error) and not at.warning
 
 
-def test_other_pages_say_so_until_it_is_dealt_with(open_page, own_history, no_driver):
+def test_other_pages_warn_until_the_file_is_handled(open_page, own_history, no_driver):
     own_history.write_bytes(b"not a database at all " * 100)
     at = open_page(VERIFY)
-    assert "was set aside as" in texts(at.warning) and "**History** saves the runs that can be read" in texts(
-        at.warning
-    )
+    assert "was set aside as" in texts(at.warning) and "**History** page can recover the runs" in texts(at.warning)
     [aside] = Store(own_history).damaged_files()
     aside.unlink()
     assert "set aside" not in texts(at.run().warning)

@@ -1,4 +1,4 @@
-"""Pages where the history takes no more: an error in place, nothing lost, no traceback."""
+"""Test pages when the history cannot be written: an error, nothing lost, no traceback."""
 
 import json
 
@@ -19,7 +19,7 @@ REASON = "cannot be written (database or disk is full) - free space on its disk"
 
 @pytest.fixture
 def full(own_history, monkeypatch):
-    """From now on what this method of the history writes finds no room."""
+    """Make every later write of this method of the history fail on a full disk."""
 
     def fill(*methods: str, done: str = "written") -> None:
         def refuse(*_, **__):
@@ -31,9 +31,7 @@ def full(own_history, monkeypatch):
     return fill
 
 
-def test_a_run_that_cannot_be_kept_is_shown_and_can_be_downloaded(
-    open_page, nvml, cuda_build, scripted, own_history, full, capsys
-):
+def test_an_unkept_run_is_shown_and_can_be_downloaded(open_page, nvml, cuda_build, scripted, own_history, full, capsys):
     scripted("good")
     at = open_page(VERIFY, width="64", height="64", steps="2")
     full("end_job")
@@ -44,7 +42,7 @@ def test_a_run_that_cannot_be_kept_is_shown_and_can_be_downloaded(
         at.run()
     assert not at.exception
     assert f"The history could not keep this run: the history {own_history} {REASON}." in texts(at.error)
-    assert "Ran to the end" in texts(at.markdown)
+    assert "Completed" in texts(at.markdown)
     [button] = at.get("download_button")
     assert button.proto.label == "Download the run"
     # Whoever runs the server finds it in the log.
@@ -53,7 +51,7 @@ def test_a_run_that_cannot_be_kept_is_shown_and_can_be_downloaded(
     assert read_runs([line.encode()])
 
 
-def test_a_job_that_cannot_be_noted_is_said(open_page, no_driver, scripted, full):
+def test_a_job_that_cannot_be_stored_is_an_error(open_page, no_driver, scripted, full):
     scripted("good")
     at = open_page(VERIFY, width="64", height="64", steps="2")
     full("add_job")
@@ -61,14 +59,14 @@ def test_a_job_that_cannot_be_noted_is_said(open_page, no_driver, scripted, full
     assert not at.exception and REASON in texts(at.error)
 
 
-def test_a_queue_that_cannot_begin_is_said(open_page, no_driver, full):
+def test_a_queue_that_cannot_start_is_an_error(open_page, no_driver, full):
     full("open_jobs", done="read")
     at = open_page(VERIFY, width="64", height="64")
     assert not at.exception and "cannot be read" in texts(at.error)
     assert at.button(key="verify").disabled
 
 
-def test_an_import_that_finds_no_room_is_said_in_place(open_page, full):
+def test_an_import_on_a_full_disk_is_an_error(open_page, full):
     at = open_page(HISTORY)
     full("import_measurements")
     lines = f"{line_of(RUN)}\n".encode()
@@ -88,7 +86,7 @@ def test_a_run_that_cannot_be_deleted_stays(own_history, full):
     assert len(store.measurements()) == 1
 
 
-def test_a_history_damaged_under_the_server_is_said_and_then_begun_anew(open_page, own_history):
+def test_a_history_damaged_while_serving_is_replaced(open_page, own_history):
     store = Store(own_history)
     store.save_measurement(GenerationRequest(), make_environment(), make_measured())
     at = open_page(HISTORY)

@@ -1,4 +1,4 @@
-"""Check the charts that Plan's page and the picture of a report share."""
+"""Test the charts that the Plan page and a report's picture share."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -28,7 +28,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("color", sorted({*PART_COLORS.values(), RED}))
-def test_white_marks_are_seen_on_every_part_and_around_the_red_one(color):
+def test_white_marks_have_contrast(color):
     assert 1.05 / (luminance(color) + 0.05) >= 3
 
 
@@ -44,7 +44,7 @@ def bars(names, request=BIG, look=PAGE) -> dict:
     return layers
 
 
-def test_the_parts_of_a_bar_adjoin_from_nothing_to_the_need():
+def test_the_parts_of_a_bar_add_up_to_the_need():
     answer = fit(BIG, T4, "dry-run")
     layer = bars(["T4"])["bar"]
     pieces = layer["data"]["values"]
@@ -54,7 +54,7 @@ def test_the_parts_of_a_bar_adjoin_from_nothing_to_the_need():
     assert layer["mark"]["x2Offset"] == -1
 
 
-def test_what_a_gpu_lacks_is_hatched_from_its_capacity_to_the_need():
+def test_missing_memory_is_hatched():
     layers, need = bars(["RTX 4060", "A100-40GB"]), fit(BIG, card_named("RTX 4060"), "dry-run").need_bytes
     strokes, usable = layers["strokes"]["data"]["values"], card_named("RTX 4060").usable_bytes
     assert {one["GPU"] for one in strokes} == {"RTX 4060"} and len(strokes) > 2
@@ -80,7 +80,7 @@ def test_a_far_capacity_is_left_out_of_the_timeline():
         capacity = int(times * peak)
         spec = spec_of(memory_over_time(timeline, capacity), rows)
         words = [value.get("text") for layer in spec["layer"] for value in layer["data"]["values"]]
-        assert (f"room for {gib(capacity)}" in words) == is_drawn
+        assert (f"available: {gib(capacity)}" in words) == is_drawn
         top = max(layer["encoding"]["y"]["scale"]["domain"][1] for layer in spec["layer"] if "y" in layer["encoding"])
         assert top == pytest.approx(1.14 * gib_value(capacity if is_drawn else peak))
 
@@ -96,7 +96,7 @@ def test_a_curve_reaches_the_last_event_with_its_last_step():
 def test_a_run_out_of_memory_has_its_capacity_in_red():
     timeline = timeline_of(GenerationRequest(), T4, shipped())
     failed = replace(timeline, run=replace(timeline.run, outcome="out-of-memory"))
-    for one, words, is_red in ((timeline, "room for", False), (failed, "out of memory at", True)):
+    for one, words, is_red in ((timeline, "available:", False), (failed, "out of memory at", True)):
         marks = spec_of(memory_over_time(one, timeline.run.peak_reserved_bytes), curve_rows(one))["layer"]
         [text] = [layer for layer in marks if layer["mark"]["type"] == "text"]
         assert text["data"]["values"][0]["text"].startswith(words)

@@ -1,4 +1,4 @@
-"""What charts, tables and sentences say of an answer, without a page."""
+"""Test the texts and numbers of the Plan page without a page."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from pages.shared.history.run import off_words
 from pages.shared.plan.memory import beside_rows, card_to_look_at, need_parts, part_rows, weights_bytes
 from pages.shared.plan.timeline import failure_sentence, peak_sentence, trouble_sentence
-from pages.shared.plan.verdicts import least_line, other_line, range_words
+from pages.shared.plan.verdicts import minimum_line, other_line, range_words
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.programs.files import shipped
@@ -37,7 +37,7 @@ def test_an_answer_without_a_need_has_no_parts():
     assert need_parts(fit(GenerationRequest(), T4, "measured"), GenerationRequest(), None) == []
 
 
-def test_weights_are_those_of_what_is_loaded():
+def test_weights_count_the_loaded_components():
     library = shipped()
     without = weights_bytes(GenerationRequest(safety_checker=False), library)
     assert weights_bytes(GenerationRequest(), library) - without == library.weights_bytes("safety_checker")
@@ -52,20 +52,20 @@ def test_rows_of_the_peak_keep_every_byte(request_):
     assert all(row.size_bytes > 0 for row in rows)
 
 
-def test_what_is_too_small_to_matter_is_told_together():
+def test_small_parts_are_combined():
     rows = part_rows([Part("tensors", "large", 10**6), Part("tensors", "a", 3), Part("tensors", "b", 4)])
-    assert [(row.name, row.size_bytes) for row in rows] == [("large", 10**6), ("2 smaller ones", 7)]
+    assert [(row.name, row.size_bytes) for row in rows] == [("large", 10**6), ("2 smaller parts", 7)]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_rows_beside_each_other_are_those_that_the_request_has(request_):
+def test_compared_rows_follow_the_request(request_):
     formula, dry_run = (fit(request_, T4, basis) for basis in ("formula", "dry-run"))
     rows = {row.term: row for row in beside_rows(formula, dry_run, request_, shipped())}
     assert ("vae_encoder" in rows) == (request_.task == "img2img")
     assert ("safety_checker" in rows) == request_.safety_checker
     assert ("weights" in rows) == (request_.offload == "none")
-    assert rows["text_encoder"].formula_bytes is None and rows["text_encoder"].factor is None
-    assert rows["need"].factor == pytest.approx(dry_run.need_bytes / formula.need_bytes)
+    assert rows["text_encoder"].formula_bytes is None and rows["text_encoder"].ratio is None
+    assert rows["need"].ratio == pytest.approx(dry_run.need_bytes / formula.need_bytes)
     if request_.offload == "none":
         assert rows["unet"].formula_bytes == formula.stages["unet"] - formula.stages["text_encoder"]
         assert 0 < rows["unet"].dry_run_bytes < dry_run.stages["unet"]
@@ -73,7 +73,7 @@ def test_rows_beside_each_other_are_those_that_the_request_has(request_):
         assert rows["unet"].dry_run_bytes == dry_run.stages["unet"]
 
 
-def test_the_card_to_look_at_is_the_worst_off():
+def test_the_gpu_to_show_has_the_worst_verdict():
     fits, tight, no = (replace(fit(REQUESTS[0], T4), verdict=verdict) for verdict in ("fits", "tight", "no"))
     cards = [replace(T4, name=name) for name in "abc"]
     answers = [replace(answer, card=card) for answer, card in zip((fits, tight, no), cards, strict=True)]
@@ -82,53 +82,53 @@ def test_the_card_to_look_at_is_the_worst_off():
     assert card_to_look_at([answers[0], replace(fits, card=cards[1])]) == "a"
 
 
-def test_the_least_memory_is_told_where_it_says_more_than_the_headroom():
+def test_minimum_line():
     fits = fit(REQUESTS[0], T4)
     usable, gibibyte = T4.usable_bytes, 2**30
-    assert least_line(fits) is None
-    assert least_line(replace(fits, verdict="no", minimum_bytes=fits.need_bytes)) is None
+    assert minimum_line(fits) is None
+    assert minimum_line(replace(fits, verdict="no", minimum_bytes=fits.need_bytes)) is None
     tight = replace(fits, verdict="tight", need_bytes=usable + 3 * gibibyte)
-    assert least_line(replace(tight, minimum_bytes=4 * gibibyte)) == "runs from 4.00 GiB, more slowly"
-    assert "which only some of these cards have" in least_line(replace(tight, minimum_bytes=usable + 1))
+    assert minimum_line(replace(tight, minimum_bytes=4 * gibibyte)) == "runs more slowly: minimum 4.00 GiB"
+    assert "which only some of these GPUs have" in minimum_line(replace(tight, minimum_bytes=usable + 1))
     ranged = replace(fits, verdict="tight", worst_need_bytes=5 * gibibyte)
-    assert least_line(ranged) == "would fit, but not at the upper end of its range, 5.00 GiB"
+    assert minimum_line(ranged) == "fits, but not at the upper end of its range, 5.00 GiB"
     missed = replace(tight, verdict="no", minimum_bytes=usable + gibibyte)
-    assert least_line(missed) == "even the least, 15.56 GiB, misses by 1.00 GiB"
+    assert minimum_line(missed) == "cannot run: minimum 15.56 GiB, 1.00 GiB short"
 
 
-def test_the_other_method_is_told_in_one_line():
+def test_other_line():
     assert other_line(fit(REQUESTS[0], T4, "formula")) == "formula: fits, needs 2.40 GiB, without the activations"
     assert other_line(replace(fit(REQUESTS[0], T4, "measured"), basis="dry-run")) == "dry-run: unknown"
 
 
-def test_a_run_out_of_memory_is_told_with_its_place_and_size():
+def test_failure_sentence_names_stage_and_size():
     request = GenerationRequest(width=2048, height=2048)
     timeline, answer = timeline_of(request, RTX_4060, shipped()), fit(request, RTX_4060)
     timeline = replace(timeline, failed=Failed("vae_encoder", "new tensor", "vae.encoder.conv_in", 2**30))
     told = failure_sentence(timeline, answer, 7 * 2**30)
     assert told == (
-        "Out of memory in the VAE encoder: a new tensor of 1.00 GiB, of `vae.encoder.conv_in`, found no room within "
+        "Out of memory in the VAE encoder: a new tensor of 1.00 GiB, of `vae.encoder.conv_in`, did not fit into "
         "7.00 GiB."
     )
     assert "before memory ran out" in peak_sentence(timeline)
-    assert "some of these GPUs leave a process" in failure_sentence(timeline, replace(answer, verdict="tight"), 7)
+    assert "some of these GPUs have" in failure_sentence(timeline, replace(answer, verdict="tight"), 7)
     loading = replace(timeline, failed=Failed("loading", "new tensor", "pipeline", 2**30))
     told = failure_sentence(loading, answer, 7)
     assert "while the weights are loaded: a new tensor of 1.00 GiB, of the pipeline's own code" in told
     assert failure_sentence(replace(timeline, failed=None), answer, 7) is None
 
 
-def test_retries_and_fallbacks_are_counted_and_explained():
+def test_trouble_sentence_counts_retries_and_fallbacks():
     timeline = timeline_of(GenerationRequest(), T4, shipped())
     assert trouble_sentence(timeline) is None
     tried = replace(timeline, run=replace(timeline.run, num_alloc_retries=1, fallbacks=2))
     told = trouble_sentence(tried)
-    assert "found no room once" in told and "2 shapes of convolution" in told
+    assert "ran out of memory once" in told and "2 shapes of convolution" in told
     tried = replace(timeline, run=replace(timeline.run, num_alloc_retries=3))
     assert "3 times" in trouble_sentence(tried) and "convolution" not in trouble_sentence(tried)
 
 
-def test_the_sentence_of_the_peak_names_what_ran():
+def test_peak_sentence_names_operation_and_module():
     timeline = timeline_of(GenerationRequest(), T4, shipped())
     kernel = (Part("workspace", "of the running kernel", 2**29),)
     told = peak_sentence(replace(timeline, operation="convolution", module="vae.decoder.conv_in", parts=kernel))
@@ -139,11 +139,15 @@ def test_the_sentence_of_the_peak_names_what_ran():
     assert told.endswith("comes in the text encoder, at a new tensor of the pipeline's own code.")
 
 
-def test_a_range_is_told_with_what_the_verdict_makes_of_it():
-    assert range_words(2**30, 2**31) == "between 1.00 GiB and 2.00 GiB allocated; it fits only where the upper end does"
-    assert "allocated, a need of up to 3.00 GiB; it fits" in range_words(2**30, 2**31, 3 * 2**30)
+def test_range_words():
+    assert range_words(2**30, 2**31) == "between 1.00 GiB and 2.00 GiB allocated; it fits only if the upper end fits"
+    assert "allocated, need up to 3.00 GiB; it fits" in range_words(2**30, 2**31, 3 * 2**30)
     assert range_words(2**30, 2**30 + 512) == "1.00 GiB allocated at both ends"
 
 
-def test_how_far_off_is_told_in_words():
-    assert [off_words(error) for error in (-0.023, 0.5, -0.0004)] == ["2.3% too low", "50.0% too high", "right to 0.1%"]
+def test_off_words():
+    assert [off_words(error) for error in (-0.023, 0.5, -0.0004)] == [
+        "2.3\N{NO-BREAK SPACE}% too low",
+        "50.0\N{NO-BREAK SPACE}% too high",
+        "within 0.1\N{NO-BREAK SPACE}%",
+    ]

@@ -1,4 +1,4 @@
-"""The Plan page: verdicts by each basis, memory over time, and the formula beside the dry run."""
+"""Test the Plan page: verdicts by each basis, memory over time, and formula beside dry run."""
 
 import json
 
@@ -29,7 +29,7 @@ def alts(at) -> list[str]:
 
 
 @pytest.mark.parametrize("basis", ["best", "dry-run", "formula"])
-def test_the_cards_answer_by_the_chosen_basis_and_name_the_other(open_page, basis):
+def test_verdicts_use_the_chosen_basis_and_name_the_other(open_page, basis):
     at = open_page(basis=basis)
     method, other = ("formula", "dry-run") if basis == "formula" else ("dry-run", "formula")
     request = GenerationRequest()
@@ -42,29 +42,29 @@ def test_the_cards_answer_by_the_chosen_basis_and_name_the_other(open_page, basi
     assert len([badge for badge in badges(at) if "fits" in badge]) == 3
 
 
-def test_a_tight_card_says_from_where_it_runs_and_one_that_does_not_by_how_much_it_misses(open_page):
+def test_verdicts_give_the_minimum(open_page):
     at = open_page(**BIG_LINK)
     tight, none = (fit(BIG, card_named(name)) for name in ("T4", "RTX 4060"))
     assert [tight.verdict, none.verdict] == ["tight", "no"]
     shown = texts(at.caption)
-    assert f"runs from {gib(tight.minimum_bytes)}, more slowly" in shown
-    misses = none.minimum_bytes - none.card.usable_bytes
-    assert f"even the least, {gib(none.minimum_bytes)}, misses by {gib(misses)}" in shown
-    assert "▲ is the minimum at which it still runs" in shown
+    assert f"runs more slowly: minimum {gib(tight.minimum_bytes)}" in shown
+    short = none.minimum_bytes - none.card.usable_bytes
+    assert f"cannot run: minimum {gib(none.minimum_bytes)}, {gib(short)} short" in shown
+    assert "▲ is the minimum with which the request still runs" in shown
 
 
-def test_assumptions_are_listed_once_with_the_range_of_each_card(open_page):
+def test_assumptions_are_listed_once_with_each_range(open_page):
     at = open_page(batch="8", gpu=["RTX 5090", "H100-80GB"])
     shown = texts(at.markdown)
-    assert texts(at.caption).count("a range: see assumptions") == 2
+    assert texts(at.caption).count("uncertain: see Assumptions below") == 2
     assert shown.count("Batch 8:") == 1
     assert "Compute capability 9.0:" in shown and ":gray[(H100-80GB)]" in shown
     low, high = fit(GenerationRequest(batch=8), card_named("RTX 5090")).interval_bytes
     assert f"RTX 5090: between {gib(low)} and {gib(high)} allocated" in shown
-    assert "assumptions" not in texts(open_page().caption)
+    assert "Assumptions" not in texts(open_page().caption)
 
 
-def test_memory_over_time_is_of_the_card_that_tells_most_until_another_is_picked(open_page):
+def test_memory_over_time_shows_the_first_failure_by_default(open_page):
     at = open_page(**BIG_LINK)
     assert at.segmented_control(key="over-time").value == "RTX 4060"
     assert "Out of memory in the VAE encoder" in texts(at.error)
@@ -77,7 +77,7 @@ def test_memory_over_time_is_of_the_card_that_tells_most_until_another_is_picked
     assert at.segmented_control(key="over-time").value == "T4"
 
 
-def test_memory_over_time_chooses_by_the_dry_run_whatever_the_basis(open_page):
+def test_memory_over_time_ignores_the_basis(open_page):
     assert open_page(**BIG_LINK, basis="formula").segmented_control(key="over-time").value == "RTX 4060"
 
 
@@ -87,14 +87,14 @@ def test_memory_over_time_says_where_the_peak_comes_from(open_page):
     shown = texts(at.markdown)
     assert f"The peak of {gib(timeline.run.peak_allocated_bytes)} allocated comes in the VAE decoder" in shown
     assert f"at a convolution of `{timeline.module}`" in shown
-    assert "Each step to the right is one allocation or release, not time" in texts(at.caption)
+    assert "counts allocations and releases, not time" in texts(at.caption)
     parts = at.dataframe[0].value
     assert parts["GiB"].sum() == pytest.approx(sum(part.size_bytes for part in timeline.parts) / 2**30)
     assert parts["Share"].sum() == pytest.approx(100)
     assert set(parts["Kind"]) == {"Weights", "Tensors", "Workspace", "Allocator", "Context"}
 
 
-def test_every_chart_has_words(open_page):
+def test_every_chart_has_a_description(open_page):
     bars, over_time, peak = alts(open_page(**BIG_LINK))
     need = fit(BIG, card_named("T4")).need_bytes
     assert f"T4: needs {gib(need)} of 14.56 GiB, tight" in bars
@@ -102,14 +102,14 @@ def test_every_chart_has_words(open_page):
     assert "Weights" in peak and "Context" in peak
 
 
-def test_the_formula_stands_beside_the_dry_run(open_page):
+def test_the_formula_is_compared_with_the_dry_run(open_page):
     at = open_page(task="txt2img", width="1024", height="1024", safety_checker="false")
     beside = at.dataframe[1].value.set_index("Term")
-    assert list(beside.index) == ["Weights", "Text encoder", "UNet", "VAE decoder", "In all"]
+    assert list(beside.index) == ["Weights", "Text encoder", "UNet", "VAE decoder", "Total"]
     request = GenerationRequest(task="txt2img", width=1024, height=1024, safety_checker=False)
     need, total = (fit(request, card_named("T4"), basis).need_bytes for basis in ("dry-run", "formula"))
-    assert beside.loc["In all", "Factor"] == pytest.approx(need / total)
-    assert f"In all the dry run needs **{gib(need)}**, the formula **{gib(total)}**" in texts(at.markdown)
+    assert beside.loc["Total", "Ratio"] == pytest.approx(need / total)
+    assert f"In total the dry run needs **{gib(need)}** and the formula **{gib(total)}**" in texts(at.markdown)
 
 
 def test_without_programs_the_formula_answers_and_says_so(open_page, monkeypatch):
@@ -130,7 +130,7 @@ def test_without_programs_the_formula_answers_and_says_so(open_page, monkeypatch
 
 
 @pytest.mark.parametrize("page", PAGES[:2])
-def test_programs_of_other_versions_are_said_compiled_once_and_taken_up(open_page, no_driver, monkeypatch, page):
+def test_outdated_programs_are_compiled_once_and_used(open_page, no_driver, monkeypatch, page):
     notices, repairs = ["the shipped programs are not for torch 9.9"] * 3 + [None], []
     monkeypatch.setattr("cache.programs.find", lambda: Found(shipped(), notices.pop(0) if len(notices) > 1 else None))
     monkeypatch.setattr("cache.programs.repair_in_background", lambda: repairs.append(1) or True)
@@ -146,19 +146,19 @@ def test_programs_of_other_versions_are_said_compiled_once_and_taken_up(open_pag
     assert len(repairs) == 1
 
 
-def test_a_compile_of_which_nothing_comes_is_said(open_page, monkeypatch):
+def test_a_failed_compile_warns(open_page, monkeypatch):
     monkeypatch.setattr("cache.programs.find", lambda: Found(shipped(), "they are for others"))
     monkeypatch.setattr("cache.programs.repair_in_background", lambda: False)
     at = open_page()
     assert not at.exception and at.metric
-    assert "Nothing has come of compiling them" in texts(at.warning)
+    assert "Compiling them in the background has failed" in texts(at.warning)
     # Somebody else compiles them.
     monkeypatch.setattr("cache.programs.is_compiling", lambda: True)
     at.run()
     assert "They are being compiled in the background" in texts(at.warning)
 
 
-def test_the_right_programs_are_looked_for_once(monkeypatch):
+def test_matching_programs_are_looked_up_once(monkeypatch):
     library = shipped()
     looked = []
     monkeypatch.setattr("cache.programs.find", lambda: looked.append(1) or Found(library, None))
@@ -170,30 +170,30 @@ def test_the_right_programs_are_looked_for_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "link", "told"),
+    ("page", "link", "message"),
     [
-        (PAGES[0], {"widht": "768"}, "'widht' (did you mean width?) is no name of a plan and left out."),
+        (PAGES[0], {"widht": "768"}, "unknown parameter 'widht' (did you mean width?)."),
         (
             PAGES[0],
             {"foo": "3", "GPUs": "T4"},
-            "'foo', 'GPUs' (did you mean gpu?) are no names of a plan and left out.",
+            "unknown parameters 'foo', 'GPUs' (did you mean gpu?).",
         ),
         (PAGES[0], {"width": ["512", "1024"]}, "width is given 2 times; the last one counts."),
-        ("pages/1_Verify.py", {"widht": "768"}, "'widht' (did you mean width?) is no name of a plan and left out."),
+        ("pages/1_Verify.py", {"widht": "768"}, "unknown parameter 'widht' (did you mean width?)."),
     ],
 )
-def test_a_name_in_a_link_that_is_none_is_said(open_page, page, link, told):
+def test_an_unknown_name_in_a_link_warns(open_page, page, link, message):
     at = open_page(page, **link)
     assert not at.exception
-    assert f"This link was not taken whole: {told}" in texts(at.warning)
+    assert f"Part of this link was ignored: {message}" in texts(at.warning)
 
 
 @pytest.mark.parametrize(("page", "link"), [(PAGES[0], {"job": "x"}), ("pages/1_Verify.py", {"map_all": "true"})])
-def test_what_another_page_has_put_into_the_address_is_no_part_of_a_link(open_page, page, link):
-    assert "not taken whole" not in texts(open_page(page, **link).warning)
+def test_names_of_other_pages_are_no_warning(open_page, page, link):
+    assert "link was ignored" not in texts(open_page(page, **link).warning)
 
 
-def test_a_long_name_takes_no_width_of_the_chart_and_is_not_cut(open_page):
+def test_a_long_gpu_name_is_not_cut(open_page):
     at = open_page(gpu=["A100-40GB 3g.20gb"], workers="3")
     [spec] = [json.loads(chart.proto.spec) for chart in at.get("vega_lite_chart") if "capacity" in chart.proto.alt]
     for layer in spec["layer"]:

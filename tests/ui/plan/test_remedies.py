@@ -1,4 +1,4 @@
-"""Remedies on a page: those that are enough, what is of no use, and taking one into the plan."""
+"""Test remedies on a page: useful ones, useless ones, and applying one to the plan."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def big(opened, *names: str) -> AppTest:
     return opened(width="2048", height="2048", gpu=list(names))
 
 
-def test_what_is_enough_is_shown_with_its_price_and_code(opened):
+def test_remedies_show_need_cost_and_code(opened):
     at = big(opened, "A100-40GB", "T4")
     assert not at.exception
     # The first that does not fit.
@@ -66,22 +66,22 @@ def test_what_is_enough_is_shown_with_its_price_and_code(opened):
         assert remedy.cost in texts(at.caption)
         assert at.button(key=f"remedy-{'-'.join(remedy.keys)}")
     assert next(code.value for code in at.code) == "pipe.vae.enable_tiling()"
-    assert "T4 is tight: it needs 15.87 GiB of 14.56 GiB. These make it fit" in shown
+    assert "T4 is tight: it needs 15.87 GiB of 14.56 GiB usable. These changes make it fit" in shown
     less = next(box for box in at.expander if box.label == "Helps, but less (2)")
     assert "**No safety checker**" in texts(less.markdown)
-    of_no_use = next(box for box in at.expander if box.label.startswith("Tried, and of no use"))
-    assert of_no_use.label.endswith(f"({len(found.useless)})")
-    assert "VAE slicing**: Does nothing at batch 1" in texts(of_no_use.markdown)
+    useless = next(box for box in at.expander if box.label.startswith("No help here"))
+    assert useless.label.endswith(f"({len(found.useless)})")
+    assert "VAE slicing**: Does nothing at batch 1" in texts(useless.markdown)
 
 
-def test_using_one_changes_the_controls(opened):
+def test_applying_a_remedy_sets_the_controls(opened):
     at = big(opened, "T4")
     at.button(key="remedy-vae_tiling").click().run()
     assert not at.exception
     assert at.toggle(key="vae_tiling").value is True
     assert at.session_state["plan"]["vae_tiling"] is True
     assert at.number_input(key="width").value == 2048
-    # It fits now, so that what is left is what would save more.
+    # It fits now, so only changes that save memory are left.
     assert not at.subheader
     at.session_state["remedies-open"] = True
     at.run()
@@ -89,14 +89,14 @@ def test_using_one_changes_the_controls(opened):
     assert not [button for button in at.button if button.key == "remedy-vae_tiling"]
 
 
-def test_what_takes_the_memory_is_taken_back(opened):
+def test_a_remedy_can_switch_an_option_off(opened):
     at = opened(width="2048", height="2048", attention_slicing="true", gpu=["A100-40GB"])
     at.button(key="remedy-attention_slicing").click().run()
     assert at.toggle(key="attention_slicing").value is False
     assert not at.subheader
 
 
-def test_a_size_and_a_card_can_be_used(opened):
+def test_a_smaller_size_and_a_larger_gpu_can_be_applied(opened):
     at = big(opened, "T4")
     size = next(remedy for remedy in remedies(BIG, card_named("T4")).found if remedy.keys == ("size",))
     at.button(key="remedy-card").click().run()
@@ -106,7 +106,7 @@ def test_a_size_and_a_card_can_be_used(opened):
     assert at.number_input(key="height").value == size.request.height
 
 
-def test_a_shared_card_can_be_shared_by_fewer(opened):
+def test_fewer_workers_can_be_applied(opened):
     at = opened(width="1024", height="1024", batch="4", workers="3", gpu=["A10"])
     assert "**1 worker per GPU**" in texts(at.markdown)
     at.button(key="remedy-workers").click().run()
@@ -115,7 +115,7 @@ def test_a_shared_card_can_be_shared_by_fewer(opened):
     assert at.multiselect(key="gpu").value == ["A10"]
 
 
-def test_where_all_fit_nothing_is_tried_until_it_is_asked_for(opened, monkeypatch):
+def test_savings_are_tried_only_once_opened(opened, monkeypatch):
     asked = []
     tried = remedies_view._tried
     monkeypatch.setattr(remedies_view, "_tried", lambda *given: asked.append(given[2:]) or tried(*given))
@@ -125,11 +125,11 @@ def test_where_all_fit_nothing_is_tried_until_it_is_asked_for(opened, monkeypatc
     at.session_state["remedies-open"] = True
     at.run()
     assert asked == [(GenerationRequest(), card_named("T4"))]
-    assert "These would leave more:" in texts(at.markdown)
+    assert "These changes would leave more:" in texts(at.markdown)
     assert at.button(key="remedy-offload")
 
 
-def test_a_picked_card_stays_picked_while_it_is_there(opened):
+def test_the_chosen_gpu_stays_chosen(opened):
     at = big(opened, "T4", "RTX 4060")
     at.segmented_control(key="remedies-card").set_value("RTX 4060").run()
     assert "RTX 4060 does not run" in texts(at.markdown)
@@ -139,13 +139,15 @@ def test_a_picked_card_stays_picked_while_it_is_there(opened):
     assert not at.exception and "T4" in texts(at.markdown)
 
 
-def test_where_nothing_is_enough_that_is_said():
+def test_the_headline_says_if_no_remedy_is_enough():
     # So small that nothing fits, and a request that fits no larger card.
     request = GenerationRequest(width=8192, height=8192, batch=2)
     found = remedies(request, described_card("2GiB", "7.5"))
     assert {remedy.effect for remedy in found.found} == {"saves", "nothing"}
-    assert remedies_view._headline(found, "saves").endswith("Nothing that was tried is enough; these help.")
-    assert remedies_view._headline(replace(found, found=()), None).endswith("Nothing that was tried helps.")
+    assert remedies_view._headline(found, "saves").endswith(
+        "No change that was tried is enough on its own, but these help."
+    )
+    assert remedies_view._headline(replace(found, found=()), None).endswith("No change that was tried helps.")
 
 
 def test_without_programs_there_is_no_section(opened):

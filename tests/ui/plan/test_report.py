@@ -1,4 +1,4 @@
-"""A plan to take away: the files are those of the command line, and the picture is drawn without a browser."""
+"""Test the export of a plan: the files match the command line, and no browser draws the picture."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_files_are_what_the_command_line_prints(capsys, kind, method, basis):
 
 
 def drawn_texts(spec) -> list[str]:
-    """Every text that the picture shows."""
+    """Return every text in the picture."""
     if isinstance(spec, dict):
         is_text = isinstance(spec.get("mark"), dict) and spec["mark"]["type"] == "text"
         field = spec["encoding"]["text"]["field"] if is_text else ""
@@ -58,7 +58,7 @@ def drawn_texts(spec) -> list[str]:
     return [text for value in spec for text in drawn_texts(value)] if isinstance(spec, list) else []
 
 
-def test_the_picture_says_what_the_page_says(monkeypatch):
+def test_the_picture_matches_the_page(monkeypatch):
     specs = []
     monkeypatch.setattr("pages.shared.plan.report.picture_png", lambda spec: specs.append(spec) or b"png")
     assert report().png() == b"png"
@@ -70,7 +70,7 @@ def test_the_picture_says_what_the_page_says(monkeypatch):
             assert text in told
     assert "RTX 4060: even the minimum, 9.13 GiB, is 1.53 GiB too much" in told
     assert "out of memory at 7.13 GiB" in told
-    assert any("What a GPU lacks is hatched" in text for text in told)
+    assert any("Missing memory is hatched" in text for text in told)
     assert any(text.startswith("Memory over the dry run on RTX 4060") for text in told)
     assert f"torch {installed()['torch']}" in " ".join(told)
     # A sign for each verdict, not its colour alone.
@@ -78,7 +78,7 @@ def test_the_picture_says_what_the_page_says(monkeypatch):
     assert len(shapes - {None}) == 3
 
 
-def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatch):
+def test_every_file_has_the_worst_listed_image(monkeypatch):
     request, rows = GenerationRequest(), parse_images("512x512,4096x4096,1024x1024*2")
     given = report(request)
     cards = [one.answer.card for one in given.shown]
@@ -114,7 +114,7 @@ def test_every_file_names_the_worst_of_the_listed_images_on_each_card(monkeypatc
         (GenerationRequest(), ("T4",), "formula"),
     ],
 )
-def test_the_picture_is_one_page_with_all_of_it_in_sight(request_, names, basis):
+def test_the_picture_cuts_nothing_off(request_, names, basis):
     with Image.open(BytesIO(report(request_, names, basis).png())) as image:
         assert image.format == "PNG"
         # Nothing reaches the edge: all of it is within the padding.
@@ -126,7 +126,7 @@ def test_the_picture_is_one_page_with_all_of_it_in_sight(request_, names, basis)
     assert min(left, top, width - right, height - bottom) >= 20
 
 
-def test_without_programs_there_is_a_picture_without_the_dry_run():
+def test_the_picture_without_programs():
     given = report(basis="formula")._replace(library=None)
     assert given.png().startswith(b"\x89PNG")
     told = drawn_texts(picture_spec(BIG, [], None, [], "caption"))
@@ -138,7 +138,7 @@ def test_the_caption_has_date_versions_and_basis():
     text = report().caption(now)
     assert text.startswith("Planned 2026-11-24 09:31 UTC")
     assert all(version in text for version in installed().values())
-    assert "Basis: dry-run; what is not measured is predicted." in text
+    assert "Basis: dry-run; values that are not measured are predicted." in text
     assert "No basis has an answer." in report(basis="measured").caption(now)
 
 
@@ -179,7 +179,7 @@ def page() -> None:
     report_view(found, [beside(answer, request, library) for answer in found.answers], library)
 
 
-def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_asked_for(monkeypatch):
+def test_files_are_made_on_demand(monkeypatch):
     made = []
     for name in ("json", "markdown", "png"):
         monkeypatch.setattr(Report, name, lambda self, name=name: made.append(name) or b"")
@@ -193,7 +193,7 @@ def test_three_files_and_the_script_are_offered_and_none_is_made_before_it_is_as
     assert at.code[0].value == snippet(GenerationRequest(width=768)).rstrip()
     assert [one.label for one in at.expander][-2:] == ["The planned call in Python", "The same check over HTTP"]
     assert "/api/fit?width=768&gpu=T4" in at.code[1].value
-    assert "what torch reserved" in texts(at.caption)
+    assert "the memory that torch reserved" in texts(at.caption)
 
 
 def test_a_file_is_named_by_its_plan():

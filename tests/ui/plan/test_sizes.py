@@ -1,4 +1,4 @@
-"""What fits on each card, and the map: what they show is what the dry run says, and a picked cell is planned."""
+"""Test the largest sizes and the map: they match the dry run, and a selected cell is planned."""
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -24,7 +24,7 @@ T4 = card_named("T4")
 
 @pytest.fixture
 def opened():
-    """The views by a link, opened."""
+    """Open the views by a link, with these boxes open."""
 
     def open_(*boxes: str, **params) -> AppTest:
         at = AppTest.from_file(str(ROOT / "tests/ui/sizes_page.py"), default_timeout=60)
@@ -37,36 +37,36 @@ def opened():
     return open_
 
 
-def test_nothing_is_worked_out_until_it_is_opened(opened, monkeypatch):
+def test_closed_sections_compute_nothing(opened, monkeypatch):
     monkeypatch.setattr("planner.alternatives.sizes.sizes", None)
     monkeypatch.setattr("planner.alternatives.size_map.by_card", None)
     at = opened()
     assert not at.exception and not at.dataframe
 
 
-def test_a_row_for_each_card_says_what_fits(opened):
+def test_each_gpu_has_a_row_of_largest_sizes(opened):
     at = opened("sizes-open", gpu=["T4", "RTX 4060"], width="768")
     assert not at.exception
     table = at.dataframe[0].value
-    assert list(table.columns) == ["Card", "Square", "3:2", "16:9", "9:16", "Batch"]
+    assert list(table.columns) == ["GPU", "Square", "3:2", "16:9", "9:16", "Batch"]
     for row, name in zip(table.to_dict("records"), ("T4", "RTX 4060"), strict=True):
         found = sizes(GenerationRequest(width=768), card_named(name))
-        assert row["Card"] == name and row["Batch"] == str(found.batch.images)
+        assert row["GPU"] == name and row["Batch"] == str(found.batch.images)
         assert [row[shape.capitalize()] for shape in found.sizes] == [str(size) for size in found.sizes.values()]
-    assert "The smallest of these for the plan, 768×512, batch 1: **RTX 4060**, 7.60 GiB." in texts(at.markdown)
+    assert "The smallest of these GPUs for the plan, 768×512, batch 1: **RTX 4060**, 7.60 GiB." in texts(at.markdown)
     assert "one step more does not" in texts(at.caption)
 
 
-def test_where_none_fits_the_catalogue_has_the_smallest(opened):
+def test_the_smallest_gpu_of_the_catalogue_is_named(opened):
     at = opened("sizes-open", gpu=["RTX 4060"], width="2048", height="2048", batch="2")
-    assert "No card of these fits the plan" in texts(at.markdown)
+    assert "None of these GPUs fits the plan" in texts(at.markdown)
     fitting = [c for c in CATALOGUE if fit(GenerationRequest(width=2048, height=2048, batch=2), c).verdict == "fits"]
-    least = min(fitting, key=lambda card: card.usable_bytes)
-    assert f"The smallest of the catalogue: **{least.name}**" in texts(at.markdown)
+    smallest = min(fitting, key=lambda card: card.usable_bytes)
+    assert f"The smallest GPU of the catalogue: **{smallest.name}**" in texts(at.markdown)
     assert at.dataframe[0].value["Batch"].tolist() == ["none"]
 
 
-def test_a_map_says_what_each_card_says(opened):
+def test_the_map_matches_the_verdicts(opened):
     at = opened("map-open", gpu=["T4", "RTX 4060"], width="1024", height="1024")
     assert not at.exception
     table = at.dataframe[0].value.set_index("GPU")
@@ -81,15 +81,15 @@ def test_a_map_says_what_each_card_says(opened):
             assert table.loc[name, size] == f"{SIGNS[answer.verdict]} {sign}{shown}"
             signs.add(SIGNS[answer.verdict])
     assert signs == {"✓", "▲", "✕"}
-    assert "fit all of these and are left out" in texts(at.caption)
+    assert "fit all of these GPUs and are left out" in texts(at.caption)
 
 
-def test_the_whole_catalogue_has_a_row_each(opened):
+def test_the_map_of_the_whole_catalogue(opened):
     at = opened("map-open", gpu=["RTX 4060"], map_all="true")
     assert sorted(at.dataframe[0].value["GPU"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
 
 
-def test_a_map_of_batches_marks_what_is_a_bound(opened):
+def test_the_map_of_batches_marks_bounds(opened):
     at = opened("map-open", gpu=["T4"], map=BY_BATCH, batch="5")
     table = at.dataframe[0].value
     assert "5" in table["Batch"].tolist()
@@ -98,13 +98,13 @@ def test_a_map_of_batches_marks_what_is_a_bound(opened):
     assert "this or less" in texts(at.caption)
 
 
-def test_the_asked_shape_is_scaled(opened):
+def test_the_map_keeps_the_plans_shape(opened):
     at = opened("map-open", gpu=["T4"], width="1280", height="720", map_shape="as asked")
     sizes_shown = [name for name in at.dataframe[0].value.columns if name != "GPU"]
     assert all(abs(int(w) / int(h) - 16 / 9) < 0.1 for w, h in (name.split("×") for name in sizes_shown))
 
 
-def test_without_programs_it_is_said(opened, monkeypatch):
+def test_without_programs_the_sections_say_so(opened, monkeypatch):
     def missing(*_, **__):
         raise NoProgram("no program was compiled")
 
@@ -115,14 +115,14 @@ def test_without_programs_it_is_said(opened, monkeypatch):
     assert texts(at.info).count("No program was compiled") == 2
 
 
-def test_every_table_has_words(opened):
+def test_every_table_has_a_description(opened):
     at = opened("sizes-open", "map-open", gpu=["T4"])
     first, second = (table.proto.alt for table in at.dataframe)
     assert "largest batch" in first and "T4: fits up to" in second
 
 
 def pick(at: AppTest, table: int, row: int, column: str) -> AppTest:
-    """The page after a cell was picked in one of its tables, as the browser would report it."""
+    """Select a cell of a table, as the browser would report it, and run the page."""
     [name] = [name for name in ("sizes-table", "map-cards", "map-batches") if f"{name}-take" in keys(at)][table:][:1]
     frame = at.dataframe[table].value
     key = table_key(name, frame[frame.columns[0]].tolist(), [str(c) for c in frame.columns[name != "sizes-table" :]])
@@ -134,7 +134,7 @@ def keys(at: AppTest) -> list[str | None]:
     return [button.key for button in at.button]
 
 
-def test_a_picked_size_or_batch_goes_into_the_plan(opened):
+def test_a_selected_size_or_batch_goes_into_the_plan(opened):
     at = opened("sizes-open", gpu=["T4"])
     assert at.button(key="sizes-table-take").disabled
     square = sizes(GenerationRequest(), T4).sizes["square"]
@@ -144,10 +144,10 @@ def test_a_picked_size_or_batch_goes_into_the_plan(opened):
     at.button(key="sizes-table-take").click().run()
     assert not at.exception
     assert (at.number_input(key="width").value, at.number_input(key="height").value) == (square.width, square.height)
-    assert at.toast[0].value == f"In the plan now: {square}."
+    assert at.toast[0].value == f"The plan is now: {square}."
 
 
-def test_a_picked_cell_of_the_map_goes_into_the_plan_with_its_card(opened):
+def test_a_selected_map_cell_goes_into_the_plan(opened):
     at = opened("map-open", gpu=["T4"], map_all="true")
     names = at.dataframe[0].value["GPU"].tolist()
     pick(at, 0, names.index("L4"), "2048×2048")
@@ -157,10 +157,10 @@ def test_a_picked_cell_of_the_map_goes_into_the_plan_with_its_card(opened):
     assert at.multiselect(key="gpu").value == ["T4", "L4"]
 
 
-def test_what_a_cell_offers():
+def test_offers_of_cells():
     found = sizes(GenerationRequest(), T4)
     assert sizes_offer(found, "Batch") == ({"batch": found.batch.images}, f"batch {found.batch.images}")
-    assert sizes_offer(found, "Card") is None
+    assert sizes_offer(found, "GPU") is None
     one = cell(GenerationRequest(width=1024, height=768, batch=4), T4, shipped())
     assert _offer_batch(one) == ({"width": 1024, "height": 768, "batch": 4}, "1024×768, batch 4")
 

@@ -1,4 +1,4 @@
-"""``/api/fit``: the same answers as the command line's, without Python."""
+"""Test that ``/api/fit`` answers as the command line does."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ from tests.unit.measured import REQUESTS
 
 
 def get(query: str):
-    """The answer to this query, as the server would send it: status, headers and body."""
+    """Return the server's answer to this query: status, headers and body."""
     [route] = ROUTES
     scope = {"type": "http", "method": "GET", "path": route.path, "query_string": query.encode(), "headers": []}
     response = route.endpoint(Request(scope))
@@ -44,7 +44,7 @@ def get(query: str):
         ("basis=calibrated&gpu=RTX+4090&published=false", "--basis calibrated --gpu 'RTX 4090' --no-reference"),
     ],
 )
-def test_it_answers_as_the_command_line_does(query, command, capsys):
+def test_answers_match_the_command_line(query, command, capsys):
     code = cli.main(["fit", *shlex.split(command), "--json"])
     status, headers, body = get(query)
     assert status == 200
@@ -53,7 +53,7 @@ def test_it_answers_as_the_command_line_does(query, command, capsys):
     assert headers["planner-verdict"] in {row["verdict"] for row in body["gpus"]}
 
 
-def test_what_was_measured_answers_here_too(store):
+def test_measured_runs_answer(store):
     for number in range(3):
         keep(store, REQUESTS[number])
     query = QueryParams("width=1216&height=1216&gpu=T4")
@@ -101,8 +101,8 @@ def test_the_worst_of_the_listed_images_decides():
     assert get("gpu=T4&images=512x512&width=4096&height=4096")[1]["planner-verdict"] == "no"
 
 
-def test_the_check_that_plan_gives_asks_about_what_it_shows(open_page, nvml):
-    """The default cards too, where a described one or the machine's own stands beside them."""
+def test_plans_check_covers_what_plan_shows(open_page, nvml):
+    """Include the default GPUs beside a described one or the machine's own."""
     for query in ({}, {"gpu_memory": "6GiB", "compute_capability": "8.6"}, {"attached": "true", "gpu": ["", "L4"]}):
         for more in ({}, {"gpu": "", "gpu_memory": "6GiB", "compute_capability": "8.6", "vae_tiling": "true"}):
             page = open_page(**query | more)
@@ -114,7 +114,7 @@ def test_the_check_that_plan_gives_asks_about_what_it_shows(open_page, nvml):
             assert sorted(signed_gib(row["headroom_bytes"]) for row in body["gpus"]) == shown, asked
 
 
-def test_every_name_in_a_plans_address_is_taken(open_page, monkeypatch):
+def test_every_name_in_a_plans_address_is_accepted(open_page, monkeypatch):
     put: set[str] = set()
     bind = AddressState.bind_widget
 
@@ -127,7 +127,7 @@ def test_every_name_in_a_plans_address_is_taken(open_page, monkeypatch):
     at.session_state["map-open"] = True
     at.run()
     assert not at.exception
-    # The list of images writes its own, since a table cannot be bound.
+    # List of images writes its own, since a table cannot be bound.
     assert put > set(PLAN_KEYS) - {"images"}
     address = {name: "x" if name in VIEW_KEYS else f"{default_of(name)}" for name in put}
     address |= {
@@ -144,6 +144,6 @@ def test_every_name_in_a_plans_address_is_taken(open_page, monkeypatch):
     assert not open_page(**address).warning
 
 
-def test_no_gpu_attached_is_said(no_driver):
+def test_no_attached_gpu_is_an_error(no_driver):
     status, _, body = get("gpu=attached")
     assert status == 400 and "no NVIDIA driver is on this machine" in body["error"]

@@ -1,4 +1,4 @@
-"""The addresses beside the pages; tests/e2e/test_served.py asks them of a running server."""
+"""Test the routes beside the pages; tests/e2e/test_served.py requests them from a server."""
 
 import streamlit as st
 
@@ -9,7 +9,7 @@ def paths() -> list[str]:
     return [route.path for route in served._routes()]
 
 
-def test_a_proxys_path_goes_before_every_address_and_the_answers_stay_without_it_too():
+def test_routes_behind_a_base_path():
     plain = paths()
     assert plain[0] == "/api/fit" and {"/api", "/api/{rest:path}", "/plan", "/history"} < set(plain)
     st.config.set_option("server.baseUrlPath", "/tools/plan/")
