@@ -25,7 +25,7 @@ COLD_RUNS = 7
 PAINTS = 3
 PAGES = {
     "Plan": ("/", "Headroom"),
-    "Verify": ("/Verify", "Nothing was run"),
+    "Verify": ("/Verify", "No run yet"),
     "History": ("/History", "No run was"),
     "Accuracy": ("/Accuracy", "Worst runs"),
 }

@@ -154,11 +154,11 @@ def test_a_rehearsal_from_start_to_deletion(open_page, history):
     expect(page).to_have_url(re.compile("run="))
 
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert len(history.measurements()) == 2
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("1 of 1 run.")).to_be_visible()
     assert [run.measured.outcome for run in history.measurements()] == ["cancelled"]
 
@@ -200,7 +200,7 @@ def test_charts_have_descriptions(open_page):
     need = gib(fit(GenerationRequest(), card_named("T4")).need_bytes)
     for chart, words in zip(
         charts.all(),
-        (f"T4: needs {need} of 14.56 GiB, fits", "Memory over the dry run on T4", "what the GPU holds at the peak"),
+        (f"T4: needs {need} of 14.56 GiB, fits", "Memory over the dry run on T4", "memory in use at the peak"),
         strict=True,
     ):
         expect(chart).to_have_attribute("aria-label", re.compile(re.escape(words)))

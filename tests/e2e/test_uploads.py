@@ -65,7 +65,7 @@ def test_a_phones_photo_becomes_one_of_the_list(open_page, taken):
     page = open_page("/?gpu=T4")
     settle(page)
     fold(page, "List of images").locator("input[type=file]").set_input_files([taken])
-    expect(page.get_by_text("Of the one image in the list")).to_be_visible()
+    expect(page.get_by_text("One image in the list")).to_be_visible()
     expect(page).to_have_url(re.compile("images=3024x4032"))
 
 
