@@ -17,7 +17,7 @@ import numpy as np
 
 from cache.records import Measurement
 from planner.programs.assemble import events_of
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import Library, Op
 from planner.replay.allocator import SMALL_SIZE
 from planner.replay.dry_run import dry_run, live_peaks

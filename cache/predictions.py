@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from cache.machine.device import Device
 from cache.records import REHEARSAL, Measurement, Prediction
-from planner.answer import EXIT_CODES, Verdict
 from planner.calibration.evidence import Evidence
 from planner.cards.lookup import Card
 from planner.components import SD_V15, STAGE_NAMES, STAGES, ModelFacts
@@ -99,19 +98,6 @@ def compare(measurement: Measurement, prediction: Prediction) -> list[Compared]:
         used = measured.peak_reserved_bytes + (measured.context_bytes or 0)
         lines.append(Compared("GPU memory needed", prediction.need_bytes, used))
     return lines
-
-
-def verdict_of(measurement: Measurement) -> Verdict:
-    """Give the verdict of a run: fits, tight with allocator retries, no, or unknown."""
-    measured = measurement.measured
-    if measured.outcome == "ok":
-        return "tight" if measured.num_alloc_retries else "fits"
-    return "no" if measured.outcome == "out-of-memory" else "unknown"
-
-
-def exit_code_of(measurement: Measurement) -> int:
-    """Give the contract's exit code for `verdict_of`."""
-    return EXIT_CODES[verdict_of(measurement)]
 
 
 def peak_error(measurement: Measurement, prediction: Prediction) -> float | None:

@@ -11,7 +11,8 @@ from cache.gpu_check import plan
 from cache.gpu_check.files import Folder
 from cache.gpu_check.plan import Experiment
 from cache.machine.device import Device
-from cache.predictions import predictions_for, verdict_of
+from cache.outcomes import verdict_of
+from cache.predictions import predictions_for
 from cache.records import Measurement
 from planner.cards.card import Card, emulated_name
 from planner.cards.lookup import emulated_card

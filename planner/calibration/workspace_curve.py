@@ -7,7 +7,7 @@ import numpy as np
 
 from planner.components import STAGES, Scope
 from planner.programs.assemble import events_of
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import Library, Op
 from planner.programs.vae_alone import STAGE_OF, half_alone
 from planner.replay.dry_run import DryRun, dry_run

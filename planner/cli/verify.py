@@ -20,7 +20,8 @@ from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in
 from cache.machine.attached import usable_card
 from cache.machine.device import Device, Weights, check_runnable
 from cache.machine.versions import check_installed, installed
-from cache.predictions import exit_code_of, peak_error, predictions_for, verdict_of
+from cache.outcomes import exit_code_of, verdict_of
+from cache.predictions import peak_error, predictions_for
 from cache.programs import find
 from cache.records import Measurement
 from planner.answer import EXIT_CODES, SCHEMA, worst

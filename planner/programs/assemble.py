@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from planner.components import COMPONENT_OF_STAGE, LOAD_ORDER, OFFLOAD_ORDER, STAGES, VAE_TILE
-from planner.programs.history import Events, Flat, FlatBuilder, Play, played_in_full
+from planner.programs.events import Events, Flat, FlatBuilder, Play, played_in_full
 from planner.programs.library import EACH_IMAGE, TIMES_BATCH, CallSize, Library, Op, Routine, evaluated, features
 from planner.programs.names import Layout, copied_upsamplers, is_pixel, pipeline_name, routine_name
 from planner.programs.vae_tiles import HALVES, VaeHalves

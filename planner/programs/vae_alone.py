@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from planner.components import Half
 from planner.programs.assemble import Assembly
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import CallSize, Library, Op
 from planner.programs.names import Layout
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest

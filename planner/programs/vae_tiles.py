@@ -8,7 +8,7 @@ Source: diffusers 0.42.1, ``AutoencoderKL.encode``, ``decode``, ``_tiled_encode`
 from collections.abc import Callable
 
 from planner.components import VAE_TILE, VAE_TILE_STRIDE
-from planner.programs.history import FlatBuilder, Play, played_in_full
+from planner.programs.events import FlatBuilder, Play, played_in_full
 from planner.programs.library import LATENTS, CallSize, Op
 from planner.programs.names import Layout
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest

@@ -12,7 +12,7 @@ import numpy as np
 
 from planner.components import STAGES
 from planner.programs.assemble import events_of
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import Library, Op
 from planner.replay.allocator import MIN_BLOCK, Block, CachingAllocator, OutOfDeviceMemory
 from planner.replay.kernels import KernelPolicy

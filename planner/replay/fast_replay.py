@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import Op
 from planner.replay.allocator import MIN_BLOCK, SMALL_SIZE, CachingAllocator
 from planner.replay.dry_run import ATTENTION, BIRTH, CONVOLUTION, DEATH

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from planner.answer import MINIMUM_STEP
 from planner.cards.lookup import Card
-from planner.programs.history import Play
+from planner.programs.events import Play
 from planner.programs.library import Library
 from planner.replay.fast_replay import Peaks, Script, peaks
 from planner.replay.kernels import KernelPolicy

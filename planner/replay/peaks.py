@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from planner.cards.lookup import Card
 from planner.programs.assemble import events_of
-from planner.programs.history import Play
+from planner.programs.events import Play
 from planner.programs.library import Library
 from planner.replay.assumptions import assumptions
 from planner.replay.dry_run import allocated_peaks

@@ -11,7 +11,7 @@ import numpy as np
 from planner.cards.lookup import Card
 from planner.components import STAGES
 from planner.programs.assemble import events_of
-from planner.programs.history import Events
+from planner.programs.events import Events
 from planner.programs.library import Library, Op
 from planner.replay.dry_run import DryRun, dry_run
 from planner.replay.kernels import KernelPolicy

@@ -9,12 +9,12 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Each room, a folder or a file, may import only those to the left of it.
+# Each part, a folder or a file, may import only those to the left of it.
 ORDER = {
     "planner": "errors units components fields request cards answer formula programs tracing replay calibration fit "
     "alternatives plan accuracy report cli",
-    "cache": "records tokens refusals machine exchange history programs predictions allocations worker jobs doctor "
-    "gpu_check",
+    "cache": "records outcomes tokens refusals machine exchange history programs predictions allocations worker jobs "
+    "doctor gpu_check",
     "pages.shared": "frame controls plan history verify accuracy server",
 }
 # The packages themselves, likewise.
@@ -65,7 +65,7 @@ def package_of(name: str) -> str:
     return next((one for one in PACKAGES if name == one or name.startswith(f"{one}.")), "")
 
 
-def room_of(name: str, package: str) -> str | None:
+def part_of(name: str, package: str) -> str | None:
     return name.removeprefix(f"{package}.").partition(".")[0] if name.startswith(f"{package}.") else None
 
 
@@ -78,13 +78,13 @@ def test_there_are_files_to_check():
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_each_room_imports_only_those_before_it(package):
+def test_each_part_imports_only_those_before_it(package):
     order = ORDER[package].split()
     wrong = [
         (name, other)
         for name in FILES
         for other in IMPORTS[name] & FILES.keys()
-        if (here := room_of(name, package)) and (there := room_of(other, package)) and here != "__main__"
+        if (here := part_of(name, package)) and (there := part_of(other, package)) and here != "__main__"
         if order.index(there) > order.index(here)
     ]
     assert wrong == []

@@ -4,7 +4,8 @@ import pytest
 
 from cache.machine.attached import cards
 from cache.machine.device import Device
-from cache.predictions import Compared, compare, exit_code_of, peak_error, predictions_for, verdict_of
+from cache.outcomes import exit_code_of, verdict_of
+from cache.predictions import Compared, compare, peak_error, predictions_for
 from cache.records import Measurement, Prediction
 from planner.cards.lookup import card_named
 from planner.fit import fit

@@ -5,7 +5,8 @@ from typing import Literal
 
 import streamlit as st
 
-from cache.predictions import compare, verdict_of
+from cache.outcomes import verdict_of
+from cache.predictions import compare
 from cache.records import ANSWERS, Measurement, Prediction
 from pages.shared.frame.charts import comparison_chart
 from pages.shared.frame.escape import code, plain, typeset
