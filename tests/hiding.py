@@ -66,8 +66,8 @@ def installed_beyond(file: str) -> set[str]:
     return every - required(file) - {"will-it-fit"}
 
 
-def python_without(names: Iterable[str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with these arguments as if the distributions were not installed, with a history in the folder."""
+def hiding(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """Put the hook into the folder and give the variables with which Python finds it and hides the distributions."""
     hidden = set(names)
     modules = {
         module
@@ -75,11 +75,14 @@ def python_without(names: Iterable[str], folder: Path, *arguments: str) -> subpr
         if {canonicalize_name(owner) for owner in owners} <= hidden
     }
     (folder / "sitecustomize.py").write_text(HOOK)
-    environment = os.environ | {
-        "HIDDEN": " ".join([*modules, *(f"dist:{name}" for name in hidden)]),
-        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-        "PLANNER_DB": str(folder / "planner.db"),
-    }
+    return {"HIDDEN": " ".join([*modules, *(f"dist:{name}" for name in hidden)]), "PYTHONPATH": str(folder)}
+
+
+def python_without(names: Iterable[str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with these arguments as if the distributions were not installed, with a history in the folder."""
+    environment = os.environ | hiding(names, folder)
+    environment["PYTHONPATH"] += os.pathsep + str(ROOT)
+    environment["PLANNER_DB"] = str(folder / "planner.db")
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
