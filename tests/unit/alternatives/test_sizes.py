@@ -185,4 +185,4 @@ def test_sizes_as_a_table(capsys):
     assert main(["sizes", "--gpu", "H200", "--vae-tiling", "--width", "384", "--height", "384"]) == 0
     said = capsys.readouterr()
     assert "8192×8192+" in said.out and "128+" in said.out and "dry-run" in said.out
-    assert "nothing larger was tried" in said.err and "H200" in said.err
+    assert "larger ones were not tried" in said.err and "H200" in said.err
