@@ -13,13 +13,15 @@ def deciding_need(answer: Answer) -> int | None:
 
 def is_uncertain(answer: Answer) -> bool:
     """Tell whether a ``tight`` answer is so because only the upper end of its need does not fit."""
-    return answer.need_bytes is not None and answer.need_bytes <= answer.card.usable_bytes
+    # A measured answer has no range: where it is tight, its runs had allocator retries or failures.
+    if answer.need_bytes is None or answer.worst_need_bytes is None:
+        return False
+    return answer.need_bytes <= answer.card.usable_bytes
 
 
 def _takes(answer: Answer) -> str:
-    need = deciding_need(answer)
     at_worst = " at worst" if answer.worst_need_bytes is not None else ""
-    return "" if need is None else f": it takes {gib(need)} of {gib(answer.card.usable_bytes)}{at_worst}"
+    return f"{gib(deciding_need(answer) or 0)} of {gib(answer.card.usable_bytes)}{at_worst}"
 
 
 def _named(answers: Sequence[Answer]) -> str:
@@ -60,12 +62,12 @@ def summary(answers: Sequence[Answer]) -> str:
         first = ["None of your GPUs runs this comfortably."] if is_hopeful else []
         return " ".join([*first, *_rest(answers, "it" if first else "this")])
     smallest = fitting[0]
+    name, takes = smallest.card.name, _takes(smallest)
     if len(answers) == 1:
-        which = "runs this"
-    elif not others:
-        which = "is the smallest of your GPUs, and all of them run this"
-    elif len(fitting) == 1:
-        which = "is the only one of your GPUs that runs this"
-    else:
-        which = "is the smallest of your GPUs that runs this"
-    return " ".join([f"{smallest.card.name} {which}{_takes(smallest)}.", *_rest(others, "it")])
+        return f"{name} runs this: it takes {takes}."
+    if not others:
+        return f"All of your GPUs run this: on {name}, the smallest, it takes {takes}."
+    which = "the only one" if len(fitting) == 1 else "the smallest"
+    # Where others may run it too, only comfort sets this one apart.
+    how = "" if all(one.verdict == "no" for one in others) else " comfortably"
+    return " ".join([f"{name} is {which} of your GPUs that runs this{how}: it takes {takes}.", *_rest(others, "it")])

@@ -20,11 +20,11 @@ def main() -> int:
     ):
         page = browser.new_context(viewport={"width": 1280, "height": 1000}, device_scale_factor=1).new_page()
         page.goto(address + PLAN)
-        page.get_by_text("Memory over time").wait_for()
+        page.get_by_role("tab", name="Export").wait_for()
         settle(page)
         page.wait_for_timeout(1500)
         page.screenshot(path=DOCS / "plan.png")
-        page.goto(f"{address}/?width=1024&height=1024&gpu=A10")
+        page.goto(f"{address}/?width=1024&height=1024&gpu=A10&tab=Why")
         page.get_by_text("Memory over time").wait_for()
         settle(page)
         chart = page.get_by_test_id("stVegaLiteChart").nth(1)

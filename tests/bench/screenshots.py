@@ -1,4 +1,4 @@
-"""``make screenshots``: save every page, light and dark, 1280 and 390 px wide, in the folder SCREENSHOTS.
+"""``make screenshots``: save every page, light and dark, 1280, 1024 and 390 px wide, in the folder SCREENSHOTS.
 
 The history behind them holds one real rehearsal and, marked as made up, the outcomes a GPU could have had.
 """
@@ -19,7 +19,7 @@ from cache.records import Measured, Prediction
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
-from tests.browser import chromium, device, server, whole_page
+from tests.browser import chromium, device, server, settle, whole_page
 from tests.conftest import make_environment, make_measured
 from tests.unit.measured import history as made_up_runs
 from tests.unit.measured import measured_of
@@ -29,6 +29,11 @@ SHOTS = {
     "plan-tight-and-no": "/?width=2048&height=2048&gpu=T4&gpu=RTX+4060&gpu=A100-40GB",
     "plan-formula": "/?width=1024&height=1024&basis=formula",
     "plan-options": "/?width=2048&height=2048&batch=8&vae_tiling=true&gpu=T4&gpu=RTX+4060&gpu=L4&gpu=H200",
+    "plan-sizes": "/?width=2048&height=2048&gpu=T4&gpu=RTX+4060&gpu=A100-40GB&tab=Sizes+and+map",
+    "plan-why": "/?width=2048&height=2048&gpu=T4&gpu=RTX+4060&gpu=A100-40GB&tab=Why",
+    "plan-images": "/?gpu=T4&gpu=A100-40GB&images=4096x4096,512x512&tab=Several+images",
+    "plan-export": "/?width=2048&height=2048&gpu=T4&tab=Export",
+    "plan-table": "/?gpu=T4&gpu=L4&gpu=A10&gpu=RTX+4060&gpu=RTX+4090&gpu=A100-40GB&gpu=H200",
     "plan-bad": "/?task=txt2img&width=500&steps=99999",
     "verify": "/Verify?width=128&height=128&steps=2",
     "verify-running": "/Verify?width=128&height=128&steps=8",
@@ -43,6 +48,9 @@ SHOTS = {
     "plan-calibrated": "/?width=1216&height=1216&gpu=T4&gpu=A10",
     "history-filtered": "/History?filter-card=Made-up+card&filter-outcome=ok&run={ok}&run={again}",
 }
+
+
+SCHEMES, WIDTHS = ("light", "dark"), (1280, 1024, 390)
 
 
 def history(path: Path) -> tuple[Store, dict[str, str]]:
@@ -82,13 +90,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         store, ids = history(Path(temporary) / "planner.db")
         with server(store.path) as address, chromium() as browser:
-            for scheme in ("light", "dark"):
-                for width in (1280, 390):
+            for scheme in SCHEMES:
+                for width in WIDTHS:
                     context = browser.new_context(**device(width), color_scheme=scheme)
                     page = context.new_page()
                     for name, path in SHOTS.items():
                         page.goto(address + path.format(**ids))
                         page.wait_for_selector("h1")
+                        settle(page)
                         page.wait_for_timeout(1500)
                         if name == "verify-running":
                             page.get_by_role("button", name="Verify").click()
@@ -99,7 +108,7 @@ def main() -> int:
                             page.get_by_role("button", name="Cancel").click()
                             page.get_by_text("Cancelled").wait_for()
                     context.close()
-    print(f"{len(SHOTS) * 4} screenshots in {folder}")
+    print(f"{len(SHOTS) * len(SCHEMES) * len(WIDTHS)} screenshots in {folder}")
     return 0
 
 

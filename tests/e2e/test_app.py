@@ -14,9 +14,10 @@ from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.formula import estimate
 from planner.request import GenerationRequest
-from planner.units import gib, signed_gib
+from planner.units import gib
 from tests.browser import settle
 from tests.conftest import ROOT, make_environment, make_measured
+from tests.ui.conftest import headroom
 
 REHEARSAL = "width=64&height=64&steps=2"
 
@@ -31,18 +32,16 @@ def go(page, name: str) -> None:
 
 
 def test_a_change_reaches_verdicts_and_address(open_page):
-    page = open_page()
-    headroom = signed_gib(fit(GenerationRequest(), card_named("T4")).headroom_bytes)
-    expect(page.get_by_text(headroom)).to_be_visible()
-    expect(page.locator(".stMarkdownBadge", has_text="fits")).to_have_count(3)
+    page = open_page("/?tab=Why")
+    expect(page.get_by_text(headroom(fit(GenerationRequest(), card_named("T4"))))).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("fits$"))).to_have_count(3)
     expect(page.get_by_test_id("stVegaLiteChart").first).to_be_visible()
     width_of(page).fill("2048")
     width_of(page).press("Enter")
     request = GenerationRequest(width=2048)
-    headroom = signed_gib(fit(request, card_named("T4")).headroom_bytes)
-    expect(page.get_by_text(headroom)).to_be_visible()
+    expect(page.get_by_text(headroom(fit(request, card_named("T4"))))).to_be_visible()
     expect(page.get_by_text(f"total = {gib(estimate(request).total_bytes)}")).to_be_visible()
-    expect(page).to_have_url(re.compile(r"\?width=2048$"))
+    expect(page).to_have_url(re.compile(r"\?tab=Why&width=2048$"))
 
 
 def test_a_link_keeps_the_plan_on_every_page(open_page):
@@ -58,7 +57,7 @@ def test_a_link_keeps_the_plan_on_every_page(open_page):
 
 def test_the_back_button_restores_the_plan(open_page):
     page = open_page("/?width=128&height=128&steps=3")
-    expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("tab", name="Export")).to_be_visible(timeout=20_000)
     go(page, "Verify")
     expect(page).to_have_url(re.compile("Verify.*steps=3"))
     go(page, "History")
@@ -181,20 +180,21 @@ def test_nothing_is_cut_off_on_a_phone(open_page, history, path, scheme):
 
 
 def test_the_keyboard_reaches_the_controls(open_page):
-    page = open_page()
-    expect(page.get_by_text("Formula beside dry run", exact=True)).to_be_visible(timeout=20_000)
+    page = open_page("/?steps=20")
+    expect(page.get_by_role("tab", name="Export")).to_be_visible(timeout=20_000)
+    # Steps are under Advanced, which is open because the link sets them.
     expect(page.get_by_role("spinbutton", name="Steps")).to_be_visible()
     settle(page)
     reached = set()
-    for _ in range(40):
+    for _ in range(70):
         page.keyboard.press("Tab")
         label = page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText")
         reached.add((label or "").strip())
-    assert {"Width, px", "Height, px", "Batch", "Steps"} <= reached
+    assert {"Width, px", "Height, px", "Batch", "Steps", "Make it fit"} <= reached
 
 
 def test_charts_have_descriptions(open_page):
-    page = open_page()
+    page = open_page("/?tab=Why")
     charts = page.get_by_test_id("stVegaLiteChart")
     expect(charts).to_have_count(3)
     need = gib(fit(GenerationRequest(), card_named("T4")).need_bytes)

@@ -10,8 +10,9 @@ from playwright.sync_api import expect
 from planner.cards.lookup import card_named, described_card, shared_card
 from planner.fit import fit
 from planner.request import GenerationRequest
-from planner.units import gib, signed_gib
+from planner.units import gib
 from tests.browser import settle
+from tests.ui.conftest import headroom
 
 
 def png(width: int, height: int) -> bytes:
@@ -36,23 +37,25 @@ def test_common_size_and_swap_reach_the_address(open_page):
     expect(page).to_have_url(re.compile("width=1920.*height=1080|height=1080.*width=1920"))
     page.get_by_role("button", name="Swap").click()
     expect(page).to_have_url(re.compile("width=1080.*height=1920|height=1920.*width=1080"))
-    headroom = signed_gib(fit(GenerationRequest(width=1080, height=1920), card_named("T4")).headroom_bytes)
-    expect(page.get_by_text(headroom)).to_be_visible()
+    left = headroom(fit(GenerationRequest(width=1080, height=1920), card_named("T4")))
+    expect(page.get_by_text(left)).to_be_visible()
     page.reload()
     expect(number(page, "Height, px")).to_have_value("1920")
-    expect(page.get_by_text(headroom)).to_be_visible()
+    expect(page.get_by_text(left)).to_be_visible()
 
 
 def test_image_and_prompt_set_the_request(open_page):
     page = open_page()
     settle(page)
-    fold = section(page, "Set from a prompt or an image")
+    fold = section(page, "Size from an image")
     fold.locator("summary").click()
     fold.locator("input[type=file]").set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": png(770, 512)}
     )
     expect(page.get_by_text("a.png is 770×512, planned as 768×512")).to_be_visible()
     expect(page).to_have_url(re.compile("width=768"))
+    fold = section(page, "Advanced")
+    fold.locator("summary").click()
     fold.get_by_role("textbox", name="Prompt").fill("a photo of a cat")
     fold.get_by_role("textbox", name="Prompt").press("Control+Enter")
     expect(page.get_by_text("7 tokens. The pipeline pads every prompt to 77")).to_be_visible()
@@ -88,9 +91,8 @@ def test_a_link_keeps_described_gpu_and_workers(open_page):
     cold = open_page(f"/{address}")
     for card in (card_named("T4"), described_card("12GiB", "8.6")):
         share = shared_card(card, 2)
-        headroom = signed_gib(fit(GenerationRequest(), share).headroom_bytes)
         expect(cold.get_by_text(share.name, exact=True).first).to_be_visible()
-        expect(cold.get_by_text(headroom).first).to_be_visible()
+        expect(cold.get_by_text(headroom(fit(GenerationRequest(), share))).first).to_be_visible()
 
 
 def test_a_link_keeps_the_order_of_gpus(open_page):
@@ -106,9 +108,10 @@ def test_a_link_keeps_the_order_of_gpus(open_page):
 def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
     page = open_page("/?workers=2&gpu_memory=16GiB&compute_capability=7.5&vae_tiling=true", width=390, scheme=scheme)
     settle(page)
-    controls = section(page, "Request, GPUs and basis")
+    controls = section(page, "Request and GPUs")
     controls.locator("summary").first.click()
-    section(page, "Set from a prompt or an image").last.locator("summary").click()
+    expect(page.get_by_text("Workers per GPU")).to_be_visible()
+    section(page, "Advanced").last.locator("summary").click()
     expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
     page.wait_for_timeout(800)
     outside = page.evaluate(
@@ -123,20 +126,22 @@ def test_no_control_is_cut_off_on_a_phone(open_page, scheme):
 
 def test_a_phone_shows_the_answer_first(open_page):
     page = open_page("/?width=2048&height=2048&gpu=T4", width=390)
-    headroom = page.get_by_test_id("stMetric")
-    expect(headroom).to_be_in_viewport()
-    expect(page.get_by_text("img2img 2048×2048, batch 1").first).to_be_in_viewport()
+    answer = page.get_by_test_id("stAlert").filter(has_text="T4")
+    expect(answer).to_be_in_viewport()
+    expect(answer).to_contain_text("img2img 2048×2048, batch 1")
+    metric = page.get_by_test_id("stMetric")
+    expect(metric).to_be_in_viewport()
     width = page.get_by_role("spinbutton", name="Width, px")
     expect(width).not_to_be_visible()
-    page.get_by_text("Request, GPUs and basis").click()
+    page.get_by_text("Request and GPUs").click()
     width.fill("512")
     width.press("Enter")
     expect(page).not_to_have_url(re.compile("width=2048"))
     # Still open: a change does not fold the controls away.
     expect(width).to_be_visible()
-    page.get_by_text("Request, GPUs and basis").click()
+    page.get_by_text("Request and GPUs").click()
     expect(width).not_to_be_visible()
-    expect(headroom).to_be_in_viewport()
+    expect(metric).to_be_in_viewport()
 
 
 def test_a_phone_shows_verifys_device_first(open_page):
@@ -158,6 +163,7 @@ def test_a_phone_shows_the_lists_verdict_first(open_page):
     page = open_page("/?gpu=T4&images=4096x4096,512x512", width=390)
     need = gib(fit(GenerationRequest(width=4096, height=4096), card_named("T4")).need_bytes)
     expect(page.get_by_test_id("stAlert").get_by_text(f"✕ no: 4096×4096 needs {need}")).to_be_in_viewport()
-    page.get_by_role("link", name="the list", exact=True).click()
-    expect(page.get_by_role("heading", name="Several images")).to_be_in_viewport()
+    page.get_by_role("tab", name="Several images").click()
+    expect(page.get_by_text("The worst image decides")).to_be_visible()
+    expect(page).to_have_url(re.compile("tab=Several.images"))
     expect(page).to_have_url(re.compile("images=4096x4096"))

@@ -24,9 +24,16 @@ LINK = "/?width=2048&height=2048&gpu=T4"
 @pytest.fixture
 def big(open_page):
     page = open_page(LINK)
-    page.get_by_text("Export").wait_for(timeout=30_000)
+    page.get_by_role("tab", name="Export").wait_for(timeout=30_000)
     settle(page)
     return page
+
+
+def show(page, tab: str) -> None:
+    """Open a tab as a visitor does, and wait for what it works out."""
+    page.get_by_role("tab", name=tab).click()
+    expect(page).to_have_url(re.compile(f"tab={tab.replace(' ', '.')}"))
+    settle(page)
 
 
 def test_a_remedy_can_be_applied_and_undone(big):
@@ -36,13 +43,15 @@ def test_a_remedy_can_be_applied_and_undone(big):
     expect(big.get_by_text("pipe.vae.enable_tiling()").first).to_be_visible()
     big.get_by_role("button", name="Apply").first.click()
     expect(big).to_have_url(re.compile("vae_tiling=[Tt]rue"))
-    expect(big.get_by_text(f"needs {gib(tiled.need_bytes)} of 14.56 GiB usable")).to_be_visible()
+    # Above 512×512 the need on a T4 is a range.
+    reach = f"needs {gib(tiled.need_bytes)}, up to {gib(tiled.worst_need_bytes)} of 14.56 GiB usable"
+    expect(big.get_by_text(reach)).to_be_visible()
     big.go_back()
     expect(big.get_by_text("T4 is tight: it needs 15.87 GiB of 14.56 GiB")).to_be_visible(timeout=20_000)
 
 
 def test_largest_sizes_and_map_open(big):
-    big.get_by_text("Largest size and batch on each GPU").click()
+    show(big, "Sizes and map")
     expect(big.get_by_text("one step more does not")).to_be_visible(timeout=60_000)
     found = sizes(BIG, T4, shipped())
     square = found.sizes["square"]
@@ -59,6 +68,7 @@ def test_largest_sizes_and_map_open(big):
 
 @pytest.mark.parametrize(("label", "ending"), [("JSON", ".json"), ("Markdown", ".md"), ("Picture", ".png")])
 def test_a_plan_can_be_downloaded(big, label, ending):
+    show(big, "Export")
     with big.expect_download(timeout=60_000) as waiting:
         big.get_by_role("button", name=label, exact=True).click()
     download = waiting.value
@@ -74,6 +84,7 @@ def test_a_plan_can_be_downloaded(big, label, ending):
 
 
 def test_the_planned_call_can_be_copied(big):
+    show(big, "Export")
     big.locator("summary").filter(has_text="The planned call in Python").click()
     expect(big.locator("code").filter(has_text="StableDiffusionImg2ImgPipeline").last).to_be_visible()
 
@@ -90,8 +101,8 @@ def test_runs_can_be_grouped(open_page):
 
 
 def test_a_verdict_links_to_its_accuracy(open_page):
-    page = open_page("/?width=1024&gpu=T4&gpu=L4")
-    page.get_by_text("Export").wait_for(timeout=30_000)
+    page = open_page("/?width=1024&gpu=T4&gpu=L4&tab=Why")
+    page.get_by_text("Formula beside dry run", exact=True).wait_for(timeout=30_000)
     settle(page)
     page.get_by_role("link", name="How wrong on a T4?").click()
     answer = page.get_by_role("heading", name=re.compile("T4: 5 runs of whole pipelines, median 0.04"))
@@ -108,6 +119,7 @@ def test_a_verdict_links_to_its_accuracy(open_page):
     expect(page.get_by_role("heading", name=re.compile("A10G: not measured; nearest evidence: A10"))).to_be_visible()
     expect(page).to_have_url(re.compile("gpu=T4&gpu=A10G"))
     page.get_by_role("link", name="Plan").click()
+    page.get_by_role("tab", name="Why").click()
     expect(page.get_by_role("link", name="How wrong on an L4?")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("link", name="How wrong on an A10G?")).to_have_count(0)
     expect(page.get_by_role("spinbutton", name="Width, px")).to_have_value("1024")
@@ -115,11 +127,11 @@ def test_a_verdict_links_to_its_accuracy(open_page):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_charts_log_no_warnings(open_page, width):
-    page = open_page(f"{LINK}&gpu=RTX+4060", width=width)
+    page = open_page(f"{LINK}&gpu=RTX+4060&tab=Why", width=width)
     logged = []
     page.on("console", lambda message: logged.append(message.text))
     page.reload()
-    page.get_by_role("heading", name="Export").wait_for(timeout=30_000)
+    page.get_by_text("Formula beside dry run", exact=True).wait_for(timeout=30_000)
     settle(page)
     drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
     expect(drawn).to_have_count(3)
@@ -127,10 +139,21 @@ def test_charts_log_no_warnings(open_page, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/Accuracy", LINK])
-def test_nothing_is_cut_off_on_a_phone(open_page, path, scheme):
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("/Accuracy", "Worst runs"),
+        (LINK, "No help here"),
+        (f"{LINK}&tab=Sizes+and+map", "Map of sizes, GPUs and batches"),
+        (f"{LINK}&tab=Why", "What the formula assumes"),
+        (f"{LINK}&tab=Several+images&images=2048x2048,512x512", "Each image is replayed alone"),
+        (f"{LINK}&tab=Export", "The same check over HTTP"),
+    ],
+)
+def test_nothing_is_cut_off_on_a_phone(open_page, path, last, scheme):
     page = open_page(path, width=390, scheme=scheme)
-    page.get_by_text("Worst runs" if path == "/Accuracy" else "Export").wait_for(timeout=30_000)
+    page.get_by_text(last).first.wait_for(timeout=60_000)
+    settle(page)
     page.wait_for_timeout(1000)
     inside = page.evaluate(
         """[...document.querySelectorAll('[data-testid=stMain] :is(h1, h2, h3, p, label, button, code, canvas, input)')]

@@ -49,7 +49,7 @@ def test_unknown_addresses_are_not_found(app, path):
     assert (status, kind) == (404, "application/json")
     assert (
         json.loads(body)["error"]
-        == f"{path.partition('?')[0]} is no address of this app - /api/fit is the one that answers"
+        == f"{path.partition('?')[0]} is no address of this app - the HTTP answers are at /api/fit"
     )
     assert get(f"{app}/api/fit", "POST")[0] == 405
 

@@ -56,16 +56,16 @@ def taken(tmp_path_factory):
 def test_a_phones_photo_becomes_the_plan(open_page, taken):
     page = open_page()
     settle(page)
-    fold(page, "Set from a prompt or an image").locator("input[type=file]").set_input_files(taken)
+    fold(page, "Size from an image").locator("input[type=file]").set_input_files(taken)
     expect(page.get_by_text("photo.jpg is 3024×4032.")).to_be_visible()
     expect(page.get_by_role("spinbutton", name="Height, px")).to_have_value("4032")
 
 
 def test_a_phones_photo_becomes_one_of_the_list(open_page, taken):
-    page = open_page("/?gpu=T4")
+    page = open_page("/?gpu=T4&tab=Several+images")
     settle(page)
-    fold(page, "List of images").locator("input[type=file]").set_input_files([taken])
-    expect(page.get_by_text("One image in the list")).to_be_visible()
+    page.get_by_role("tabpanel").locator("input[type=file]").set_input_files([taken])
+    expect(page.get_by_text("One image listed under Several images")).to_be_visible()
     expect(page).to_have_url(re.compile("images=3024x4032"))
 
 
@@ -91,7 +91,7 @@ def test_a_history_of_thousands_of_runs_is_imported(open_page, history, tmp_path
 def test_refused_uploads_are_announced(open_page, tmp_path):
     page = open_page()
     settle(page)
-    found = fold(page, "Set from a prompt or an image")
+    found = fold(page, "Size from an image")
     found.locator("input[type=file]").set_input_files(file_of(tmp_path, "photo.png", b"\0" * (101 * MB)))
     uploader = found.get_by_test_id("stFileUploader")
     expect(uploader.get_by_role("alert")).to_contain_text("100.0MB or smaller")

@@ -4,8 +4,12 @@ import sys
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Element
 
 from cache.jobs.queue import Jobs
+from planner.answer import Answer
+from planner.report.summary import deciding_need
+from planner.units import signed_gib
 from tests.conftest import ROOT
 
 PAGES = ["streamlit_app.py", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.py"))]
@@ -51,6 +55,20 @@ def open_page():
         return at.run()
 
     return open_
+
+
+def headroom(answer: Answer) -> str:
+    """Return the headroom that Plan shows for an answer: at the upper end of its need, if that is a range."""
+    need = deciding_need(answer)
+    assert need is not None
+    return signed_gib(answer.card.usable_bytes - need)
+
+
+def answered(at: AppTest) -> str:
+    """Return the answer on top of Plan, as a person reads it: the sentence on the GPUs, and the request."""
+    boxes = ("success", "warning", "error", "info")
+    shown = [one for one in at.main if isinstance(one, Element) and one.type in boxes]
+    return texts([next(one for one in shown if one.value.startswith("**"))])
 
 
 def texts(elements) -> str:

@@ -6,8 +6,11 @@ from pages.shared.controls.cards import card_controls
 from pages.shared.controls.request import request_controls
 from pages.shared.frame import session
 from pages.shared.frame.plan_state import enter_page
+from pages.shared.plan.detail import choose_gpu
 from pages.shared.plan.map import map_view
 from pages.shared.plan.sizes import sizes_view
+from pages.shared.plan.verdicts import beside
+from planner.fit import fit
 
 st.set_page_config(layout="wide")
 enter_page("Plan")
@@ -17,5 +20,7 @@ with controls:
 with results:
     if request is not None:
         library, _ = session.library()
+        answers = [fit(request, card, "dry-run", library=library) for card in cards]
+        one = choose_gpu([beside(answer, request, library) for answer in answers])
         sizes_view(request, cards, library)
-        map_view(request, cards, library)
+        map_view(request, cards, one, library)

@@ -10,7 +10,7 @@ from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
 from tests.conftest import make_environment, make_measured
-from tests.ui.conftest import PAGES, texts
+from tests.ui.conftest import PAGES, answered, texts
 
 VERIFY, HISTORY, ACCURACY = "pages/1_Verify.py", "pages/2_History.py", "pages/3_Accuracy.py"
 SMALL = {"width": "64", "height": "64", "steps": "2"}
@@ -46,7 +46,7 @@ def test_every_page_works_without_a_history(open_page, monkeypatch, tmp_path, pa
 
 
 def test_plan_shows_the_formula_with_its_numbers(open_page):
-    shown = texts(open_page().markdown)
+    shown = texts(open_page(tab="Why").markdown)
     assert "base = 1.99 GiB" in shown
     assert "64*64*745*2*3 + 64*64*77*2" in shown
     assert "(2,132,470,614 + max(6,324,224, 18,939,904, 6,324,224)) * 1.2" in shown
@@ -56,9 +56,8 @@ def test_a_link_reproduces_a_plan(open_page):
     params = {"task": "txt2img", "width": "1024", "height": "768", "batch": "4", "guidance_scale": "1.0"}
     at = open_page(**params, vae_tiling="true", offload="model", gpu=["T4", "RTX 4060"])
     assert not at.exception and not at.warning[1:]
-    assert "txt2img 1024×768, batch 4, unguided (UNet batch 4), 50 steps, vae tiling, model offload" in texts(
-        at.caption
-    )
+    asked = "txt2img 1024×768, batch 4, unguided (UNet batch 4), 50 steps, vae tiling, model offload"
+    assert answered(at).endswith(f"{asked}.")
     assert len(at.metric) == 2
     assert at.number_input(key="width").value == 1024
     assert at.multiselect(key="gpu").value == ["T4", "RTX 4060"]
@@ -90,7 +89,7 @@ def test_a_link_with_a_bad_value_says_so(open_page, page, params, message):
 
 def test_text_in_a_link_is_shown_as_text(open_page):
     at = open_page(task="[free GPUs](https://example.org)", gpu=["![x](https://example.org/x.png) :red[y] $z$"])
-    shown = "\n".join(str(warning.value) for warning in at.warning[:2])
+    shown = at.warning[0].value
     assert r"\[free GPUs\]\(https\:" in shown
     assert r"\!\[x\]\(https\:" in shown and r"\:red\[y\] \$z\$" in shown
     assert "task must be one of" in texts(at.warning)
@@ -137,7 +136,7 @@ def test_without_gpus_plan_says_what_to_do(open_page):
 def test_the_formula_names_what_it_does_not_count(open_page):
     at = open_page(batch="4", basis="formula")
     assert "batch 4: the formula has no batch" in texts(at.warning)
-    at = open_page(batch="4")
+    at = open_page(batch="4", tab="Why")
     assert not at.warning
     assert "batch 4: the formula has no batch" in "\n".join(texts(one.markdown) for one in at.expander)
 
@@ -147,7 +146,7 @@ def _signed(error: float) -> str:
 
 
 def test_plan_shows_the_errors_of_both_methods(open_page, own_history):
-    assert "The history has no run on a GPU yet" in texts(open_page().caption)
+    assert "The history has no run on a GPU yet" in texts(open_page(tab="Why").caption)
     store = Store(own_history)
     for kind in ("cuda", "cpu"):
         store.save_measurement(
@@ -158,7 +157,7 @@ def test_plan_shows_the_errors_of_both_methods(open_page, own_history):
         )
     off = make_measured().peak_allocated_bytes
     dry_run, formula = (of.peak_allocated_bytes / off - 1 for of in (DRY_RUN, FORMULA))
-    shown = texts(open_page().caption)
+    shown = texts(open_page(tab="Why").caption)
     assert f"dry run (1 run) {_signed(dry_run)} in the median" in shown
     assert f"formula (1 run) {_signed(formula)} in the median" in shown
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared.controls.image import image_control
 from pages.shared.controls.presets import preset_controls
@@ -70,20 +71,32 @@ def _pairs(of: Sequence[Field]) -> dict[str, Any]:
     return values
 
 
-def request_controls() -> GenerationRequest | None:
-    """Draw the controls and return their request, or None after showing its error."""
-    for text in st.session_state.get("refused", ()):
-        st.warning(f"Part of this link was ignored: {plain(text)}.", icon=":material/link_off:")
+def _refused_view() -> None:
+    """Draw in one box what a link says that could not be taken up."""
+    if refused := st.session_state.get("refused"):
+        items = "\n".join(f"- {plain(text)}." for text in refused)
+        st.warning(f"Parts of this link were not used:\n{items}", icon=":material/link_off:")
+
+
+def request_controls(advanced: DeltaGenerator | None = None) -> GenerationRequest | None:
+    """Draw the controls; return the request they stand for, or None after saying what is wrong with it.
+
+    With `advanced`, what moves no memory is drawn there.
+    """
+    _refused_view()
     values = {"task": field_control(field_named("task"))}
     preset_controls()
-    values |= _pairs(_NUMBERS)
-    # Messages stand beside the numbers that they are about.
+    values |= _pairs([field for field in _NUMBERS if advanced is None or field.changes == "memory"])
+    # Beside the numbers it is about, and not below what is folded away.
     messages = st.container()
     with st.expander("Options", expanded=stays_open("options", [field.name for field in OPTIONS])):
         values |= {field.name: field_control(field) for field in OPTIONS}
-    with st.expander("Set from a prompt or an image"):
-        prompt_control()
+    with st.expander("Size from an image"):
         image_control()
+    with advanced or st.expander("Prompt tokens from a prompt"):
+        if advanced is not None:
+            values |= _pairs([field for field in _NUMBERS if field.changes != "memory"])
+        prompt_control()
     plan().update(values)
     try:
         request = GenerationRequest.from_dict(values)

@@ -27,11 +27,13 @@ def open_page(name: str, subtitle: str) -> None:
         layout="wide",
         menu_items={"About": None},
     )
+    # Streamlit leaves a tenth of a laptop's screen empty above a page.
+    st.html("<style>[data-testid='stMainBlockContainer'] { padding-top: 3.5rem; }</style>")
     enter_page(name)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown("**Will It Fit**", width="content")
         for path, label, icon in _PAGES:
-            st.page_link(path, label=label, icon=icon, disabled=label == name)
+            st.page_link(path, label=label, icon=icon)
     st.title(name, anchor=False)
     st.caption(subtitle)
 

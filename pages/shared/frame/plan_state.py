@@ -22,16 +22,22 @@ from planner.plan import (
     plan_field,
     read_query,
 )
-from planner.request import GenerationRequest
+from planner.request import FIELDS, GenerationRequest
 
 # The address of the HTTP answers, for scripts that cannot run Python.
 API_PATH = "/api/fit"
+# Where it draws a plan for a README, a wiki or a ticket.
+PICTURE_PATH = "/api/plan.svg"
 CARDS_KEY, DEFAULT_CARD_NAMES = GPU_KEY, list(DEFAULT_GPUS)
 BASIS_KEY, PUBLISHED_KEY, IMAGES_KEY, WORKERS_KEY = "basis", "published", "images", "workers"
 MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY = "gpu_memory", "compute_capability", "attached"
 # How the page draws its map. This is in the address, but is no part of the plan.
 MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY = "map", "map_all", "map_shape", "map_card"
-VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY)
+# The tab of Plan that is open.
+TAB_KEY = "tab"
+VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY, TAB_KEY)
+# What is seldom changed: it moves no memory, or chooses what the answer rests on.
+ADVANCED_KEYS = (*(field.name for field in FIELDS if field.changes != "memory"), BASIS_KEY, PUBLISHED_KEY)
 # Other names that the address of a page with a plan may have: Verify's job and its emulated capacity.
 _OTHER_KEYS = ("job", "capacity")
 _PLAN_PAGES = ("Plan", "Verify")
@@ -74,6 +80,18 @@ def stays_open(name: str, keys: Iterable[str]) -> bool:
     if any(st.session_state.get(key, default_of(key)) != default_of(key) for key in keys):
         opened.add(name)
     return name in opened
+
+
+def linked() -> tuple[Plan, list[str]]:
+    """Return the plan of the page's address alone, and what is wrong with it, for a page without controls.
+
+    Values that do not go together are left out, all of them.
+    """
+    values, problems = _from_address()
+    try:
+        return Plan.from_values(values), problems
+    except PlannerError as error:
+        return Plan(), [*problems, f"{error}; the default plan is shown instead"]
 
 
 def _address() -> list[tuple[str, str]]:

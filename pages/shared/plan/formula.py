@@ -41,7 +41,7 @@ def not_counted(request: GenerationRequest) -> None:
 def formula_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
     """Draw the formula beside the dry run on one GPU, and the errors of both on runs."""
     breakdown = estimate(request)
-    st.subheader("Formula beside dry run", anchor=False)
+    st.header("Formula beside dry run", anchor=False)
     st.markdown(
         "The **published formula** is accurate for weights and counts almost no activations. It is shown exactly as "
         "published, with the numbers of this request. The **dry run** replays every allocation of the real modules on "

@@ -10,7 +10,7 @@ from pandas import DataFrame
 
 from pages.shared.controls.image_size import TYPES, fitted, read_size
 from pages.shared.frame.escape import plain, sentence
-from pages.shared.frame.plan_state import IMAGES_KEY, plan, stays_open
+from pages.shared.frame.plan_state import IMAGES_KEY, plan
 from pages.shared.frame.uploads import upload_caption
 from pages.shared.plan.verdicts import LOOKS
 from planner.alternatives.images import MAX_IMAGES, ImageRow, Listed, answer_images, images_text, parse_images
@@ -25,7 +25,6 @@ from planner.units import gib
 # Keys: the rows that the table started from, how often it started, notes on uploads, and the uploads.
 _BASE, _TURN, _NOTES, _UPLOADS = "images-base", "images-turn", "images-notes", "images-uploads"
 _COLUMNS = ("Width", "Height", "At once")
-_ANCHOR = "several-images"
 
 
 def _editor_key() -> str:
@@ -135,45 +134,69 @@ def images_notice(request: GenerationRequest, listed: Listed | None) -> None:
     size = f"{request.effective_width}×{request.effective_height}, batch {request.batch}"
     draw = {"fits": st.success, "tight": st.warning, "no": st.error, "unknown": st.info}[listed.verdict]
     draw(
-        f"**{many} in [the list](#{_ANCHOR})**; the worst image on each GPU decides:\n{_lines(listed)}\n\n"
-        f"The verdicts below are for {size} alone.",
+        f"**{many} listed under Several images**; the worst image on each GPU decides:\n{_lines(listed)}\n\n"
+        f"{_left_out(request)}All other verdicts on this page are for {size} alone.",
         icon=LOOKS[listed.verdict].icon,
     )
 
 
-def batch_list_view(
+def _left_out(request: GenerationRequest) -> str:
+    count = len(parse_images(plan().get(IMAGES_KEY, ""))) - len(listed_rows(request))
+    if not count:
+        return ""
+    images = "1 more image is" if count == 1 else f"{count} more images are"
+    return f"{images} left out: {request.task} does not take their sizes. "
+
+
+def listed_rows(request: GenerationRequest) -> list[ImageRow]:
+    """Return the plan's images that this request's task takes, without drawing their table."""
+    rows = []
+    for row in parse_images(plan().get(IMAGES_KEY, "")):
+        try:
+            row.of(request)
+        except InvalidArgument:
+            continue
+        rows.append(row)
+    return rows
+
+
+def images_view(request: GenerationRequest) -> list[ImageRow]:
+    """Draw a table of images that run one after another; return those that this request's task takes."""
+    _enter()
+    st.caption("One after another, each with the task, the guidance and the options of this plan.")
+    st.file_uploader(
+        "Sizes from images",
+        TYPES,
+        accept_multiple_files=True,
+        key=_UPLOADS,
+        on_change=_take_uploads,
+        help="PNG, JPEG or WebP. Their headers are read for their sizes, which replace the list; no picture is "
+        "decoded or stored.",
+    )
+    upload_caption("PNG, JPEG or WebP")
+    for text in st.session_state[_NOTES]:
+        st.caption(text)
+    return _rows(request)
+
+
+def answer_list(
+    rows: Sequence[ImageRow],
     request: GenerationRequest,
     cards: Sequence[Card],
     basis: str,
     library: Library | None,
     evidence: Evidence | None,
+    *,
+    is_drawn: bool,
 ) -> Listed | None:
-    """Draw the list of images with a verdict on each GPU; return the answers or None.
-
-    Each image has the other settings of this request.
-    """
-    _enter()
-    st.subheader("Several images", anchor=_ANCHOR)
-    with st.expander("List of images", expanded=stays_open("images", (IMAGES_KEY,)), icon=":material/photo_library:"):
-        st.caption("The images run one after another, each with the task, the guidance and the options of this plan.")
-        st.file_uploader(
-            "Sizes from images",
-            TYPES,
-            accept_multiple_files=True,
-            key=_UPLOADS,
-            on_change=_take_uploads,
-            help="PNG, JPEG or WebP. Their sizes replace the list; no image is decoded or stored.",
-        )
-        upload_caption("PNG, JPEG or WebP")
-        for text in st.session_state[_NOTES]:
-            st.caption(text)
-        rows = _rows(request)
-        if not rows or not cards:
-            return None
-        with st.spinner("Replaying each image on each GPU"):
-            listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
+    """Answer the listed images, and draw the answers if their tab is open; None without images."""
+    if not rows:
+        return None
+    with st.spinner("Replaying each image on each GPU"):
+        listed = answer_images(rows, request, cards, basis, library=library, evidence=evidence)
+    if is_drawn:
         _answers(listed)
-        return listed
+    return listed
 
 
 def _answers(listed: Listed) -> None:

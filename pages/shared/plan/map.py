@@ -15,13 +15,13 @@ from pages.shared.frame.plan_state import (
     CARDS_KEY,
     DEFAULT_CARD_NAMES,
     MAP_ALL_KEY,
-    MAP_CARD_KEY,
     MAP_KEY,
     MAP_SHAPE_KEY,
     plan,
 )
 from pages.shared.plan.map_table import map_table
 from pages.shared.plan.sizes import progress
+from pages.shared.plan.verdicts import Answered
 from planner.alternatives.size_map import BATCHES, FEW_SIDES, Cell, by_batch, by_card, columns, left_out
 from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.errors import NoProgram
@@ -43,7 +43,8 @@ def _kind() -> str:
         required=True,
         key=MAP_KEY,
         bind="query-params",
-        help="size by GPU: the plan's batch at many sizes, a row for each GPU. size by batch: many batches on one GPU.",
+        help="size by GPU: the plan's batch at many sizes, a row for each GPU. size by batch: many batches on the GPU "
+        "in detail.",
     )
     return kind or BY_GPU
 
@@ -141,15 +142,11 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
         st.caption(f"{note}.")
 
 
-def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Library) -> None:
-    by_name = {card.name: card for card in cards}
-    if st.session_state.get(MAP_CARD_KEY) not in by_name:
-        st.session_state.pop(MAP_CARD_KEY, None)
-    name = st.selectbox("GPU of the map", list(by_name), key=MAP_CARD_KEY, help="One of the plan's GPUs.")
+def _by_batch(request: GenerationRequest, card: Card, library: Library) -> None:
     requests = columns(request, FEW_SIDES, is_square=_is_square(request))
     batches = sorted({*BATCHES, request.batch})
     report, end = progress("Replaying each batch at each size")
-    rows = by_batch(requests, batches, by_name[name], library, report)
+    rows = by_batch(requests, batches, card, library, report)
     end()
     labels = [f"{batch}" for batch in batches]
     map_table(
@@ -162,13 +159,16 @@ def _by_batch(request: GenerationRequest, cards: Sequence[Card], library: Librar
         _words(rows, [f"batch {label}" for label in labels]),
     )
     st.caption(
-        f"Dry runs on {name}. {_legend(rows)} ≤ marks cells whose tensors alone exceed the GPU: they are certain not "
-        "to run, and the headroom is this or less."
+        f"Dry runs on {card.name}. {_legend(rows)} ≤ marks cells whose tensors alone exceed the GPU: they are certain "
+        "not to run, and the headroom is this or less."
     )
 
 
-def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
-    """Draw a map of verdicts and headroom around the plan, once it is opened."""
+def map_view(request: GenerationRequest, cards: Sequence[Card], one: Answered, library: Library | None) -> None:
+    """Draw a map of verdicts and headroom around the plan, once it is opened.
+
+    The map of batches is of one GPU.
+    """
     if library is None or not cards:
         return
     box = st.expander("Map of sizes, GPUs and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
@@ -177,6 +177,9 @@ def map_view(request: GenerationRequest, cards: Sequence[Card], library: Library
     with box:
         kind = _kind()
         try:
-            (_by_card if kind == BY_GPU else _by_batch)(request, cards, library)
+            if kind == BY_GPU:
+                _by_card(request, cards, library)
+            else:
+                _by_batch(request, one.answer.card, library)
         except NoProgram as error:
             st.info(f"There is no dry run to draw: {sentence(str(error))}", icon=":material/info:")

@@ -184,3 +184,10 @@ def picture_png(spec: Spec) -> bytes:
     import vl_convert
 
     return vl_convert.vegalite_to_png(spec, scale=_SCALE)
+
+
+def picture_svg(spec: Spec) -> str:
+    """Return the page as an SVG, whose text stays text."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(spec)

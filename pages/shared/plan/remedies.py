@@ -8,45 +8,26 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.frame.escape import plain, sentence
-from pages.shared.frame.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, WORKERS_KEY, plan, take
+from pages.shared.frame.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, WORKERS_KEY, plan, planned, take
 from pages.shared.plan.verdicts import Answered, verdict_badge
 from planner.alternatives.remedies import Remedies, Remedy, remedies
+from planner.answer import Verdict
 from planner.cards.lookup import Card
 from planner.errors import NoProgram
+from planner.plan import Plan, default_of
 from planner.programs.library import Library
+from planner.report.summary import deciding_need
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
-_KEY, _PICKED, _OPEN = "remedies-card", "remedies-card-picked", "remedies-open"
+_OPEN = "remedies-open"
+# The remedy that was applied last, the values that it replaced, and the plan that it made.
+APPLIED = "remedy-applied"
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _tried(_library: Library, digest: str, request: GenerationRequest, card: Card) -> Remedies:
     return remedies(request, card, _library)
-
-
-def _picked() -> None:
-    st.session_state[_PICKED] = st.session_state[_KEY]
-
-
-def _choose_card(shown: Sequence[Answered]) -> Card:
-    """Draw the choice of GPU; its default is the first GPU that does not fit."""
-    by_name = {one.answer.card.name: one.answer.card for one in shown}
-    if len(by_name) == 1:
-        return shown[0].answer.card
-    first = next((one for one in shown if one.dry_run.verdict != "fits"), shown[0]).answer.card.name
-    picked = st.session_state.get(_PICKED)
-    st.session_state[_KEY] = picked if picked in by_name else first
-    name = st.segmented_control(
-        "GPU to fit",
-        list(by_name),
-        required=True,
-        key=_KEY,
-        on_change=_picked,
-        wrap=True,
-        help="The dry run replays each change on this GPU.",
-    )
-    return by_name[name or first]
 
 
 def _changes_of(remedy: Remedy) -> dict[str, Any]:
@@ -58,6 +39,44 @@ def _changes_of(remedy: Remedy) -> dict[str, Any]:
         return {WORKERS_KEY: card.workers}
     chosen = plan().get(CARDS_KEY, DEFAULT_CARD_NAMES)
     return {CARDS_KEY: list(dict.fromkeys([*chosen, card.whole.name]))}
+
+
+def _apply(remedy: Remedy) -> None:
+    """Take a remedy into the plan, and remember how to undo it."""
+    changes = _changes_of(remedy)
+    before = {name: plan().get(name, default_of(name)) for name in changes}
+    take(changes)
+    st.session_state[APPLIED] = (remedy, before, planned(remedy.request))
+
+
+def _undo() -> None:
+    _, before, _ = st.session_state.pop(APPLIED)
+    take(before)
+
+
+def applied_view(now: Plan) -> None:
+    """Say what the applied remedy came to, with a button that undoes it.
+
+    Nothing is drawn once the plan has changed again.
+    """
+    if APPLIED not in st.session_state:
+        return
+    remedy, _, made = st.session_state[APPLIED]
+    if now != made:
+        del st.session_state[APPLIED]
+        return
+    answer, need = remedy.answer, deciding_need(remedy.answer)
+    headroom = "" if need is None else f", {signed_gib(answer.card.usable_bytes - need)}"
+    st.markdown(
+        f":material/check: **{plain(remedy.title)}** is applied: by the dry run, {plain(answer.card.name)} "
+        f"{_now(answer.verdict)}{headroom}.",
+        width="content",
+    )
+    st.button("Undo", icon=":material/undo:", key="undo-remedy", on_click=_undo)
+
+
+def _now(verdict: Verdict) -> str:
+    return {"fits": "fits", "tight": "is tight", "no": "does not run", "unknown": "has no answer"}[verdict]
 
 
 def _remedy(remedy: Remedy) -> None:
@@ -75,9 +94,9 @@ def _remedy(remedy: Remedy) -> None:
             "Add this GPU" if remedy.keys == ("card",) else "Apply",
             key=f"remedy-{'-'.join(remedy.keys)}",
             icon=":material/check:",
-            help="Sets the controls of the plan. The browser's back button undoes one control at a time.",
-            on_click=take,
-            args=(_changes_of(remedy),),
+            help="Sets the controls of the plan.",
+            on_click=_apply,
+            args=(remedy,),
         )
 
 
@@ -119,39 +138,35 @@ def _all(found: Remedies) -> None:
 
 
 def _savings(found: Remedies) -> None:
-    st.markdown(
-        f"It fits {plain(found.base.card.name)} with {gib(found.base.headroom_bytes or 0)} to spare. "
-        + ("These changes would leave more:" if found.useful else "No change that was tried would leave more.")
-    )
+    st.markdown("These changes would leave more:" if found.useful else "No change that was tried would leave more.")
     _grid(found.useful)
     if found.useless:
         st.markdown("No help here:")
         _list(found.useless)
 
 
-def _draw(request: GenerationRequest, shown: Sequence[Answered], library: Library) -> None:
-    card = _choose_card(shown)
+def remedies_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
+    """Draw the changes that make the request fit this GPU, or that save memory where it fits."""
+    if library is None:
+        st.info("Changes are tried by the dry run, whose memory programs are not there yet.", icon=":material/info:")
+        return
+    if one.dry_run.verdict != "fits":
+        _draw(request, one, library)
+        return
+    spare = one.answer.card.usable_bytes - (deciding_need(one.dry_run) or 0)
+    st.markdown(f"It fits {plain(one.answer.card.name)} with {gib(spare)} to spare at worst, by the dry run.")
+    # Trying every change takes longer than all else on the page.
+    box = st.expander("What would save memory", key=_OPEN, on_change="rerun")
+    if box.open:
+        with box:
+            _draw(request, one, library)
+
+
+def _draw(request: GenerationRequest, one: Answered, library: Library) -> None:
     try:
         with st.spinner("Trying changes"):
-            found = _tried(library, library.digest, request, card)
+            found = _tried(library, library.digest, request, one.answer.card)
     except NoProgram as error:
         st.info(f"There is no dry run to try changes on: {sentence(str(error))}", icon=":material/info:")
         return
     (_savings if found.base.verdict == "fits" else _all)(found)
-
-
-def remedies_view(request: GenerationRequest, shown: Sequence[Answered], library: Library | None) -> None:
-    """Draw changes that make the request fit one GPU.
-
-    If it fits all GPUs, changes that save memory are tried once the user opens them.
-    """
-    if library is None or not shown:
-        return
-    if all(one.dry_run.verdict == "fits" for one in shown):
-        box = st.expander("What would save memory", key=_OPEN, on_change="rerun", icon=":material/compress:")
-        if box.open:
-            with box:
-                _draw(request, shown, library)
-        return
-    st.subheader("What would make it fit, by the dry run", anchor=False)
-    _draw(request, shown, library)

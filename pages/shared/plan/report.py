@@ -9,15 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import streamlit as st
 
 from cache.machine.versions import planned_for
-from pages.shared.frame.plan_state import API_PATH, check_query
+from pages.shared.frame.plan_state import API_PATH, PICTURE_PATH, check_query
 from pages.shared.plan.memory import card_to_look_at, need_parts
-from pages.shared.plan.picture import picture_png, picture_spec
+from pages.shared.plan.picture import picture_png, picture_spec, picture_svg
 from pages.shared.plan.verdicts import Answered
 from planner.alternatives.images import ImageRow
 from planner.cards.lookup import Card
@@ -55,11 +55,18 @@ class Report(NamedTuple):
         return f"{fit_markdown(plan.request, answers, planned_for(), *commands, images=images)}\n".encode()
 
     def png(self) -> bytes:
-        """Draw one page: the verdicts, the memory of each GPU, and a dry run over time."""
+        """Draw one page as a PNG: verdicts, memory of each GPU, and the most telling one's memory over time."""
+        return picture_png(self._picture())
+
+    def svg(self) -> str:
+        """Draw the same page as an SVG."""
+        return picture_svg(self._picture())
+
+    def _picture(self) -> dict[str, Any]:
         request, answers = self.found.plan.request, self.found.answers
         rows = [(answer, need_parts(answer, request, self.library)) for answer in answers]
         notes = fit_notes(request, answers)
-        return picture_png(picture_spec(request, rows, self._timeline(), notes, self.caption(), self.found.images))
+        return picture_spec(request, rows, self._timeline(), notes, self.caption(), self.found.images)
 
     def caption(self, now: datetime | None = None) -> str:
         """Say when, with which versions and on what basis this was planned."""
@@ -97,7 +104,7 @@ def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library |
     if not shown:
         return
     report, request, images = Report(found, tuple(shown), library), found.plan.request, found.images
-    st.subheader("Export", anchor=False)
+    st.markdown("**Files**")
     files = (
         ("JSON", "json", report.json, "application/json", "The output of `fit --json`, with sizes in bytes."),
         ("Markdown", "md", report.markdown, "text/markdown", "For a ticket: verdicts, notes, versions, the command."),
@@ -125,9 +132,12 @@ def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library |
             "For scripts that cannot run Python: the JSON above, with the exit code of the worst verdict in the header "
             "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
         )
-        st.code(f"curl -si '{_address()}?{check_query(found.plan)}'", language="bash", wrap_lines=True)
+        query = check_query(found.plan)
+        st.code(f"curl -si '{_address(API_PATH)}?{query}'", language="bash", wrap_lines=True)
+        st.caption("The picture above as an SVG, for a README or a wiki; it is drawn when somebody looks at it.")
+        st.code(f"{_address(PICTURE_PATH)}?{query}", language=None, wrap_lines=True)
 
 
-def _address() -> str:
+def _address(path: str) -> str:
     """Return the address of the HTTP answers, as the visitor of this page reaches it."""
-    return urljoin(st.context.url or "http://127.0.0.1:8501/", API_PATH.lstrip("/"))
+    return urljoin(st.context.url or "http://127.0.0.1:8501/", path.lstrip("/"))

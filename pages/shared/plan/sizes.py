@@ -16,7 +16,6 @@ from planner.programs.library import Library
 from planner.request import GenerationRequest
 from planner.units import gib
 
-_OPEN = "sizes-open"
 _BATCH = "Batch"
 # Shorter work would end before anybody has read its progress bar.
 SHOWN_AFTER_S = 0.5
@@ -128,11 +127,8 @@ def _draw(request: GenerationRequest, cards: Sequence[Card], library: Library) -
 
 
 def sizes_view(request: GenerationRequest, cards: Sequence[Card], library: Library | None) -> None:
-    """Draw what fits on each GPU, and the smallest GPU, once the user opens it."""
+    """Draw what fits on each GPU, and the smallest GPU for the plan."""
     if library is None or not cards:
         return
-    title = "Largest size and batch on each GPU"
-    box = st.expander(title, key=_OPEN, on_change="rerun", icon=":material/aspect_ratio:")
-    if box.open:
-        with box:
-            _draw(request, cards, library)
+    st.header("Largest size and batch on each GPU", anchor=False)
+    _draw(request, cards, library)

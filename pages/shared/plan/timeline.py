@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from pages.shared.frame.escape import sentence
-from pages.shared.plan.memory import PartRow, card_to_look_at, part_rows
+from pages.shared.plan.memory import PartRow, part_rows
 from pages.shared.plan.timeline_chart import is_far, peak_bar, stage_name, timeline_chart
 from pages.shared.plan.verdicts import Answered
 from planner.answer import Answer
@@ -16,31 +16,6 @@ from planner.programs.library import Library
 from planner.replay.timeline import Timeline, timeline_of
 from planner.request import GenerationRequest
 from planner.units import gib, gib_value
-
-_KEY, _PICKED = "over-time", "over-time-picked"
-
-
-def _picked() -> None:
-    st.session_state[_PICKED] = st.session_state[_KEY]
-
-
-def choose_card(shown: Sequence[Answered]) -> Answered:
-    """Draw the choice of GPU; its default is the first GPU that does not fit, if any."""
-    st.subheader("Memory over time, by the dry run", anchor=False)
-    by_name = {one.answer.card.name: one for one in shown}
-    picked = st.session_state.get(_PICKED)
-    st.session_state[_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
-    name = st.segmented_control(
-        "GPU to show",
-        list(by_name),
-        required=True,
-        wrap=True,
-        key=_KEY,
-        on_change=_picked,
-        help="The chart and the comparison with the formula are for this GPU: the workspace of its kernels, within its "
-        "usable memory less the CUDA context.",
-    )
-    return by_name[name or shown[0].answer.card.name]
 
 
 def where(module: str) -> str:
@@ -119,6 +94,7 @@ def trouble_sentence(timeline: Timeline) -> str | None:
 def timeline_view(request: GenerationRequest, one: Answered, library: Library | None) -> None:
     """Draw the dry run of this request on one GPU, from loading to the last stage."""
     card, dry_run = one.answer.card, one.dry_run
+    st.header(f"Memory over time on {card.name}", anchor=False)
     if library is None:
         st.info("The dry run needs memory programs, which are not there yet.", icon=":material/info:")
         return
@@ -141,9 +117,23 @@ def timeline_view(request: GenerationRequest, one: Answered, library: Library | 
     )
     rows = part_rows(timeline.parts)
     held = sum(row.size_bytes for row in rows)
-    st.markdown(f"**At the peak** {gib(held)} of the GPU are in use: torch's reserved memory and the CUDA context.")
+    st.markdown(
+        f"**At the peak** {gib(held)} of the GPU are in use: torch's reserved memory and the CUDA context. "
+        f"{_need_words(dry_run, held)}"
+    )
     peak_bar(rows)
     _table(rows)
+
+
+def _need_words(dry_run: Answer, held_bytes: int) -> str:
+    """Explain why the need differs from what is in use on this GPU."""
+    need, usable = dry_run.need_bytes, dry_run.card.usable_bytes
+    if need is None or need <= usable:
+        return ""
+    return (
+        f"With room to spare, the request would take {gib(need)}, its need. This GPU has {gib(usable)}, so the "
+        f"allocator freed unused segments and used kernels with less workspace, and held {gib(held_bytes)}."
+    )
 
 
 def _table(rows: Sequence[PartRow]) -> None:

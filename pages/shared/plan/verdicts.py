@@ -9,14 +9,15 @@ import streamlit as st
 
 from pages.shared.frame.escape import plain, sentence, typeset
 from pages.shared.frame.plan_state import LOOK_KEY
-from planner.answer import Answer, Verdict
+from planner.answer import SIGNS, Answer, Verdict
 from planner.calibration.calibrate import NOMINAL
 from planner.cards.lookup import Card
 from planner.fit import fit
 from planner.programs.library import Library
+from planner.report.summary import deciding_need, summary
 from planner.report.text import card_notes
 from planner.request import GenerationRequest
-from planner.units import gib, signed_gib
+from planner.units import gib, gib_value, signed_gib
 
 
 class Look(NamedTuple):
@@ -35,6 +36,11 @@ LOOKS: dict[Verdict, Look] = {
     "no": Look(":material/cancel:", "red"),
     "unknown": Look(":material/help:", "gray"),
 }
+
+
+_BEST_FIRST: tuple[Verdict, ...] = ("fits", "tight", "unknown", "no")
+# More boxes than these would push everything else off the screen.
+MOST_BOXES = 6
 
 
 class Answered(NamedTuple):
@@ -80,9 +86,8 @@ def minimum_line(answer: Answer) -> str | None:
     minimum, usable, headroom = answer.minimum_bytes, answer.card.usable_bytes, answer.headroom_bytes
     if answer.verdict not in ("tight", "no") or minimum is None or headroom is None:
         return None
-    if answer.verdict == "tight" and headroom >= 0:
-        upper = f", {gib(answer.worst_need_bytes)}" if answer.worst_need_bytes is not None else ""
-        return f"fits, but not at the upper end of its range{upper}"
+    if answer.verdict == "tight" and headroom >= 0 and answer.worst_need_bytes is not None:
+        return f"fits, but not at the upper end of its range, {gib(answer.worst_need_bytes)}"
     if minimum == answer.need_bytes:
         return None
     if answer.verdict == "no":
@@ -109,31 +114,90 @@ def other_line(other: Answer) -> str:
     return f"{other.basis}: {other.verdict}{needs}{caution}"
 
 
-def verdict_card(shown: Answered) -> None:
-    """Draw a box with one GPU's verdict, headroom, need, basis, and the other method's verdict."""
-    answer = shown.answer
-    with st.container(border=True, height="stretch"):
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.markdown(f"**{answer.card.name}**", width="content")
-            verdict_badge(answer.verdict)
-        if answer.need_bytes is None or answer.headroom_bytes is None:
+def answer_view(request: GenerationRequest, answers: Sequence[Answer]) -> None:
+    """Draw the answer in a sentence or two, above everything else."""
+    best = next(verdict for verdict in _BEST_FIRST if any(answer.verdict == verdict for answer in answers))
+    box = {"fits": st.success, "tight": st.warning, "no": st.error, "unknown": st.info}[best]
+    first, _, rest = summary(answers).partition(". ")
+    text = f"**{plain(first.removesuffix('.'))}.**" + (f" {plain(rest)}" if rest else "")
+    box(f"{text}  \n{plain(request.describe())}.", icon=LOOKS[best].icon)
+
+
+def verdict_boxes(shown: Sequence[Answered]) -> None:
+    """Draw a box for each GPU, three in a row where there is room; many GPUs are a table."""
+    if len(shown) > MOST_BOXES:
+        _verdict_table([one.answer for one in shown])
+        return
+    for start in range(0, len(shown), 3):
+        for column, one in zip(st.columns(3 if len(shown) > 2 else 2), shown[start : start + 3], strict=False):
+            with column:
+                _verdict_box(one)
+
+
+def _verdict_box(shown: Answered) -> None:
+    """Draw one GPU's verdict, what is left over at worst, what it needs, and what that rests on."""
+    answer, look = shown.answer, LOOKS[shown.answer.verdict]
+    need = deciding_need(answer)
+    with st.container(border=True, height="stretch", gap="small"):
+        st.markdown(f"**{plain(answer.card.name)}**")
+        st.header(f":{look.color}[{look.icon} {answer.verdict}]", anchor=False)
+        if need is None:
             lines = [sentence(answer.reason or "no answer"), f"basis: {answer.basis}"]
         else:
+            is_ranged = answer.worst_need_bytes is not None
             st.metric(
-                "Headroom",
-                signed_gib(answer.headroom_bytes),
-                help="Usable memory minus need. If negative, that much memory is missing.",
+                "Headroom at worst" if is_ranged else "Headroom",
+                signed_gib(answer.card.usable_bytes - need),
+                help="Usable memory minus the need, or the upper end of the need if it is a range. If negative, that "
+                "much memory is missing.",
             )
+            upper = f", up to {gib(need)}" if is_ranged and need != answer.need_bytes else ""
             lines = [
-                f"needs {gib(answer.need_bytes)} of {gib(answer.card.usable_bytes)} usable",
+                f"needs {gib(answer.need_bytes or 0)}{upper} of {gib(answer.card.usable_bytes)} usable",
                 minimum_line(answer),
                 f"basis: {answer.basis}{_CAUTION.get(answer.basis, '')}",
-                "uncertain: see Assumptions below" if answer.assumptions else None,
+                "uncertain: see Assumptions under Why" if answer.assumptions else None,
                 interval_line(answer),
             ]
         if not answer.card.runs_pinned_torch:
             lines.append("for planning only: too old for the current torch")
         st.caption("  \n".join(line for line in (*lines, other_line(shown.other)) if line))
+
+
+def _verdict_table(answers: Sequence[Answer]) -> None:
+    """Draw a row for each GPU, the best verdict and the most headroom first."""
+
+    def place(answer: Answer) -> tuple[int, int]:
+        need = deciding_need(answer)
+        return _BEST_FIRST.index(answer.verdict), (need or 0) - answer.card.usable_bytes
+
+    def size(size_bytes: int | None) -> float | None:
+        return None if size_bytes is None else gib_value(size_bytes)
+
+    rows = [
+        {
+            "GPU": answer.card.name,
+            "Verdict": f"{SIGNS[answer.verdict]} {answer.verdict}",
+            "Headroom": None if (need := deciding_need(answer)) is None else size(answer.card.usable_bytes - need),
+            "Need": size(deciding_need(answer)),
+            "Usable": size(answer.card.usable_bytes),
+            "Basis": answer.basis,
+        }
+        for answer in sorted(answers, key=place)
+    ]
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        rows,
+        hide_index=True,
+        placeholder="–",
+        alt="Each GPU's verdict, headroom at worst, need at worst, and usable memory",
+        column_config={
+            "GPU": st.column_config.TextColumn("GPU", pinned=True),
+            "Headroom": number("Headroom", format="%+.2f GiB", help="Usable memory minus the need at worst."),
+            "Need": number("Need", format="%.2f GiB", help="The upper end of the need."),
+            "Usable": number("Usable", format="%.2f GiB"),
+        },
+    )
 
 
 def name_of(card: Card) -> str:

@@ -1,19 +1,18 @@
 """Test the other controls: common sizes, prompt, image, list of images, and options in a link."""
 
 import json
+from functools import partial
 from io import BytesIO
 
 import pytest
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from pages.shared.controls.presets import PRESETS
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
-from planner.units import gib, signed_gib
-from tests.conftest import ROOT
-from tests.ui.conftest import PAGES, texts
+from planner.units import gib
+from tests.ui.conftest import PAGES, answered, headroom, texts
 
 
 def png(width: int, height: int) -> bytes:
@@ -55,8 +54,7 @@ def test_a_common_size_sets_and_follows_width_and_height(open_page, no_driver, p
 def test_a_common_size_reaches_the_verdicts(open_page):
     at = open_page(gpu=["T4"])
     at.selectbox(key="preset").set_value((1920, 1080)).run()
-    need = fit(GenerationRequest(width=1920, height=1080), card_named("T4"))
-    assert at.metric[0].value == signed_gib(need.headroom_bytes)
+    assert at.metric[0].value == headroom(fit(GenerationRequest(width=1920, height=1080), card_named("T4")))
 
 
 def test_swap_exchanges_width_and_height(open_page):
@@ -73,7 +71,7 @@ def test_swap_exchanges_width_and_height(open_page):
     [("a photo of a cat", 7, "7 tokens. "), ("cat " * 100, 77, "102 tokens, cut at 77. ")],
 )
 def test_a_prompt_sets_the_prompt_tokens(open_page, prompt, tokens, shown):
-    at = open_page()
+    at = open_page(tab="Why")
     before = at.metric[0].value
     at.text_area(key="prompt").set_value(prompt).run()
     assert not at.exception
@@ -121,14 +119,8 @@ def test_a_file_that_is_no_image_changes_nothing(open_page):
 
 
 @pytest.fixture
-def open_list():
-    def open_(**params) -> AppTest:
-        at = AppTest.from_file(str(ROOT / "tests/ui/batch_page.py"), default_timeout=30)
-        for name, value in params.items():
-            at.query_params[name] = value
-        return at.run()
-
-    return open_
+def open_list(open_page):
+    return partial(open_page, tab="Several images")
 
 
 def test_the_worst_listed_image_decides(open_list):
@@ -148,15 +140,26 @@ def test_the_worst_listed_image_decides(open_list):
     assert f"**T4** ▲ tight: 2048×2048 needs {gib(worst)} of {gib(t4.usable_bytes)}" in shown
     assert "**A100-40GB** ✓ fits: 2048×2048 needs" in shown
     assert sum(answer.need_bytes for answer in answers) > worst
-    assert expanded(at, "List of images")
     assert at.query_params["images"] in ("512x512,2048x2048,1024x1024*2", ["512x512,2048x2048,1024x1024*2"])
 
 
-def test_an_empty_list_is_closed(open_list):
+def test_an_empty_list_has_no_answers(open_list):
     at = open_list()
     assert not at.exception
-    assert not expanded(at, "List of images")
+    # The table for typing is there, and no other.
+    assert [list(frame.value.columns) for frame in at.dataframe] == [["Width", "Height", "At once"]]
+    assert "The worst image decides" not in texts(at.markdown)
     assert "images" not in at.query_params
+
+
+def test_a_list_counts_while_its_tab_is_closed(open_page, open_list):
+    params = {"images": "4096x4096,512x512", "gpu": ["T4"]}
+    shut, drawn = open_page(**params), open_list(**params)
+    assert not shut.exception and not drawn.exception
+    assert not shut.dataframe and len(drawn.dataframe) == 2
+    assert texts(shut.error) == texts(drawn.error)
+    assert "2 images listed under Several images" in texts(shut.error)
+    assert shut.query_params["images"] in (params["images"], [params["images"]])
 
 
 def test_several_uploads_become_the_list(open_list):
@@ -198,7 +201,7 @@ def test_a_wrong_list_in_a_link_warns(open_list, images, told):
     at = open_list(images=images)
     assert not at.exception
     [warning] = at.warning
-    assert f"Part of this link was ignored: {told}" in texts([warning])
+    assert texts([warning]).startswith(f"Parts of this link were not used:\n- {told}")
     assert texts([warning]).endswith("; none is shown instead.")
     assert at.query_params.get("images") in (None, [])
 
@@ -206,14 +209,14 @@ def test_a_wrong_list_in_a_link_warns(open_list, images, told):
 def test_the_lists_verdict_is_on_top_and_in_every_report(open_page, monkeypatch):
     reports = []
     monkeypatch.setattr("streamlit.download_button", lambda label, make, name, *_, **__: reports.append((make, name)))
-    at = open_page(gpu=["T4", "A100-40GB"], images="4096x4096,512x512")
+    at = open_page(gpu=["T4", "A100-40GB"], images="4096x4096,512x512", tab="Export")
     assert not at.exception
     [notice] = at.error
     need = gib(fit(GenerationRequest(width=4096, height=4096), card_named("T4")).need_bytes)
     assert f"- **T4** ✕ no: 4096×4096 needs {need} of" in texts([notice])
     assert "- **A100-40GB** ▲ tight: 4096×4096 needs" in texts([notice])
-    assert "](#several-images)" in notice.value and at.subheader[-2].anchor == "several-images"
-    assert "The verdicts below are for 512×512, batch 1 alone." in texts([notice])
+    assert "**2 images listed under Several images**" in notice.value
+    assert "All other verdicts on this page are for 512×512, batch 1 alone." in texts([notice])
     drawn = [element.type for element in at.main]
     assert drawn.index("error") < drawn.index("metric")
     # What its verdict means is said with the others'.
@@ -227,4 +230,5 @@ def test_the_lists_verdict_is_on_top_and_in_every_report(open_page, monkeypatch)
 
 def test_without_images_the_list_is_not_mentioned(open_page):
     at = open_page(gpu=["T4"])
-    assert not at.exception and not at.error and not at.success
+    assert not at.exception and not at.error and not at.warning
+    assert len(at.success) == 1 and "listed" not in answered(at)

@@ -11,7 +11,12 @@ from pages.shared.frame.uploads import limit_mb
 from tests.conftest import ROOT
 from tests.ui.conftest import texts
 
-PAGES = {"streamlit_app.py": 2, "pages/1_Verify.py": 1, "pages/2_History.py": 1}
+PAGES = [
+    ("streamlit_app.py", {}, 1),
+    ("streamlit_app.py", {"tab": "Several images"}, 2),
+    ("pages/1_Verify.py", {}, 1),
+    ("pages/2_History.py", {}, 1),
+]
 CONFIG = tomllib.loads((ROOT / ".streamlit/config.toml").read_text())
 
 
@@ -31,13 +36,13 @@ def test_uploaders_have_no_limit_of_their_own():
 
 
 @pytest.mark.parametrize("limit", [100, 7])
-@pytest.mark.parametrize(("page", "count"), PAGES.items())
-def test_every_uploader_names_the_servers_limit(open_page, no_driver, page, count, limit):
+@pytest.mark.parametrize(("page", "params", "count"), PAGES)
+def test_every_uploader_names_the_servers_limit(open_page, no_driver, page, params, count, limit):
     """Check the default limit and another one set for the server."""
     was = limit_mb()
     st.config.set_option("server.maxUploadSize", limit)
     try:
-        at = open_page(page)
+        at = open_page(page, **params)
     finally:
         st.config.set_option("server.maxUploadSize", was)
     uploaders = at.get("file_uploader")

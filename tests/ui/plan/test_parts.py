@@ -92,6 +92,8 @@ def test_minimum_line():
     assert "which only some of these GPUs have" in minimum_line(replace(tight, minimum_bytes=usable + 1))
     ranged = replace(fits, verdict="tight", worst_need_bytes=5 * gibibyte)
     assert minimum_line(ranged) == "fits, but not at the upper end of its range, 5.00 GiB"
+    # A measured need has no range: where it is tight, its runs had allocator retries.
+    assert minimum_line(replace(fits, verdict="tight", basis="measured", minimum_bytes=fits.need_bytes)) is None
     missed = replace(tight, verdict="no", minimum_bytes=usable + gibibyte)
     assert minimum_line(missed) == "cannot run: minimum 15.56 GiB, 1.00 GiB short"
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from io import BytesIO
+from types import SimpleNamespace
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from PIL import Image
@@ -13,13 +15,14 @@ from streamlit.testing.v1 import AppTest
 from cache.machine.versions import installed
 from pages.shared.plan.picture import picture_spec
 from pages.shared.plan.report import Report, file_name
+from pages.shared.plan.share import link_of
 from pages.shared.plan.verdicts import beside
 from planner.alternatives.images import answer_images, parse_images
 from planner.answer import SIGNS
 from planner.cards.lookup import CATALOGUE, card_named
 from planner.cli.main import main
 from planner.fit import fit
-from planner.plan import Plan, answer_plan
+from planner.plan import DEFAULT_GPUS, Plan, answer_plan
 from planner.programs.files import shipped
 from planner.replay.timeline import timeline_of
 from planner.report.script import snippet
@@ -194,6 +197,59 @@ def test_files_are_made_on_demand(monkeypatch):
     assert [one.label for one in at.expander][-2:] == ["The planned call in Python", "The same check over HTTP"]
     assert "/api/fit?width=768&gpu=T4" in at.code[1].value
     assert "the memory that torch reserved" in texts(at.caption)
+
+
+def shared_link(at: AppTest) -> str:
+    """Return the link in the box that the Share button opens."""
+    [box] = [one for one in at.get("popover") if one.proto.popover.label == "Share"]
+    [link] = box.code
+    return link.value
+
+
+SHARED = {
+    "task": "txt2img",
+    "width": "1024",
+    "height": "768",
+    "vae_tiling": "true",
+    "offload": "model",
+    "guidance_scale": "1.0",
+    "steps": "20",
+    "basis": "dry-run",
+    "published": "false",
+    "workers": "2",
+    "images": "512x512,1024x1024*2",
+    "gpu": ["RTX 4060", "A100-40GB 3g.20gb"],
+}
+
+
+@pytest.mark.parametrize("tab", ["Make it fit", "Several images"])
+@pytest.mark.parametrize("given", [{}, {"width": "768"}, SHARED])
+def test_the_shared_link_is_the_plan(open_page, given, tab):
+    at = open_page(**given, tab=tab)
+    assert not at.exception
+    pairs = parse_qsl(urlsplit(shared_link(at)).query, keep_blank_values=True)
+    expected = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
+    gpus = () if "gpu" in given else [("gpu", name) for name in DEFAULT_GPUS]
+    assert Plan.from_query(pairs) == Plan.from_query([*expected, *gpus])
+    # Whoever opens the link has the same plan to share.
+    again: dict[str, list[str]] = {}
+    for name, value in pairs:
+        again.setdefault(name, []).append(value)
+    assert shared_link(open_page(**again)) == shared_link(at)
+
+
+def test_the_shared_link_follows_the_controls(open_page):
+    at = open_page()
+    at.number_input(key="batch").set_value(4).run()
+    plan = Plan.from_query(parse_qsl(urlsplit(shared_link(at)).query))
+    assert plan == Plan(request=GenerationRequest(batch=4), gpus=DEFAULT_GPUS)
+
+
+def test_a_link_leads_to_the_address_of_the_visitor(open_page, monkeypatch):
+    assert "This address works on this machine only." in texts(open_page().caption)
+    here = SimpleNamespace(context=SimpleNamespace(url="https://planner.example.org/app/Verify"))
+    monkeypatch.setattr("pages.shared.plan.share.st", here)
+    assert link_of(Plan(gpus=("T4",))) == "https://planner.example.org/app/?gpu=T4"
 
 
 def test_a_file_is_named_by_its_plan():

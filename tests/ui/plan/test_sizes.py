@@ -24,30 +24,42 @@ T4 = card_named("T4")
 
 @pytest.fixture
 def opened():
-    """Open the views by a link, with these boxes open."""
+    """Open the views by a link, with the map open or closed."""
 
-    def open_(*boxes: str, **params) -> AppTest:
+    def open_(*, with_map: bool = False, **params) -> AppTest:
         at = AppTest.from_file(str(ROOT / "tests/ui/sizes_page.py"), default_timeout=60)
         for name, value in params.items():
             at.query_params[name] = value
-        for box in boxes:
-            at.session_state[box] = True
+        at.session_state["map-open"] = with_map
         return at.run()
 
     return open_
 
 
-def test_closed_sections_compute_nothing(opened, monkeypatch):
-    monkeypatch.setattr("planner.alternatives.sizes.sizes", None)
-    monkeypatch.setattr("planner.alternatives.size_map.by_card", None)
+def sizes_of(at: AppTest):
+    """Return the table of the largest sizes, which comes first."""
+    return at.dataframe[0].value
+
+
+def map_of(at: AppTest):
+    """Return the table of the open map."""
+    return at.dataframe[1].value
+
+
+def test_a_closed_map_computes_nothing(opened, monkeypatch):
+    asked = []
+    for name in ("by_card", "by_batch"):
+        monkeypatch.setattr(f"pages.shared.plan.map.{name}", lambda *_, name=name: asked.append(name) or [])
     at = opened()
-    assert not at.exception and not at.dataframe
+    assert not at.exception and len(at.dataframe) == 1
+    assert [box.label for box in at.expander if "Map" in box.label] == ["Map of sizes, GPUs and batches"]
+    assert not asked
 
 
 def test_each_gpu_has_a_row_of_largest_sizes(opened):
-    at = opened("sizes-open", gpu=["T4", "RTX 4060"], width="768")
+    at = opened(gpu=["T4", "RTX 4060"], width="768")
     assert not at.exception
-    table = at.dataframe[0].value
+    table = sizes_of(at)
     assert list(table.columns) == ["GPU", "Square", "3:2", "16:9", "9:16", "Batch"]
     for row, name in zip(table.to_dict("records"), ("T4", "RTX 4060"), strict=True):
         found = sizes(GenerationRequest(width=768), card_named(name))
@@ -58,18 +70,18 @@ def test_each_gpu_has_a_row_of_largest_sizes(opened):
 
 
 def test_the_smallest_gpu_of_the_catalogue_is_named(opened):
-    at = opened("sizes-open", gpu=["RTX 4060"], width="2048", height="2048", batch="2")
+    at = opened(gpu=["RTX 4060"], width="2048", height="2048", batch="2")
     assert "None of these GPUs fits the plan" in texts(at.markdown)
     fitting = [c for c in CATALOGUE if fit(GenerationRequest(width=2048, height=2048, batch=2), c).verdict == "fits"]
     smallest = min(fitting, key=lambda card: card.usable_bytes)
     assert f"The smallest GPU of the catalogue: **{smallest.name}**" in texts(at.markdown)
-    assert at.dataframe[0].value["Batch"].tolist() == ["none"]
+    assert sizes_of(at)["Batch"].tolist() == ["none"]
 
 
 def test_the_map_matches_the_verdicts(opened):
-    at = opened("map-open", gpu=["T4", "RTX 4060"], width="1024", height="1024")
+    at = opened(with_map=True, gpu=["T4", "RTX 4060"], width="1024", height="1024")
     assert not at.exception
-    table = at.dataframe[0].value.set_index("GPU")
+    table = map_of(at).set_index("GPU")
     signs = set()
     for name in table.index:
         for size in list(table.columns)[::2]:
@@ -85,22 +97,31 @@ def test_the_map_matches_the_verdicts(opened):
 
 
 def test_the_map_of_the_whole_catalogue(opened):
-    at = opened("map-open", gpu=["RTX 4060"], map_all="true")
-    assert sorted(at.dataframe[0].value["GPU"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
+    at = opened(with_map=True, gpu=["RTX 4060"], map_all="true")
+    assert sorted(map_of(at)["GPU"]) == sorted(card.name for card in (*CATALOGUE, *SLICES))
 
 
 def test_the_map_of_batches_marks_bounds(opened):
-    at = opened("map-open", gpu=["T4"], map=BY_BATCH, batch="5")
-    table = at.dataframe[0].value
+    at = opened(with_map=True, gpu=["T4"], map=BY_BATCH, batch="5")
+    table = map_of(at)
     assert "5" in table["Batch"].tolist()
     bounds = [text for row in table.to_numpy().tolist() for text in row if "≤" in text]
     assert bounds and all(text.startswith("✕ ≤ −") for text in bounds)
     assert "this or less" in texts(at.caption)
 
 
+def test_the_map_of_batches_is_of_the_gpu_in_detail(opened):
+    at = opened(with_map=True, gpu=["T4", "RTX 4060"], width="1024", height="1024", map=BY_BATCH)
+    for name in ("T4", "RTX 4060"):
+        at.segmented_control(key="detail").set_value(name).run()
+        assert f"Dry runs on {name}." in texts(at.caption)
+        first = cell(GenerationRequest(width=1024, height=1024), card_named(name), shipped())
+        assert map_of(at).set_index("Batch").loc["1", "1024×1024"] == cell_text(first)
+
+
 def test_the_map_keeps_the_plans_shape(opened):
-    at = opened("map-open", gpu=["T4"], width="1280", height="720", map_shape="as asked")
-    sizes_shown = [name for name in at.dataframe[0].value.columns if name != "GPU"]
+    at = opened(with_map=True, gpu=["T4"], width="1280", height="720", map_shape="as asked")
+    sizes_shown = [name for name in map_of(at).columns if name != "GPU"]
     assert all(abs(int(w) / int(h) - 16 / 9) < 0.1 for w, h in (name.split("×") for name in sizes_shown))
 
 
@@ -110,35 +131,32 @@ def test_without_programs_the_sections_say_so(opened, monkeypatch):
 
     monkeypatch.setattr("pages.shared.plan.sizes.sizes", missing)
     monkeypatch.setattr("pages.shared.plan.map.by_card", missing)
-    at = opened("sizes-open", "map-open")
+    at = opened(with_map=True)
     assert not at.exception
     assert texts(at.info).count("No program was compiled") == 2
 
 
 def test_every_table_has_a_description(opened):
-    at = opened("sizes-open", "map-open", gpu=["T4"])
+    at = opened(with_map=True, gpu=["T4"])
     first, second = (table.proto.alt for table in at.dataframe)
     assert "largest batch" in first and "T4: fits up to" in second
 
 
-def pick(at: AppTest, table: int, row: int, column: str) -> AppTest:
+def pick(at: AppTest, name: str, row: int, column: str) -> AppTest:
     """Select a cell of a table, as the browser would report it, and run the page."""
-    [name] = [name for name in ("sizes-table", "map-cards", "map-batches") if f"{name}-take" in keys(at)][table:][:1]
-    frame = at.dataframe[table].value
-    key = table_key(name, frame[frame.columns[0]].tolist(), [str(c) for c in frame.columns[name != "sizes-table" :]])
+    frame = sizes_of(at) if name == "sizes-table" else map_of(at)
+    # The table of sizes counts its first column as one of those that can be selected.
+    columns = [str(title) for title in frame.columns[name != "sizes-table" :]]
+    key = table_key(name, frame[frame.columns[0]].tolist(), columns)
     at.session_state[key] = {"selection": {"rows": [], "columns": [], "cells": [(row, column)]}}
     return at.run()
 
 
-def keys(at: AppTest) -> list[str | None]:
-    return [button.key for button in at.button]
-
-
 def test_a_selected_size_or_batch_goes_into_the_plan(opened):
-    at = opened("sizes-open", gpu=["T4"])
+    at = opened(gpu=["T4"])
     assert at.button(key="sizes-table-take").disabled
     square = sizes(GenerationRequest(), T4).sizes["square"]
-    pick(at, 0, 0, "Square")
+    pick(at, "sizes-table", 0, "Square")
     assert at.button(key="sizes-table-take").label == f"Plan {square}"
     assert at.number_input(key="width").value == 512
     at.button(key="sizes-table-take").click().run()
@@ -148,9 +166,9 @@ def test_a_selected_size_or_batch_goes_into_the_plan(opened):
 
 
 def test_a_selected_map_cell_goes_into_the_plan(opened):
-    at = opened("map-open", gpu=["T4"], map_all="true")
-    names = at.dataframe[0].value["GPU"].tolist()
-    pick(at, 0, names.index("L4"), "2048×2048")
+    at = opened(with_map=True, gpu=["T4"], map_all="true")
+    names = map_of(at)["GPU"].tolist()
+    pick(at, "map-cards", names.index("L4"), "2048×2048")
     at.button(key="map-cards-take").click().run()
     assert not at.exception
     assert at.number_input(key="width").value == at.number_input(key="height").value == 2048

@@ -9,7 +9,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from streamlit.runtime.state.query_params import QueryParams as AddressState
 
-from pages.shared.frame.plan_state import VIEW_KEYS
+from pages.shared.frame.plan_state import API_PATH, VIEW_KEYS
 from pages.shared.server.api import ROUTES, answer_to
 from planner.cli import main as cli
 from planner.plan import PLAN_KEYS, default_of
@@ -20,7 +20,7 @@ from tests.unit.measured import REQUESTS
 
 def get(query: str):
     """Return the server's answer to this query: status, headers and body."""
-    [route] = ROUTES
+    [route] = [route for route in ROUTES if route.path == API_PATH]
     scope = {"type": "http", "method": "GET", "path": route.path, "query_string": query.encode(), "headers": []}
     response = route.endpoint(Request(scope))
     return response.status_code, response.headers, json.loads(response.body)
@@ -101,17 +101,23 @@ def test_the_worst_of_the_listed_images_decides():
     assert get("gpu=T4&images=512x512&width=4096&height=4096")[1]["planner-verdict"] == "no"
 
 
+def headroom_in(row) -> str:
+    """Return the headroom of a row of the JSON as Plan shows it, at the upper end of the need."""
+    worst = row["worst_need_bytes"]
+    return signed_gib(row["usable_bytes"] - (row["need_bytes"] if worst is None else worst))
+
+
 def test_plans_check_covers_what_plan_shows(open_page, nvml):
     """Include the default GPUs beside a described one or the machine's own."""
     for query in ({}, {"gpu_memory": "6GiB", "compute_capability": "8.6"}, {"attached": "true", "gpu": ["", "L4"]}):
         for more in ({}, {"gpu": "", "gpu_memory": "6GiB", "compute_capability": "8.6", "vae_tiling": "true"}):
-            page = open_page(**query | more)
+            page = open_page(**query | more, tab="Export")
             [command] = [block.value for block in page.code if block.value.startswith("curl")]
             address, _, asked = shlex.split(command)[-1].partition("?")
             status, _, body = get(asked)
             assert (address, status) == ("http://127.0.0.1:8501/api/fit", 200)
             shown = sorted(metric.value for metric in page.metric)
-            assert sorted(signed_gib(row["headroom_bytes"]) for row in body["gpus"]) == shown, asked
+            assert sorted(headroom_in(row) for row in body["gpus"]) == shown, asked
 
 
 def test_every_name_in_a_plans_address_is_accepted(open_page, monkeypatch):
@@ -123,11 +129,11 @@ def test_every_name_in_a_plans_address_is_accepted(open_page, monkeypatch):
         bind(self, *more, param_key=param_key, **named)
 
     monkeypatch.setattr(AddressState, "bind_widget", spy)
-    at = open_page(width="768", gpu=["T4"])
+    at = open_page(width="768", gpu=["T4"], tab="Sizes and map")
     at.session_state["map-open"] = True
     at.run()
     assert not at.exception
-    # List of images writes its own, since a table cannot be bound.
+    # The table of images writes its own, since a table cannot be bound.
     assert put > set(PLAN_KEYS) - {"images"}
     address = {name: "x" if name in VIEW_KEYS else f"{default_of(name)}" for name in put}
     address |= {
