@@ -14,6 +14,7 @@ from cache.allocations import Recording, recording_report
 from cache.exchange.lines import line_of
 from cache.history.file import HistoryError
 from cache.history.observations import gather
+from cache.jobs.estimate import expected_text
 from cache.jobs.job import JobView
 from cache.jobs.queue import Jobs
 from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
@@ -52,24 +53,27 @@ class _Progress:
     def __call__(self, view: JobView) -> None:
         if view.state == "queued" or view.phase is None:
             return
-        text = STAGE_NAMES.get(view.phase, view.phase)
-        if view.step is not None and view.phase == "unet":
-            text += f" step {view.step}/{view.of}"
-        elif view.detail:
-            text += f": {view.detail}"
+        if not self._last:
+            say(expected_text(view.estimate))
+        text = view.steps_text or STAGE_NAMES.get(view.phase, view.phase)
+        if view.detail:
+            text += f": {view.detail.replace('_', ' ')}"
+        left = f", {view.left_text}" if view.left_text else ""
         if self._live:
-            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
+            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s){left}")
             sys.stderr.flush()
         else:
             self._say_missed(view)
             if text != self._last:
-                say(f"[{view.total_seconds:6.1f} s] {text}")
+                say(f"[{view.total_seconds:6.1f} s] {text}{left}")
         self._last, self._phase = text, view.phase
 
     def _say_missed(self, view: JobView) -> None:
-        """Print the phases that began and ended between two polls."""
+        """Print the phases that began and ended between two polls, and the end of the last step."""
         for phase, seconds in view.phases[self._passed :]:
-            if phase != self._phase:
+            if phase == self._phase == "unet":
+                say(f"[{view.total_seconds:6.1f} s] UNet: all steps finished in {seconds:.1f} s")
+            elif phase != self._phase:
                 say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
             self._phase = ""
         self._passed = len(view.phases)
