@@ -124,7 +124,8 @@ def estimate(
     encode_s = seconds.get("text_encoder", 0.0) + seconds.get("vae_encoder", 0.0)
     total_s, step_s = run.measured.total_seconds, run.measured.seconds_per_step
     assert total_s is not None and step_s is not None
-    decode_s = max(0.0, total_s - encode_s - seconds.get("unet", 0.0))
+    unet_s = seconds.get("unet", step_s * unet_calls(run.request))
+    decode_s = max(0.0, total_s - encode_s - unet_s)
     same_weights = [one for one in runs if one.environment.weights == environment.weights]
     return Estimate(
         prepare_s=_prepare_s(same_weights or runs, open_s, is_resident=is_resident),
@@ -232,4 +233,4 @@ def about(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"about {minutes} min"
-    return f"about {minutes // 60} h {minutes % 60} min"
+    return f"about {minutes // 60} h {minutes % 60} min".removesuffix(" 0 min")
