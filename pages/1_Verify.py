@@ -12,7 +12,7 @@ from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.frame.escape import sentence
 from pages.shared.verify.device import attached_cards_view, choose_device, elsewhere
-from pages.shared.verify.job import result_view, running_view
+from pages.shared.verify.job import JOB_KEY, result_view, running_view
 from pages.shared.verify.start import choose_weights, run_buttons, start
 from planner.errors import PlannerError
 from planner.report.text import verify_command
@@ -34,7 +34,7 @@ with results:
     not_installed = missing()
     if not_installed:
         st.warning(f"**Nothing can be run here.** {sentence(str(not_installed))}", icon=":material/build:")
-    attached_cards_view()
+    attached_cards_view(is_rehearsing=is_running or JOB_KEY in st.query_params)
     if request is None:
         st.info("Correct the request, then verify it.", icon=":material/arrow_back:")
         st.stop()
@@ -48,8 +48,6 @@ with results:
         force = st.checkbox(
             "Measure again", key="force", help="Run the request even if the history already has a run of it."
         )
-    if not device.card:
-        st.caption("The rehearsal uses synthetic weights: real ones would take the same memory.")
     is_possible = capacity.is_possible
     if problem and session.store()[0]:
         # An error of the history itself is already shown at the top of the page.
@@ -68,7 +66,7 @@ with results:
     if jobs is not None:
         if pressed:
             start(jobs, pressed, device, weights, force=force)
-        result_view(jobs, request, is_running=is_running)
+        result_view(jobs)
     command = verify_command(request, capacity.size_bytes)
     rehearsal = f"\n{command} --device cpu" if is_possible and not device.card else ""
     where = "on a machine with a GPU or, as a rehearsal, on this one" if rehearsal else "on a machine with a GPU"

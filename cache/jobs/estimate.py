@@ -148,7 +148,10 @@ def _images(request: GenerationRequest) -> int:
 
 
 def _distance(one: GenerationRequest, other: GenerationRequest) -> tuple[int, float]:
-    """Return how much the work differs: the number of other options, and the ratio of the sizes as a logarithm."""
+    """Return how much the work differs: the number of other options, then the ratio of sizes.
+
+    The ratio is the sum of the logarithms of both kinds of work, without sign.
+    """
     others = sum(getattr(one, field.name) != getattr(other, field.name) for field in OPTIONS)
     others += one.task != other.task
     return others, abs(math.log(_work(one) / _work(other))) + abs(math.log(_images(one) / _images(other)))
@@ -167,7 +170,7 @@ def expected_text(expected: Estimate | None) -> str:
 
 
 def _prepare_s(runs: Sequence[Measurement], open_s: Mapping[str, float], *, is_resident: bool) -> float:
-    """Estimate the seconds before the pipeline is called: the time in which a job was open and did not run it.
+    """Estimate the seconds in which a job is open before the pipeline is called.
 
     A job whose worker had the model loaded was open for less than loading takes, and stores the seconds of the load
     before.

@@ -44,16 +44,20 @@ INTERRUPTED = 130
 
 
 class _Progress:
-    """Print job progress on stderr: a changing line on a terminal, else a line for each change."""
+    """Print job progress on stderr: a changing line on a terminal, else a line for each change.
 
-    def __init__(self):
+    With `says_time` the expected time is printed first.
+    """
+
+    def __init__(self, *, says_time: bool):
+        self._says_time = says_time
         self._last, self._phase, self._passed = "", "", 0
         self._live = sys.stderr.isatty()
 
     def __call__(self, view: JobView) -> None:
         if view.state == "queued" or view.phase is None:
             return
-        if not self._last:
+        if self._says_time and not self._last:
             say(expected_text(view.estimate))
         text = view.steps_text or STAGE_NAMES.get(view.phase, view.phase)
         if view.detail:
@@ -133,9 +137,9 @@ class _Bench:
             record_to=record_to,
         )
 
-    def wait(self, job_id: str) -> JobView:
+    def wait(self, job_id: str, *, says_time: bool) -> JobView:
         """Wait until the job has ended and return its state; print its progress on stderr."""
-        progress = _Progress()
+        progress = _Progress(says_time=says_time)
         try:
             return self.jobs.wait(job_id, progress)
         finally:
@@ -242,7 +246,7 @@ def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
         record_to = Path(folder) / "recording.json" if asked.workspaces else None
         job_id = bench.submit(request, asked.device, record_to)
         try:
-            view = bench.wait(job_id)
+            view = bench.wait(job_id, says_time=True)
         except KeyboardInterrupt:
             bench.jobs.cancel(job_id)
             view = bench.jobs.wait(job_id)
@@ -325,7 +329,8 @@ def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
         with _Bench(asked) as bench:
             for number, entry in enumerate(planned, 1):
                 say(f"[{number}/{len(planned)}] {_described(entry)}")
-                ran.append(bench.kept(bench.wait(bench.submit(entry.request, entry.device(device)))))
+                job_id = bench.submit(entry.request, entry.device(device))
+                ran.append(bench.kept(bench.wait(job_id, says_time=False)))
                 say(_ending(ran[-1]))
     except KeyboardInterrupt:
         is_stopped = True

@@ -326,7 +326,6 @@ def test_a_rehearsal_offers_no_capacity_and_no_other_weights(open_page, nvml, cu
     assert not at.exception
     assert not [one.label for one in at.expander if "capacity" in one.label]
     assert "weights" not in [one.key for one in at.segmented_control]
-    assert "The rehearsal uses synthetic weights" in texts(at.caption)
     without_checker = open_page(VERIFY, **SMALL, safety_checker="false")
     assert without_checker.segmented_control(key="weights").options[1] == "hub (downloads 2.1 GB)"
 

@@ -12,13 +12,13 @@ LOOK_S = 5
 _REHEARSES = "rehearses"
 
 
-def rehearse() -> None:
-    """Note that the user chose the rehearsal: the box about no GPU does not come again in this session."""
-    st.session_state[_REHEARSES] = True
+def attached_cards_view(*, is_rehearsing: bool) -> None:
+    """Draw every GPU of this machine, again every few seconds while there is something to watch.
 
-
-def attached_cards_view() -> None:
-    """Draw every GPU of this machine, again every few seconds while there is something to watch."""
+    The box about no GPU does not come again in a session that saw a rehearsal.
+    """
+    if is_rehearsing:
+        st.session_state[_REHEARSES] = True
     found, problem = session.attached()
     jobs = session.jobs()
     if problem and not st.session_state.get(_REHEARSES):
@@ -31,8 +31,8 @@ def attached_cards_view() -> None:
 def elsewhere() -> None:
     """Say how to measure on another machine and bring the run here."""
     st.caption(
-        "There, `python -m planner history export runs.jsonl` writes the runs to a file. Import it on the History page "
-        "here, or with `python -m planner history import runs.jsonl`."
+        "On the other machine, `python -m planner history export runs.jsonl` writes the runs to a file. Import it on "
+        "the History page here, or with `python -m planner history import runs.jsonl`."
     )
 
 
@@ -75,7 +75,7 @@ def choose_device() -> Device | None:
         required=True,
         key="device",
         help="The rehearsal runs the real architecture on the CPU, at up to 512×512. It is kept as a CPU run and says "
-        "nothing about GPUs.",
+        "nothing about GPUs. Its weights are synthetic: real ones would take the same memory.",
     )
     if name not in devices:
         st.warning(f"{name} is no longer there. Choose another device.", icon=":material/warning:")

@@ -10,7 +10,6 @@ from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.history.run import PHASE_NAMES, measurement_view
 from planner.cards.card import emulated_name
-from planner.request import GenerationRequest
 
 JOB_KEY = "job"
 POLL_S = 0.5
@@ -42,7 +41,7 @@ def _progress(jobs: Jobs, job_id: str) -> None:
                 jobs.cancel(job_id)
         st.progress(view.fraction, _phase_line(view))
         passed = [f"{PHASE_NAMES.get(name, name)} {seconds:.1f} s" for name, seconds in view.phases]
-        st.caption(" → ".join([*passed, f"{view.total_seconds:.0f} s in total"]))
+        st.caption(" → ".join(passed) + f"{' · ' if passed else ''}{view.total_seconds:.0f} s in total")
 
 
 def _of_another_server(job_id: str) -> None:
@@ -97,7 +96,10 @@ def _unkept(run: Measurement, reason: str) -> None:
 
 
 def running_view(jobs: Jobs) -> bool:
-    """Draw the progress of the job in the address or else of the first in the queue; return whether one is on."""
+    """Draw the progress of a job, and return whether there is one.
+
+    The job in the address comes before the first in the queue.
+    """
     active = [view.job_id for view in jobs.active()]
     if not active:
         return False
@@ -106,12 +108,10 @@ def running_view(jobs: Jobs) -> bool:
     return True
 
 
-def result_view(jobs: Jobs, request: GenerationRequest, *, is_running: bool) -> None:
-    """Draw the result of the job in the address, or else what Verify will measure."""
+def result_view(jobs: Jobs) -> None:
+    """Draw the result of the job in the address."""
     job_id = st.query_params.get(JOB_KEY)
     if job_id is None:
-        if not is_running:
-            st.caption(f"No run yet. **Verify** will measure {request.describe()}.")
         return
     view = jobs.view(job_id)
     if view is None:

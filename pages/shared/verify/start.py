@@ -10,7 +10,6 @@ from cache.predictions import predictions_for
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
-from pages.shared.verify.device import rehearse
 from pages.shared.verify.job import JOB_KEY
 from pages.shared.verify.short_run import short_run
 from planner.components import LOAD_ORDER
@@ -19,7 +18,10 @@ from planner.request import GenerationRequest
 
 
 def choose_weights(request: GenerationRequest, device: Device) -> Weights:
-    """Draw the choice of weights and return it; a rehearsal has no choice, for real weights change nothing there."""
+    """Draw the choice of weights and return it.
+
+    A rehearsal has no choice, because real weights would take the same memory.
+    """
     if not device.card:
         return "synthetic"
     facts = session.facts()
@@ -41,7 +43,10 @@ def choose_weights(request: GenerationRequest, device: Device) -> Weights:
 def run_buttons(
     jobs: Jobs | None, request: GenerationRequest, device: Device, weights: Weights, *, force: bool, is_possible: bool
 ) -> GenerationRequest | None:
-    """Draw the buttons that start a run and the time that each takes, and return the request of the pressed one."""
+    """Draw the buttons that start a run, and return the request of the pressed one.
+
+    The time that each run takes is below them.
+    """
     shorter = _shorter(request) if is_possible else None
     pressed = None
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -73,7 +78,10 @@ def run_buttons(
 
 
 def _shorter(request: GenerationRequest) -> GenerationRequest | None:
-    """Return the shortest run that shows the request's peaks, None if it is no shorter or no program tells it."""
+    """Return the shortest run that shows the request's peaks.
+
+    It is None if no run is shorter, or if there is no memory program to find it by.
+    """
     library, _ = session.library()
     try:
         return short_run(library, request) if library else None
@@ -84,7 +92,8 @@ def _shorter(request: GenerationRequest) -> GenerationRequest | None:
 def _time(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weights, *, force: bool) -> str:
     if not force and jobs.is_measured(request, device, weights):
         return "This request was measured before: **Verify** shows that run at once."
-    return plain(expected_text(jobs.estimate(request, device, weights)))
+    time = plain(expected_text(jobs.estimate(request, device, weights)))
+    return f"**Verify** measures {request.describe()}. {time}"
 
 
 def _short_time(jobs: Jobs, shorter: GenerationRequest, device: Device, weights: Weights) -> str:
@@ -114,8 +123,6 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weigh
     except PlannerError as error:
         st.error(sentence(str(error)), icon=":material/error:")
         return
-    if not device.card:
-        rehearse()
     st.query_params[JOB_KEY] = job_id
     # The progress belongs at the top of the page.
     st.rerun()
