@@ -6,7 +6,7 @@ denoises, and the VAE decodes. Times are seconds.
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import median_low
 from typing import NamedTuple
 
 from cache.records import Environment, Measured, Measurement
@@ -26,7 +26,8 @@ PART_OF = {
     "safety_checker": DECODE,
     "reading back": DECODE,
 }
-# Preparing takes longer or shorter with the files in the system's cache, so the estimate is the median of so many runs.
+# A job that waited for its device was open for longer, and files in the system's cache load faster. So preparing is
+# expected to take the lower median of so many runs.
 RECENT = 5
 # A bar that is full says that the run has ended, so it stops here before the end.
 ALMOST_DONE = 0.99
@@ -176,15 +177,15 @@ def _prepare_s(runs: Sequence[Measurement], open_s: Mapping[str, float], *, is_r
     before.
     """
     loads = [run.measured.load_seconds for run in runs if run.measured.load_seconds is not None][:RECENT]
-    load_s = median(loads) if loads else 0.0
+    load_s = median_low(loads) if loads else 0.0
     loaded, resident = [], []
     for run in runs:
         if run.measurement_id in open_s:
             prepared = max(0.0, open_s[run.measurement_id] - _total_s(run.measured))
             (loaded if prepared >= (run.measured.load_seconds or 0.0) else resident).append(prepared)
     if is_resident and resident:
-        return median(resident[:RECENT])
-    prepare_s = median(loaded[:RECENT]) if loaded else load_s
+        return median_low(resident[:RECENT])
+    prepare_s = median_low(loaded[:RECENT]) if loaded else load_s
     return max(0.0, prepare_s - load_s) if is_resident else prepare_s
 
 
