@@ -165,7 +165,7 @@ def expected_text(expected: Estimate | None) -> str:
     time = about(expected.total_s)
     of = expected.run
     day = of.created_at[:10]
-    source = f"scaled from a run of {of.request.describe()}" if expected.is_scaled else "as the same work took"
+    source = f"scaled from a run of {of.request.describe()}" if expected.is_scaled else "at the pace of such a run"
     download = "" if expected.has_same_weights else ", without the time to read or download these weights"
     return f"{time[0].upper()}{time[1:]}, {source} on {day}{download}."
 

@@ -304,7 +304,7 @@ def test_verify_says_how_long_a_run_takes(open_page, no_driver, own_history):
     at = open_page(VERIFY, width="64", height="64", steps="3")
     assert "This request was measured before: **Verify** shows that run at once." in texts(at.caption)
     at.checkbox(key="force").check().run()
-    assert "About 2 min, as the same work took on" in texts(at.caption)
+    assert "About 2 min, at the pace of such a run on" in texts(at.caption)
 
 
 def test_a_result_leads_on_to_history_and_accuracy(open_page, no_driver, scripted, own_history):

@@ -69,7 +69,7 @@ def run_buttons(
         try:
             lines = [_time(jobs, request, device, weights, force=force)]
             if shorter:
-                lines.append(_reason(shorter, request, _short_time(jobs, shorter, device, weights)))
+                lines.append(_reason(shorter, request, _short_time(jobs, shorter, device, weights, force=force)))
         except HistoryError as error:
             st.error(sentence(str(error)), icon=":material/error:")
         else:
@@ -96,7 +96,9 @@ def _time(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weigh
     return f"**Verify** measures {request.describe()}. {time}"
 
 
-def _short_time(jobs: Jobs, shorter: GenerationRequest, device: Device, weights: Weights) -> str:
+def _short_time(jobs: Jobs, shorter: GenerationRequest, device: Device, weights: Weights, *, force: bool) -> str:
+    if not force and jobs.is_measured(shorter, device, weights):
+        return " (measured before)"
     expected = jobs.estimate(shorter, device, weights)
     return f" ({about(expected.total_s)})" if expected else ""
 
