@@ -26,7 +26,7 @@ def width_of(page):
 
 
 def go(page, name: str) -> None:
-    page.get_by_test_id("stMain").get_by_role("link", name=name).click()
+    page.get_by_test_id("stMain").get_by_role("link", name=name, exact=True).click()
     page.wait_for_selector(f"h1:has-text('{name}')")
 
 
