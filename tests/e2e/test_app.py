@@ -158,7 +158,7 @@ def test_a_rehearsal_from_start_to_deletion(open_page, history):
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert len(history.measurements()) == 2
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("1 of 1 run.")).to_be_visible()
     assert [run.measured.outcome for run in history.measurements()] == ["cancelled"]
 
