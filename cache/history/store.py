@@ -168,6 +168,37 @@ class Store(HistoryFile):
         with self._connect() as db:
             return list(runs_in(db.conn, where, arguments))
 
+    def timed_runs(self, environment: Environment, most: int = 50) -> tuple[list[Measurement], dict[str, float]]:
+        """List the newest runs of this planner on the same GPU that have times, and the seconds of their jobs.
+
+        The seconds are from the job's begin in the queue to its end, by the run's id; a run without a job has none.
+        """
+        newest = """m.id in (
+            select m.id from measurements m join environments e on e.id = m.environment_id
+            where m.origin = 'own' and m.outcome = 'ok' and m.seconds_per_step > 0 and m.total_seconds > 0
+            and e.device_kind = :device_kind and e.card = :card and e.uuid_hash is :uuid_hash
+            order by m.created_at desc limit :most)"""
+        names = ("device_kind", "card", "uuid_hash")
+        with self._connect() as db:
+            runs = list(
+                runs_in(
+                    db.conn,
+                    newest,
+                    {name: getattr(environment, name) for name in names} | {"most": most},
+                    with_predictions=False,
+                    skip_broken=True,
+                )
+            )
+            ids = json.dumps([run.measurement_id for run in runs])
+            query = """select measurement_id, created_at, ended_at from jobs where ended_at is not null
+                and measurement_id in (select value from json_each(?))"""
+            times = db.execute(query, [ids]).fetchall()
+        seconds = {
+            run_id: (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
+            for run_id, began, ended in times
+        }
+        return runs, seconds
+
     def revision(self) -> tuple[int, str]:
         """Give a value that differs once a run was kept or deleted; see `revision_in`."""
         with self._connect() as db:

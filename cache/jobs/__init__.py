@@ -1,1 +1,1 @@
-"""Measuring jobs: the queue, the worker process it starts, and sweeps of many requests."""
+"""Measuring jobs: the queue, the worker process it starts, how long a run takes, and sweeps of many requests."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from cache.history.location import HistoryError
 from cache.history.store import Store, now
+from cache.jobs.estimate import Estimate, estimate
 from cache.jobs.job import ENDED, Job, JobView
 from cache.jobs.lock import device_lock
 from cache.jobs.owner import Owner
@@ -116,6 +117,10 @@ class Jobs:
         known = None if force or record_to else self.store.already_measured(request, job.environment, device.free_bytes)
         if known is None and predict is not None:
             job.predictions = tuple(predict())
+        if known is None:
+            # The run matters more than its estimate.
+            with contextlib.suppress(HistoryError):
+                job.estimate = self._estimate_of(job)
         if known:
             job.state, job.measurement_id, job.started = "cached", known.measurement_id, time.monotonic()
             job.ended_at = job.started
@@ -133,6 +138,30 @@ class Jobs:
                 self._jobs.popitem(last=False)
             self._changed.notify_all()
         return job.job_id
+
+    def estimate(self, request: GenerationRequest, device: Device, weights: Weights = "synthetic") -> Estimate | None:
+        """Estimate how long a run would take, or return None if no run here tells it.
+
+        Raises:
+            HistoryError: the history cannot be read.
+        """
+        environment = environment_of(device, weights)
+        return self._estimate_of(Job("", request, device, environment, weights, None))
+
+    def is_measured(self, request: GenerationRequest, device: Device, weights: Weights = "synthetic") -> bool:
+        """Tell whether the history answers this request without a new run.
+
+        Raises:
+            HistoryError: the history cannot be read.
+        """
+        environment = environment_of(device, weights)
+        return self.store.already_measured(request, environment, device.free_bytes) is not None
+
+    def _estimate_of(self, job: Job) -> Estimate | None:
+        runs, open_s = self.store.timed_runs(job.environment)
+        with self._changed:
+            is_resident = self.worker_pid is not None and self._resident == job.resident_key()
+        return estimate(job.request, job.environment, runs, open_s, is_resident=is_resident)
 
     def _open_job_like(self, job: Job) -> Job | None:
         def asks(one: Job) -> tuple[Any, ...]:

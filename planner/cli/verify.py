@@ -14,6 +14,7 @@ from cache.allocations import Recording, recording_report
 from cache.exchange.lines import line_of
 from cache.history.file import HistoryError
 from cache.history.observations import gather
+from cache.jobs.estimate import expected_text
 from cache.jobs.job import JobView
 from cache.jobs.queue import Jobs
 from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
@@ -44,33 +45,40 @@ INTERRUPTED = 130
 
 
 class _Progress:
-    """Print job progress on stderr: a changing line on a terminal, else a line for each change."""
+    """Print job progress on stderr: a changing line on a terminal, else a line for each change.
 
-    def __init__(self):
+    With `says_time` the expected time is printed first.
+    """
+
+    def __init__(self, *, says_time: bool):
+        self._says_time = says_time
         self._last, self._phase, self._passed = "", "", 0
         self._live = sys.stderr.isatty()
 
     def __call__(self, view: JobView) -> None:
         if view.state == "queued" or view.phase is None:
             return
-        text = STAGE_NAMES.get(view.phase, view.phase)
-        if view.step is not None and view.phase == "unet":
-            text += f" step {view.step}/{view.of}"
-        elif view.detail:
-            text += f": {view.detail}"
+        if self._says_time and not self._last:
+            say(expected_text(view.estimate))
+        text = view.steps_text or STAGE_NAMES.get(view.phase, view.phase)
+        if view.detail:
+            text += f": {view.detail.replace('_', ' ')}"
+        left = f", {view.left_text}" if view.left_text else ""
         if self._live:
-            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s)")
+            sys.stderr.write(f"\r\033[K[{view.total_seconds:6.1f} s] {text} ({view.phase_seconds:.1f} s){left}")
             sys.stderr.flush()
         else:
             self._say_missed(view)
             if text != self._last:
-                say(f"[{view.total_seconds:6.1f} s] {text}")
+                say(f"[{view.total_seconds:6.1f} s] {text}{left}")
         self._last, self._phase = text, view.phase
 
     def _say_missed(self, view: JobView) -> None:
-        """Print the phases that began and ended between two polls."""
+        """Print the phases that began and ended between two polls, and the end of the last step."""
         for phase, seconds in view.phases[self._passed :]:
-            if phase != self._phase:
+            if phase == self._phase == "unet":
+                say(f"[{view.total_seconds:6.1f} s] UNet: all steps finished in {seconds:.1f} s")
+            elif phase != self._phase:
                 say(f"[{view.total_seconds:6.1f} s] {STAGE_NAMES.get(phase, phase)}: {seconds:.2f} s")
             self._phase = ""
         self._passed = len(view.phases)
@@ -130,9 +138,9 @@ class _Bench:
             record_to=record_to,
         )
 
-    def wait(self, job_id: str) -> JobView:
+    def wait(self, job_id: str, *, says_time: bool) -> JobView:
         """Wait until the job has ended and return its state; print its progress on stderr."""
-        progress = _Progress()
+        progress = _Progress(says_time=says_time)
         try:
             return self.jobs.wait(job_id, progress)
         finally:
@@ -239,7 +247,7 @@ def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
         record_to = Path(folder) / "recording.json" if asked.workspaces else None
         job_id = bench.submit(request, asked.device, record_to)
         try:
-            view = bench.wait(job_id)
+            view = bench.wait(job_id, says_time=True)
         except KeyboardInterrupt:
             bench.jobs.cancel(job_id)
             view = bench.jobs.wait(job_id)
@@ -322,7 +330,8 @@ def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
         with _Bench(asked) as bench:
             for number, entry in enumerate(planned, 1):
                 say(f"[{number}/{len(planned)}] {_described(entry)}")
-                ran.append(bench.kept(bench.wait(bench.submit(entry.request, entry.device(device)))))
+                job_id = bench.submit(entry.request, entry.device(device))
+                ran.append(bench.kept(bench.wait(job_id, says_time=False)))
                 say(_ending(ran[-1]))
     except KeyboardInterrupt:
         is_stopped = True

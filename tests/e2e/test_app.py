@@ -27,7 +27,7 @@ def width_of(page):
 
 
 def go(page, name: str) -> None:
-    page.get_by_test_id("stMain").get_by_role("link", name=name).click()
+    page.get_by_test_id("stMain").get_by_role("link", name=name, exact=True).click()
     page.wait_for_selector(f"h1:has-text('{name}')")
 
 
@@ -122,11 +122,11 @@ def test_a_rehearsal_from_start_to_deletion(open_page, history):
     page.get_by_role("button", name="Verify").click()
     expect(page.get_by_text("Loading: libraries")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled in: Loading")).to_be_visible()
+    expect(page.get_by_text("Cancelled while loading")).to_be_visible()
 
     page.get_by_role("button", name="Verify").click()
     seen = set()
-    for phase in ("Loading", "Denoising|VAE|Safety|Warm-up|Reading"):
+    for phase in ("Loading", "UNet|VAE|Safety|Warm-up|Reading"):
         expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile(phase), timeout=60_000)
         seen.add(phase)
         if len(seen) == 1:

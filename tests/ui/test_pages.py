@@ -1,10 +1,12 @@
 """Test every page, run by Streamlit without a browser."""
 
+import re
 import time
 
 import pytest
 
 from cache.history.store import Store
+from cache.machine.device import Device, environment_of
 from cache.records import Prediction
 from planner.cards.lookup import card_named
 from planner.fit import fit
@@ -184,7 +186,7 @@ def test_the_basis_is_kept_on_the_way_to_verify_and_back(open_page):
 def test_verify_without_a_gpu_says_why_and_what_to_do(open_page, no_driver):
     at = open_page(VERIFY, width="256")
     assert "No GPU to measure here" in texts(at.info)
-    assert "python -m planner history export runs.jsonl" in texts(at.info)
+    assert "python -m planner history export runs.jsonl" in texts(at.caption)
     assert texts(at.code).splitlines() == [
         "python -m planner verify --width 256",
         "python -m planner verify --width 256 --device cpu",
@@ -244,7 +246,7 @@ def test_a_failed_run_is_shown_with_its_reason(open_page, no_driver, scripted):
     finish(at)
     assert not at.exception
     assert "the worker was ended by SIGSEGV" in texts(at.error)
-    assert "**Failed in: Denoising**" in texts(at.markdown)
+    assert "**Failed in the UNet**" in texts(at.markdown)
 
 
 def test_a_job_survives_a_reload_and_can_be_cancelled(open_page, no_driver, scripted):
@@ -256,8 +258,75 @@ def test_a_job_survives_a_reload_and_can_be_cancelled(open_page, no_driver, scri
     cancel = next(button for button in again.button if button.label == "Cancel")
     cancel.click().run()
     finish(again)
-    assert "Cancelled" in texts(again.markdown)
-    assert "Cancelled" in texts(finish(at.run()).markdown)
+    # It waits for the CPU while another planner measures there.
+    words = r"\*\*Cancelled (in the UNet|while \w+)"
+    assert re.search(words, texts(again.markdown))
+    assert re.search(words, texts(finish(at.run()).markdown))
+
+
+def shown_buttons(at) -> list[str]:
+    return [button.label for button in at.button]
+
+
+def test_cancel_replaces_verify_while_a_run_is_on(open_page, no_driver, scripted):
+    scripted("hang-in:unet")
+    at = open_page(VERIFY, **SMALL | {"steps": "8"})
+    assert {"Verify", "Verify 6 steps (same peak)"} <= set(shown_buttons(at))
+    at.button(key="verify").click().run()
+    assert "Cancel" in shown_buttons(at)
+    assert not [label for label in shown_buttons(at) if label.startswith("Verify")]
+    # The box about no GPU has served its purpose.
+    assert not at.info
+    next(button for button in at.button if button.label == "Cancel").click().run()
+    finish(at)
+    assert "Verify" in shown_buttons(at) and not at.info
+
+
+def test_the_short_run_has_the_fewest_steps_with_the_same_peak(open_page, no_driver, scripted, own_history):
+    scripted("good")
+    at = open_page(VERIFY, width="64", height="64", steps="50")
+    assert "6 steps reach the same peaks as 50" in texts(at.caption)
+    at.button(key="verify-short").click().run()
+    finish(at)
+    [run] = Store(own_history).measurements()
+    assert run.request.steps == 6 and at.number_input(key="steps").value == 50
+    assert "Verify 6 steps (same peak)" not in shown_buttons(open_page(VERIFY, width="64", height="64", steps="6"))
+
+
+def test_verify_says_how_long_a_run_takes(open_page, no_driver, own_history):
+    at = open_page(VERIFY, **SMALL)
+    assert "No run here yet to estimate the time from; the first step will tell." in texts(at.caption)
+    environment = environment_of(Device())
+    timed = make_measured(total_seconds=100.0, seconds_per_step=25.0, load_seconds=20.0, stages=())
+    Store(own_history).save_measurement(GenerationRequest(width=64, height=64, steps=3), environment, timed)
+    assert "About 3 min, scaled from a run of" in texts(open_page(VERIFY, **SMALL, batch="2").caption)
+    at = open_page(VERIFY, width="64", height="64", steps="3")
+    assert "This request was measured before: **Verify** shows that run at once." in texts(at.caption)
+    at.checkbox(key="force").check().run()
+    assert "About 2 min, at the pace of such a run on" in texts(at.caption)
+
+
+def test_a_result_leads_on_to_history_and_accuracy(open_page, no_driver, scripted, own_history):
+    scripted("good")
+    at = open_page(VERIFY, **SMALL)
+    at.button(key="verify").click().run()
+    finish(at)
+    [run] = Store(own_history).measurements()
+    links = {one.proto.label: one.proto for one in at.get("page_link")}
+    assert run.measurement_id in links["This run in History"].query_string
+    assert links["Errors of all runs in Accuracy"].page == "Accuracy"
+
+
+def test_a_rehearsal_offers_no_capacity_and_no_other_weights(open_page, nvml, cuda_build):
+    at = open_page(VERIFY, **SMALL)
+    assert [one.label for one in at.expander if "capacity" in one.label] == ["Emulate a smaller capacity"]
+    assert at.segmented_control(key="weights").options == ["synthetic", "hub (downloads 2.7 GB)"]
+    at.segmented_control(key="device").set_value("CPU rehearsal").run()
+    assert not at.exception
+    assert not [one.label for one in at.expander if "capacity" in one.label]
+    assert "weights" not in [one.key for one in at.segmented_control]
+    without_checker = open_page(VERIFY, **SMALL, safety_checker="false")
+    assert without_checker.segmented_control(key="weights").options[1] == "hub (downloads 2.1 GB)"
 
 
 def test_verify_refuses_what_the_cpu_cannot_rehearse(open_page, no_driver):

@@ -54,6 +54,21 @@ def test_a_finished_run_is_kept_with_its_environment(jobs_with, store):
     assert all(0 <= fraction <= 1 for fraction in fractions) and fractions[-1] == 1
 
 
+def test_a_job_knows_how_long_runs_of_its_device_took(jobs_with, store):
+    jobs = jobs_with("hang-in:warm-up")
+    assert jobs.estimate(REQUEST, CPU) is None and not jobs.is_measured(REQUEST, CPU)
+    timed = replace(GOOD, total_seconds=3600.0, seconds_per_step=1000.0, load_seconds=900.0, stages=())
+    store.save_measurement(REQUEST, environment_of(CPU), timed)
+    expected = jobs.estimate(REQUEST, CPU)
+    assert jobs.is_measured(REQUEST, CPU) and expected.total_s == pytest.approx(4500)
+    job_id = jobs.submit(REQUEST, CPU, force=True)
+    eventually(lambda: jobs.view(job_id).phase == "warm-up")
+    view = jobs.view(job_id)
+    assert view.estimate == expected
+    assert 4400 < view.left.seconds < 4500 and 0 < view.fraction < 0.1
+    assert view.left_text == "about 1 h 15 min left"
+
+
 def test_the_worker_stays_for_the_next_job(jobs_with, store):
     jobs = jobs_with("good")
     jobs.wait(jobs.submit(REQUEST, CPU))

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
+from diffusers import PNDMScheduler, StableDiffusionImg2ImgPipeline
 
 from cache.allocations import Recording
+from cache.jobs.estimate import unet_calls
 from cache.worker import pipelines
 from cache.worker.measure import PipelineBackend, is_out_of_memory
 from cache.worker.probes import CudaProbe, _LiveStorages
 from cache.worker.recording import Recorder
-from planner.request import GenerationRequest
+from planner.request import TASKS, GenerationRequest
+from planner.tracing.pipeline import SCHEDULER_CONFIG, call_arguments
 
 REQUEST = GenerationRequest(width=64, height=64, steps=2, safety_checker=False)
 JOB = {"request": REQUEST.to_dict(), "weights": "synthetic"}
@@ -422,3 +425,18 @@ def test_the_cpu_refuses_a_limit(backend):
     _, report = reports()
     with pytest.raises(RuntimeError, match="the CPU has no CUDA allocator to limit"):
         backend.measure(JOB | {"emulated_bytes": 8 * GIB}, report)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 20, 50])
+def test_the_estimate_counts_the_calls_of_the_scheduler(task, steps):
+    request = GenerationRequest(task=task, steps=steps)
+    scheduler = PNDMScheduler(**SCHEDULER_CONFIG)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps
+    if task == "img2img":
+        strength = call_arguments(request)["strength"]
+        timesteps, _ = StableDiffusionImg2ImgPipeline.get_timesteps(
+            SimpleNamespace(scheduler=scheduler), steps, strength, "cpu"
+        )
+    assert unet_calls(request) == len(timesteps)

@@ -24,11 +24,14 @@ class Capacity(NamedTuple):
 def capacity_input(device: Device) -> Capacity:
     """Draw the control of the emulated capacity, and show its errors.
 
-    It is folded until a link or the user gives a capacity.
+    It is folded until a link or the user gives a capacity. On the CPU, which cannot emulate one, it is drawn only to
+    show a capacity that was given before.
     """
     if st.session_state.get(CAPACITY_KEY) or st.query_params.get(CAPACITY_KEY):
         # It stays open for a user who empties the field.
         st.session_state[_OPENED] = True
+    elif device.card is None:
+        return Capacity(None, True)
     with st.expander("Emulate a smaller capacity", expanded=st.session_state.get(_OPENED, False)):
         text = st.text_input(
             "Capacity",

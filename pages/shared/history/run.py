@@ -39,6 +39,20 @@ PHASE_NAMES = STAGE_NAMES | {
     "unet": "Denoising",
     "reading back": "Reading back",
 }
+# The part of a run in which it ended, after ``Cancelled`` or ``Failed``.
+_ENDED_IN = {
+    "waiting": "while waiting for the device",
+    "starting": "while the worker started",
+    "loading": "while loading",
+    "warm-up": "in the warm-up",
+    "running": "while running",
+    "text_encoder": "in the text encoder",
+    "vae_encoder": "in the VAE encoder",
+    "unet": "in the UNet",
+    "vae_decoder": "in the VAE decoder",
+    "safety_checker": "in the safety checker",
+    "reading back": "while reading the images back",
+}
 
 
 def _metric(label: str, size_bytes: int | None, help_text: str) -> None:
@@ -50,7 +64,7 @@ def _heading(measurement: Measurement) -> None:
     measured, environment = measurement.measured, measurement.environment
     words = OUTCOME_WORDS[measured.outcome]
     if measured.ended_in:
-        words += f" in: {PHASE_NAMES.get(measured.ended_in, plain(measured.ended_in))}"
+        words += f" {_ENDED_IN.get(measured.ended_in, f'in {plain(measured.ended_in)}')}"
     with st.container(horizontal=True, vertical_alignment="center"):
         if environment.device_kind == "cuda":
             st.markdown(f"**{words}** on {plain(environment.card_name)}", width="content")

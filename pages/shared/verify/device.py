@@ -7,20 +7,37 @@ from cache.machine.versions import missing
 from pages.shared.frame import session
 from planner.units import gib
 
+# The seconds between two looks at the GPUs and the worker.
+LOOK_S = 5
+_REHEARSES = "rehearses"
 
-@st.fragment(run_every=5)
-def attached_cards_view() -> None:
-    """Draw every GPU of this machine, again every few seconds."""
+
+def attached_cards_view(*, is_rehearsing: bool) -> None:
+    """Draw every GPU of this machine, again every few seconds while there is something to watch.
+
+    The box about no GPU does not come again in a session that saw a rehearsal.
+    """
+    if is_rehearsing:
+        st.session_state[_REHEARSES] = True
     found, problem = session.attached()
-    if problem:
-        rehearse = "" if missing() else "You can rehearse the run on the CPU below. "
-        st.info(
-            f"**No GPU to measure here:** {problem.reason}. {rehearse}To measure a GPU:\n"
-            "1. On a machine with a GPU, run the command below in a checkout of this planner.\n"
-            "2. There, write the runs to a file: `python -m planner history export runs.jsonl`.\n"
-            "3. Import that file on the History page here, or with `python -m planner history import runs.jsonl`.",
-            icon=":material/developer_board_off:",
-        )
+    jobs = session.jobs()
+    if problem and not st.session_state.get(_REHEARSES):
+        rehearse = "" if missing() else " You can rehearse the run on the CPU below, which says nothing about GPUs."
+        st.info(f"**No GPU to measure here:** {problem.reason}.{rehearse}", icon=":material/developer_board_off:")
+    watches = bool(found) or bool(jobs and jobs.worker_pid)
+    st.fragment(_attached_cards, run_every=LOOK_S if watches else None)()
+
+
+def elsewhere() -> None:
+    """Say how to measure on another machine and bring the run here."""
+    st.caption(
+        "On the other machine, `python -m planner history export runs.jsonl` writes the runs to a file. Import it on "
+        "the History page here, or with `python -m planner history import runs.jsonl`."
+    )
+
+
+def _attached_cards() -> None:
+    found, _ = session.attached()
     for card, problem in found:
         with st.container(border=True):
             st.markdown(f"**{card.name}** :gray[driver {card.driver}{', MIG' if card.mig else ''}]")
@@ -58,7 +75,7 @@ def choose_device() -> Device | None:
         required=True,
         key="device",
         help="The rehearsal runs the real architecture on the CPU, at up to 512×512. It is kept as a CPU run and says "
-        "nothing about GPUs.",
+        "nothing about GPUs. Its weights are synthetic: real ones would take the same memory.",
     )
     if name not in devices:
         st.warning(f"{name} is no longer there. Choose another device.", icon=":material/warning:")

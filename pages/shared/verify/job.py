@@ -10,21 +10,21 @@ from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.history.run import PHASE_NAMES, measurement_view
 from planner.cards.card import emulated_name
-from planner.request import GenerationRequest
 
+JOB_KEY = "job"
 POLL_S = 0.5
+_HISTORY, _ACCURACY = "pages/2_History.py", "pages/3_Accuracy.py"
 
 
 def _phase_line(view: JobView) -> str:
+    """Say what the job does, and how much time is left."""
     if view.state == "queued":
         waiting = f"{view.ahead} job{'' if view.ahead == 1 else 's'} ahead" if view.ahead else "starting"
         return f"Queued: {waiting}"
-    name = PHASE_NAMES.get(view.phase or "", view.phase or "Starting")
-    if view.phase == "unet" and view.step is not None:
-        name += f", step {view.step} of {view.of}"
-    elif view.detail:
+    name = view.steps_text or PHASE_NAMES.get(view.phase or "", view.phase or "Starting")
+    if view.detail:
         name += f": {view.detail.replace('_', ' ')}"
-    return f"{name} · {view.phase_seconds:.0f} s in this phase, {view.total_seconds:.0f} s in total"
+    return f"{name}, {view.left_text}" if view.left_text else f"{name}, {view.phase_seconds:.0f} s so far"
 
 
 def _progress(jobs: Jobs, job_id: str) -> None:
@@ -34,12 +34,14 @@ def _progress(jobs: Jobs, job_id: str) -> None:
         st.rerun()
         return
     with st.container(border=True):
-        st.markdown(f"**{emulated_name(view.request.describe(), view.device.emulated_bytes)}**")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            described = emulated_name(view.request.describe(), view.device.emulated_bytes)
+            st.markdown(f"**Running:** {described}", width="stretch")
+            if st.button("Cancel", icon=":material/stop_circle:", key=f"cancel-{job_id}"):
+                jobs.cancel(job_id)
         st.progress(view.fraction, _phase_line(view))
         passed = [f"{PHASE_NAMES.get(name, name)} {seconds:.1f} s" for name, seconds in view.phases]
-        st.caption(" → ".join(passed) if passed else "Each phase is listed here as it ends.")
-        if st.button("Cancel", icon=":material/stop_circle:", key=f"cancel-{job_id}"):
-            jobs.cancel(job_id)
+        st.caption(" → ".join(passed) + f"{' · ' if passed else ''}{view.total_seconds:.0f} s in total")
 
 
 def _of_another_server(job_id: str) -> None:
@@ -62,6 +64,14 @@ def _result(measurement_id: str) -> None:
         st.info("The run of this job was deleted from the history.", icon=":material/delete:")
         return
     with st.container(border=True):
+        with st.container(horizontal=True):
+            st.page_link(
+                _HISTORY,
+                label="This run in History",
+                icon=":material/history:",
+                query_params={"run": measurement.measurement_id},
+            )
+            st.page_link(_ACCURACY, label="Errors of all runs in Accuracy", icon=":material/query_stats:")
         measurement_view(measurement)
 
 
@@ -85,18 +95,30 @@ def _unkept(run: Measurement, reason: str) -> None:
         measurement_view(run)
 
 
-def job_view(jobs: Jobs, request: GenerationRequest) -> None:
-    """Draw the job in the address, else the one that is running, else what Verify will measure."""
-    active = jobs.active()
-    job_id = st.query_params.get("job") or (active[0].job_id if active else None)
+def running_view(jobs: Jobs) -> bool:
+    """Draw the progress of a job, and return whether there is one.
+
+    The job in the address comes before the first in the queue.
+    """
+    active = [view.job_id for view in jobs.active()]
+    if not active:
+        return False
+    asked = st.query_params.get(JOB_KEY)
+    st.fragment(_progress, run_every=POLL_S)(jobs, asked if asked in active else active[0])
+    return True
+
+
+def result_view(jobs: Jobs) -> None:
+    """Draw the result of the job in the address."""
+    job_id = st.query_params.get(JOB_KEY)
     if job_id is None:
-        st.caption(f"No run yet. **Verify** will measure {request.describe()}.")
         return
     view = jobs.view(job_id)
     if view is None:
         _of_another_server(job_id)
     elif not view.ended:
-        st.fragment(_progress, run_every=POLL_S)(jobs, job_id)
+        # Its progress is at the top of the page.
+        return
     elif view.unkept is not None:
         _unkept(view.unkept, str(view.reason))
     elif view.measurement_id is None:

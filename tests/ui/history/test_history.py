@@ -184,7 +184,7 @@ def test_a_link_opens_a_reference_run_with_its_source(open_page, three_runs):
 
 def test_a_link_opens_one_run(open_page, three_runs):
     at = open_page(HISTORY, run=three_runs[1])
-    assert "**Out of memory in: VAE decoder** on NVIDIA A10" in texts(at.markdown)
+    assert "**Out of memory in the VAE decoder** on NVIDIA A10" in texts(at.markdown)
     assert "Predicted before the run: dry run fits, need 3.66 GiB; formula fits, need 2.40 GiB." in texts(at.caption)
     assert "CUDA out of memory" in texts(at.error)
     at = open_page(HISTORY, run=three_runs[2][:13])
