@@ -102,40 +102,75 @@ def grade(
         runs = evidence.with_curves(evidence.of_family(family))
         said = held_out(runs, part)
         found |= {
-            run_id: _graded(run, said[run_id], library or shipped())
-            for run in runs
-            if (run_id := run.observation.run_id) in said
+            run_id: _graded(run, said[run_id], library) for run in runs if (run_id := run.observation.run_id) in said
         }
     return [found[one.run_id] for one in evidence.observations if one.run_id in found]
 
 
-def _graded(run: Run, said: Calibrated, library: Library) -> Graded:
+@dataclass(frozen=True, eq=False)
+class Uncorrected:
+    """The predictions of one full run that rest on no other run, those of the formula and of the dry run. Bytes.
+
+    `peak` and `measured_bytes` are as in `Graded`. `reserved_bytes` is the dry run's reserved peak, `stages` its
+    allocated peaks. `capped` has the peaks within the GPU's memory where the run met its end, else None.
+    """
+
+    peak: Peak
+    measured_bytes: int
+    predicted: dict[str, int]
+    reserved_bytes: int
+    stages: dict[str, int]
+    capped: Peaks | None
+
+    def error(self, basis: str) -> float:
+        """Compute ``predicted / measured - 1``: negative is a prediction that was too low."""
+        return self.predicted[basis] / self.measured_bytes - 1
+
+
+def uncorrected(run: Run, library: Library | None = None) -> Uncorrected:
+    """Predict a full run without the help of other runs.
+
+    `library` is that of `grade`.
+    """
     observation = run.observation
-    raw = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
-    corrected = {stage: round(size) for stage, size in said.stages.items()}
-    allocated = {"dry-run": max(raw.values()), "calibrated": round(said.allocated_bytes)}
-    reserved = {
-        "dry-run": round(float(run.curve.reserved[PREFERRED])),
-        "calibrated": round(said.reserved_bytes),
-    }
-    capped = _capped(observation, reserved["dry-run"], library)
+    stages = {stage: round(float(curve[PREFERRED])) for stage, curve in run.curve.stages.items()}
+    allocated, reserved = max(stages.values()), round(float(run.curve.reserved[PREFERRED]))
+    capped = _capped(observation, reserved, library or shipped())
     if capped is not None:
-        allocated = dict.fromkeys(allocated, capped.allocated_bytes)
-        reserved = dict.fromkeys(reserved, capped.reserved_bytes)
+        allocated, reserved = capped.allocated_bytes, capped.reserved_bytes
     peak: Peak = "allocated" if observation.peak_allocated_bytes else "reserved"
     measured = observation.peak_allocated_bytes or observation.peak_reserved_bytes
     assert measured is not None, "a run without a peak was graded"
-    return Graded(
-        observation=observation,
+    dry_run = allocated if peak == "allocated" else reserved
+    return Uncorrected(
         peak=peak,
         measured_bytes=measured,
-        predicted={"formula": _formula_bytes(observation, peak)} | (allocated if peak == "allocated" else reserved),
-        reserved=reserved,
+        predicted={"formula": _formula_bytes(observation, peak), "dry-run": dry_run},
+        reserved_bytes=reserved,
+        stages=stages,
+        capped=capped,
+    )
+
+
+def _graded(run: Run, said: Calibrated, library: Library | None) -> Graded:
+    observation, raw = run.observation, uncorrected(run, library)
+    corrected = {stage: round(size) for stage, size in said.stages.items()}
+    allocated, reserved = round(said.allocated_bytes), round(said.reserved_bytes)
+    if raw.capped is not None:
+        allocated, reserved = raw.capped.allocated_bytes, raw.capped.reserved_bytes
+    return Graded(
+        observation=observation,
+        peak=raw.peak,
+        measured_bytes=raw.measured_bytes,
+        predicted=raw.predicted | {"calibrated": allocated if raw.peak == "allocated" else reserved},
+        reserved={"dry-run": raw.reserved_bytes, "calibrated": reserved},
         calibrated=said,
         stages={
-            stage: (size, raw[stage], corrected[stage]) for stage, size in observation.stages.items() if stage in raw
+            stage: (size, raw.stages[stage], corrected[stage])
+            for stage, size in observation.stages.items()
+            if stage in raw.stages
         },
-        is_capped=capped is not None,
+        is_capped=raw.capped is not None,
     )
 
 

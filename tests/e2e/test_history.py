@@ -1,6 +1,7 @@
 """Test the History page in a real browser, because only a browser can click the canvas of a table."""
 
 import re
+from urllib.parse import urljoin
 
 import pytest
 from playwright.sync_api import expect
@@ -63,6 +64,50 @@ def test_a_reload_keeps_a_filter(open_page, runs):
     page.get_by_role("button", name="Clear filters").click()
     expect(page.get_by_text("2 of 2 runs.")).to_be_visible()
     expect(page).not_to_have_url(re.compile("filter"))
+
+
+def test_a_phone_folds_filters_behind_what_they_are(open_page, runs):
+    page = open_page("/History", width=390)
+    expect(page.get_by_role("combobox", name="GPU")).to_be_hidden()
+    page.get_by_text("Filters: none").click()
+    page.get_by_role("combobox", name="GPU").click()
+    page.get_by_role("option", name="NVIDIA A10").click()
+    expect(page.get_by_text("Filters: GPU NVIDIA A10")).to_be_visible()
+    # More filters can be set: the label has changed, and the controls are still open.
+    expect(page.get_by_role("combobox", name="Outcome")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Filters: GPU NVIDIA A10")).to_be_visible()
+    expect(page.get_by_text("1 of 2 runs.")).to_be_visible()
+
+
+def test_deleting_asks_with_the_safe_button_first(open_page, history, runs):
+    page = open_page(f"/History?run={runs[0]}")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    asked = page.get_by_role("dialog")
+    buttons = asked.get_by_role("button").filter(has_text="the run")
+    expect(buttons).to_have_text([re.compile("Keep the run"), re.compile("Delete the run of")])
+    asked.get_by_role("button", name="Keep the run").click()
+    expect(asked).to_have_count(0)
+    assert len(history.measurements()) == 2
+    page.get_by_role("button", name="Delete", exact=True).click()
+    asked.get_by_role("button", name="Delete the run of").click()
+    expect(page.get_by_text("1 of 1 run.")).to_be_visible()
+    assert [run.measurement_id for run in history.measurements()] == [runs[1]]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_charts_log_no_warnings(open_page, history, runs, width):
+    history.save_measurement(GenerationRequest(), make_environment(), make_measured())
+    page = open_page("/History", width=width)
+    # A comparison and the repeated request; on Accuracy the stages of a run beside what reference runs have.
+    for path, charts in ((f"/History?run={runs[0]}&run={runs[1]}", 2), ("/Accuracy", 8)):
+        logged = []
+        page.on("console", lambda message, logged=logged: logged.append(message.text))
+        page.goto(urljoin(page.url, path))
+        drawn = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg.marks)")
+        expect(drawn).to_have_count(charts, timeout=60_000)
+        settle(page)
+        assert [text for text in logged if text.startswith("WARN")] == []
 
 
 def test_rerun_opens_verify_with_the_request_over_another_plan(open_page, runs):

@@ -92,8 +92,8 @@ def test_the_planned_call_can_be_copied(big):
 def test_runs_can_be_grouped(open_page):
     page = open_page("/Accuracy")
     expect(page.get_by_text("Inside interval").first).to_be_visible(timeout=30_000)
-    # Two of whole pipelines, two of halves of the VAE, and one of other estimators.
-    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(5)
+    # Three of whole pipelines, three of halves of the VAE, and one of other estimators.
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(7)
     page.get_by_test_id("stButtonGroup").get_by_text("Stage", exact=True).click()
     expect(page).to_have_url(re.compile("by=Stage"))
     page.get_by_text("Count reference runs").click()

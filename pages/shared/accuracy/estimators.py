@@ -7,16 +7,18 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame.charts import BLUE, GREEN, GREY, RED, altair, draw
+from pages.shared.frame.charts import GREY, RED, altair, data, draw, sized
 from pages.shared.frame.escape import plain, sentence, typeset
+from pages.shared.frame.tables import draw_table, with_signs
 from planner.accuracy.estimator_table import Line, Section, about, compare, notes, percent
 from planner.accuracy.estimators import ESTIMATORS
 from planner.accuracy.grading import Graded
 from planner.calibration.runs import Observation
 from planner.replay.assumptions import RUN_TO_RUN
 
-_TOO_LOW, _TOO_HIGH, _WITHIN = "too low", "too high", typeset(f"within {RUN_TO_RUN:.2%}")
-_COLORS = {_TOO_LOW: RED, _TOO_HIGH: BLUE, _WITHIN: GREEN}
+_TOO_LOW, _ENOUGH = "too low", "not too low"
+# Too little memory is red, as in the chart of memory. No other colour is taken, since each means a basis elsewhere.
+_COLORS = {_TOO_LOW: RED, _ENOUGH: GREY}
 # Ticks of the axis, as errors in per cent. No error is below −100 %.
 _TICKS = (-100, -30, -10, -1, 0, 1, 10, 30, 100, 300, 1000, 3000)
 
@@ -25,10 +27,8 @@ _MOST_DRAWN = 200
 
 
 def side_of(error: float) -> str:
-    """Name the side of an error; the spread of repeated runs counts as neither."""
-    if abs(error) <= RUN_TO_RUN:
-        return _WITHIN
-    return _TOO_LOW if error < 0 else _TOO_HIGH
+    """Say whether an error is too low; the spread of repeated runs does not count as an error."""
+    return _TOO_LOW if error < -RUN_TO_RUN else _ENOUGH
 
 
 def _words(section: Section) -> str:
@@ -49,6 +49,7 @@ def errors_chart(section: Section) -> None:
     alt = altair()
     dots: list[dict[str, Any]] = [
         {"estimator": line.name, "off": 100 * error, "side": side_of(error), "gpu": run.observation.card_name}
+        | {"off_words": typeset(percent(error))}
         | {"request": run.observation.request.describe()}
         for line in section.lines
         for run in section.runs[:_MOST_DRAWN]
@@ -68,27 +69,29 @@ def errors_chart(section: Section) -> None:
     axis = alt.Axis(title="off by, %", values=ticks, labelExpr=signed, labelOverlap=True)
     x = alt.X("off:Q", scale=scale, axis=axis)
     names = [line.name for line in section.lines]
-    y = alt.Y("estimator:N", sort=names, title=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False))
+    y = alt.Y(
+        "estimator:N",
+        sort=names,
+        scale=alt.Scale(domain=names),
+        title=None,
+        axis=alt.Axis(labelLimit=170, ticks=False, domain=False),
+    )
     color = alt.Color(
         "side:N",
         scale=alt.Scale(domain=list(_COLORS), range=list(_COLORS.values())),
-        legend=alt.Legend(orient="top", title=None, columns=2, symbolType="square"),
+        legend=alt.Legend(orient="top", title=None, symbolType="diamond", symbolSize=110, offset=6, padding=4),
     )
     tooltip = [alt.Tooltip("estimator:N"), alt.Tooltip("median:N", title="median")]
-    median = (
-        alt.Chart(alt.Data(values=bars))
-        .mark_bar(size=10, opacity=0.55)
-        .encode(x=x, x2="zero:Q", y=y, color=color, tooltip=tooltip)
-    )
-    # The bar of a median near zero is too short to be seen.
+    median = data(bars).mark_rule(strokeWidth=3).encode(x=x, x2="zero:Q", y=y, color=color, tooltip=tooltip)
+    # The line of a median near zero is too short to be seen.
     at = (
-        alt.Chart(alt.Data(values=bars))
-        .mark_point(shape="diamond", size=110, filled=True, opacity=1)
+        data(bars)
+        .mark_point(shape="diamond", size=130, filled=True, opacity=1)
         .encode(x=x, y=y, color=color, tooltip=tooltip)
     )
     each = (
-        alt.Chart(alt.Data(values=dots))
-        .mark_point(size=28, filled=True, opacity=0.8, color=GREY)
+        data(dots)
+        .mark_point(size=28, filled=False, opacity=1, strokeWidth=1.2, color=GREY)
         .encode(
             x=x,
             y=y,
@@ -96,23 +99,22 @@ def errors_chart(section: Section) -> None:
                 alt.Tooltip("estimator:N"),
                 alt.Tooltip("request:N"),
                 alt.Tooltip("gpu:N", title="GPU"),
-                alt.Tooltip("off:Q", format="+.2f", title="off by, %"),
+                alt.Tooltip("off_words:N", title="off by"),
             ],
         )
     )
-    zero = alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=x)
-    draw(alt.layer(zero, median, each, at).properties(height=alt.Step(26)), alt=_words(section))
+    zero = data([{"off": 0}]).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x=x)
+    draw(sized(alt.layer(zero, median, each, at), 26 * len(names)), alt=_words(section))
     newest = f", of which the newest {_MOST_DRAWN} are drawn" if len(section.runs) > _MOST_DRAWN else ""
     st.caption(
-        f"◆ is the median error of an estimator, each dot is one run{newest}. Left of the dashed line the estimate "
-        "is too low. The scale is finer near zero."
+        f"◆ is the median error of an estimator, each ring is one run{newest}. Left of the dashed line the estimate is "
+        "too low. From 1 % on, equal steps of the scale are equal factors, so that 1 % and 1000 % can both be read."
     )
 
 
 def _row(section: Section, line: Line) -> dict[str, Any]:
     def hundredfold(error: float | None) -> float | None:
-        # An error that rounds to zero must have no sign.
-        return None if error is None else round(100 * error, 2) + 0.0
+        return None if error is None else 100 * error
 
     return {
         "Estimator": line.name,
@@ -127,11 +129,10 @@ def _table(section: Section) -> None:
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     rows = [_row(section, line) for line in section.lines]
     groups = {f"{name[0].upper()}{name[1:]}": count for name, count in section.columns.items()}
-    st.dataframe(
-        rows,
+    draw_table(
+        with_signs(rows, [*groups, "Worst"]),
         hide_index=True,
         height="content",
-        placeholder="-",
         alt=f"How far off each estimator is: {section.label}",
         column_config={
             "Estimator": text("Estimator", width=170, pinned=True, help="The first two are the planner's own."),
@@ -146,12 +147,11 @@ def _table(section: Section) -> None:
             **{
                 name: number(
                     name,
-                    format="%+.2f %%",
                     help=f"The median error of {count} run{'' if count == 1 else 's'}; negative is too low.",
                 )
                 for name, count in groups.items()
             },
-            "Worst": number("Worst", format="%+.2f %%", help="The largest error; negative is too low."),
+            "Worst": number("Worst", help="The largest error; negative is too low."),
         },
     )
 

@@ -11,6 +11,7 @@ from cache.history.reference import sources
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence, typeset
 from pages.shared.frame.plan_state import ATTACHED_KEY, CAPABILITY_KEY, CARDS_KEY, DEFAULT_CARD_NAMES, MEMORY_KEY, plan
+from pages.shared.frame.tables import draw_table, with_signs
 from pages.shared.plan.verdicts import name_of
 from planner.accuracy.by_gpu import (
     GRADED_BASIS,
@@ -116,8 +117,8 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
     rows = [
         {
             "GPU": one.observation.card_name,
+            "Off by": 100 * one.error(GRADED_BASIS),
             "What ran": work_of(one),
-            "Off by": round(100 * one.error(GRADED_BASIS), 2) + 0.0,
             "Measured": gib_value(one.measured_bytes),
             "Predicted": gib_value(one.predicted[GRADED_BASIS]),
             "Peak": one.peak,
@@ -131,15 +132,14 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
     if len(runs) > _MOST_RUNS:
         st.caption(f"The newest {_MOST_RUNS:,} of {len(runs):,} runs are listed; all of them are counted.")
     number = st.column_config.NumberColumn
-    st.dataframe(
-        rows,
+    styler = with_signs(rows, ["Off by"])
+    draw_table(
+        styler,
         hide_index=True,
         height="content" if len(rows) <= 20 else 740,
         alt=alt,
         column_config={
-            "Off by": number(
-                "Off by", format="%+.2f %%", help="The error of the prediction from the other runs; negative is too low"
-            ),
+            "Off by": number("Off by", help="The error of the prediction from the other runs; negative is too low"),
             "Measured": number("Measured", format="%.2f GiB", help="The measured peak"),
             "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
             "Peak": st.column_config.TextColumn("Peak", help="reserved: only the reserved peak was published"),

@@ -10,6 +10,7 @@ from pages.shared.accuracy.charts import residual_chart, scatter_chart, stages_c
 from pages.shared.accuracy.gpus import link_to
 from pages.shared.frame.chrome import is_phone
 from pages.shared.frame.escape import plain, typeset
+from pages.shared.frame.tables import draw_table, signed, with_signs
 from planner.accuracy.by_gpu import (
     CONFIRMED_WITHIN,
     HALVES,
@@ -187,6 +188,7 @@ def charts_view(graded: Sequence[Graded]) -> None:
             "measured": gib_value(one.measured_bytes),
             "predicted": gib_value(one.predicted[basis]),
             "off": 100 * one.error(basis),
+            "off_words": signed(100 * one.error(basis), 2),
             "sizes": f"{gib(one.predicted[basis])} of {gib(one.measured_bytes)}",
         }
         for basis in GRADED_BASES
@@ -227,14 +229,14 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
             by: group.name,
             "Runs": group.count,
             **{BASIS_NAMES[basis]: 100 * group.error[basis] for basis in GRADED_BASES},
-            # A bias that rounds to zero must have no sign.
-            "Bias": round(100 * group.bias["calibrated"], 2) + 0.0,
+            "Bias": 100 * group.bias["calibrated"],
             "Inside": 100 * group.covered,
         }
         for group in groups(graded, lambda one: group_name(one, by))
     ]
-    st.dataframe(
-        rows,
+    styler = with_signs(rows, ["Bias"])
+    draw_table(
+        styler,
         hide_index=True,
         height="content",
         alt=f"Median error of each basis by {by.lower()}",
@@ -243,9 +245,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
                 name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, without its sign")
                 for name in BASIS_NAMES.values()
             },
-            "Bias": percents(
-                "Bias", format="%+.2f %%", help="Calibrated: median error with its sign, negative is too low"
-            ),
+            "Bias": percents("Bias", help="Calibrated: median error with its sign, negative is too low"),
             "Inside": percents(
                 "Inside",
                 format="%.0f %%",
@@ -262,8 +262,8 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
     rows = [
         {
             "Run": run_name(one),
+            **{BASIS_NAMES[basis]: 100 * one.error(basis) for basis in reversed(GRADED_BASES)},
             "Measured": gib_value(one.measured_bytes),
-            **{BASIS_NAMES[basis]: round(100 * one.error(basis), 2) + 0.0 for basis in GRADED_BASES},
             "Inside": "yes" if one.is_covered else "no",
             "With": ", ".join([versions_words(one), *circumstances(one)]),
             "Origin": "reference" if one.observation.is_reference else "history",
@@ -272,8 +272,9 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         for one in worst
     ]
     number = st.column_config.NumberColumn
-    event = st.dataframe(
-        rows,
+    styler = with_signs(rows, BASIS_NAMES.values())
+    event = draw_table(
+        styler,
         hide_index=True,
         height="content",
         on_select="rerun",
@@ -281,13 +282,12 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         key="worst",
         alt="The runs with the largest errors of the calibrated peak",
         column_config={
+            # On a phone, the name alone would fill the width.
+            "Run": st.column_config.TextColumn("Run", width=170 if is_phone() else None),
             "Measured": number(
                 "Measured", format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
             ),
-            **{
-                name: number(name, format="%+.2f %%", help="The error of the peak; negative is too low")
-                for name in BASIS_NAMES.values()
-            },
+            **{name: number(name, help="The error of the peak; negative is too low") for name in BASIS_NAMES.values()},
             "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
         },
     )

@@ -35,7 +35,9 @@ PART_COLORS = {
     "Allocator": VIOLET,
     "Context": ROSE,
 }
-BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "measured": GREEN}
+BASIS_COLORS = {"formula": VIOLET, "dry-run": BLUE, "calibrated": ORANGE, "measured": GREEN}
+# Runs that are compared, and releases of a library, have colours that mean nothing else in any chart.
+SERIES_COLORS = ("#6b7a99", "#b94fc0", "#7f8b1f", "#1c94b8", "#9b6a4a", "#5a9e2f")
 
 
 # Altair checks each part of a chart against the whole schema of Vega-Lite, which takes longer than all other work that
@@ -119,7 +121,8 @@ def part_color(names: Sequence[str]) -> Any:
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
     """Draw the peaks that each basis predicted beside the measured ones, as groups of bars."""
     alt = altair()
-    values, order, descriptions = [], [], []
+    values: list[dict[str, Any]] = []
+    order, descriptions = [], []
     for lines in zip(*by_basis.values(), strict=True):
         measured = lines[0].measured_bytes
         predicted = [(basis, line.predicted_bytes) for basis, line in zip(by_basis, lines, strict=True)]
@@ -137,7 +140,7 @@ def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:
         .encode(
             y=alt.Y("line:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
             yOffset=alt.YOffset("what:N", sort=bases),
-            x=alt.X("GiB:Q", title="GiB", axis=alt.Axis(tickCount=5)),
+            x=gib_axis(1.05 * max((value["GiB"] for value in values), default=1.0), ticks=5),
             color=alt.Color(
                 "what:N",
                 sort=bases,

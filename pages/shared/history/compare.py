@@ -1,34 +1,26 @@
-"""Compare several runs: a chart of their peaks, and a table of their differences."""
+"""Compare several runs: a chart of their peaks, and tables of their differences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import streamlit as st
+from pandas import DataFrame
 
 from cache.records import Measurement
-from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, data, draw, sized
+from pages.shared.frame.charts import SERIES_COLORS, altair, data, draw, gib_axis, sized
+from pages.shared.frame.chrome import is_phone
 from pages.shared.frame.escape import plain
-from pages.shared.history.differences import difference_lines
+from pages.shared.frame.tables import SOFT_TEXT, draw_table, is_dark
+from pages.shared.history.differences import APART, KINDS, Line, difference_lines
 from pages.shared.history.run import when
 from pages.shared.history.runs import task_of
 from planner.components import STAGE_NAMES
 from planner.units import gib, gib_value
 
-COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
-MOST = len(COLORS)
+MOST = len(SERIES_COLORS)
 _WHOLE = "Whole run"
-_PLACES = "compared"
-
-
-def places_of(ids: Sequence[str], before: dict[str, int]) -> dict[str, int]:
-    """Return a place for each run: its own from `before`, else the first free one.
-
-    The place decides the run's letter and colour.
-    """
-    kept = {run: before[run] for run in ids if run in before}
-    free = iter([place for place in range(MOST) if place not in kept.values()])
-    return {run: kept[run] if run in kept else next(free) for run in ids}
 
 
 def _size(run: Measurement) -> str:
@@ -70,7 +62,7 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
             (_WHOLE, run.measured.peak_allocated_bytes),
         )
     ]
-    values = [
+    values: list[dict[str, Any]] = [
         {"stage": stage, "run": name, "GiB": gib_value(size), "size": gib(size)}
         for name, stage, size in peaks
         if size is not None
@@ -86,7 +78,7 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
         .encode(
             y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(labelLimit=150, ticks=False, domain=False)),
             yOffset=alt.YOffset("run:N", sort=list(names)),
-            x=alt.X("GiB:Q", title="Allocated peak, GiB", axis=alt.Axis(tickCount=5)),
+            x=gib_axis(1.05 * max(value["GiB"] for value in values), ticks=5),
             color=alt.Color(
                 "run:N",
                 sort=list(names),
@@ -103,37 +95,61 @@ def _chart(runs: Sequence[Measurement], names: Sequence[str], colors: Sequence[s
     # Each bar is 14 pixels high, and so is the gap below each stage.
     height = 14 * len(names) * len(order) + 14 * len(order)
     draw(sized(chart, height), alt=f"Bars of the allocated peak by stage, for each run. {words}")
+    st.caption("Allocated peak of each stage, and of the whole run.")
+
+
+def in_order(runs: Sequence[Measurement]) -> list[Measurement]:
+    """Return the runs that are compared, the oldest first: later ones show what changed."""
+    return sorted(runs[:MOST], key=lambda run: (run.created_at, run.measurement_id))
 
 
 def comparison(runs: Sequence[Measurement]) -> None:
     """Draw the comparison of the chosen runs."""
-    more, runs = len(runs) - MOST, runs[:MOST]
-    places = places_of([run.measurement_id for run in runs], st.session_state.get(_PLACES, {}))
-    st.session_state[_PLACES] = places
-    runs = sorted(runs, key=lambda run: places[run.measurement_id])
-    letters = [letter_of(places[run.measurement_id]) for run in runs]
+    more, runs = len(runs) - MOST, in_order(runs)
+    letters = [letter_of(place) for place in range(len(runs))]
     with st.container(border=True):
         st.markdown(f"**{len(runs)} runs compared**")
         if more > 0:
             st.caption(f"The first {MOST} of the selected runs; {more} more are selected.")
         named = zip(letters, telling(runs), strict=True)
         st.markdown("\n".join(f"- **{letter}** {plain(text)}" for letter, text in named))
+        changed = " B against A is what changed since." if len(runs) == 2 else ""
+        st.caption(f"A is the oldest run.{changed}" if len(runs) > 2 else f"A is the older run.{changed}")
         if any(run.scope != "pipeline" for run in runs):
             st.caption(
                 "Peaks of one half of the VAE alone do not include the weights and what else was allocated before."
             )
-        _chart(runs, letters, [COLORS[place] for place in sorted(places.values())])
+        _chart(runs, letters, SERIES_COLORS[: len(runs)])
         every = st.toggle("Show all", key="compare-all", help="Show also what all of these runs have in common.")
-        lines = [line for line in difference_lines(runs) if every or line.differs or line.always]
-        apart = f"{letters[1]} against {letters[0]}"
-        st.dataframe(
-            [
-                {"": line.name, **dict(zip(letters, line.values, strict=True))}
-                | ({apart: line.apart} if len(runs) == 2 else {})
-                for line in lines
-            ],
-            hide_index=True,
-            height="content",
-            alt="All values of the compared runs" if every else "Differences between the compared runs",
-            column_config={"": st.column_config.TextColumn("", width=168, pinned=True)},
-        )
+        lines = difference_lines(runs)
+        for kind in KINDS:
+            _table(kind, [line for line in lines if line.kind == kind and (every or line.is_told)], letters)
+
+
+def _table(kind: str, lines: Sequence[Line], letters: Sequence[str]) -> None:
+    """Draw the lines of one kind under a heading, those with equal values in grey."""
+    if not lines:
+        return
+    apart = f"{letters[1]} against {letters[0]}" if len(letters) == 2 and kind in APART else None
+    rows = DataFrame(
+        [
+            {"": line.name, **dict(zip(letters, line.values, strict=True))} | ({apart: line.apart} if apart else {})
+            for line in lines
+        ]
+    )
+    grey = f"color: {SOFT_TEXT[is_dark()]}"
+    equal = [not line.differs for line in lines]
+    styler = rows.style.apply(lambda row: ["", *[grey if equal[row.name] else ""] * (len(row) - 1)], axis=1)
+    st.markdown(f"**{kind}**")
+    first, others, last = (104, 64, 88) if is_phone() else (200, 120, 140)
+    widths = {"": first} | dict.fromkeys(letters, others) | ({apart: last} if apart else {})
+    draw_table(
+        styler,
+        hide_index=True,
+        height="content",
+        alt=f"{kind} of the compared runs",
+        column_config={
+            name: st.column_config.TextColumn(APART[kind] if name == apart else name, width=width, pinned=name == "")
+            for name, width in widths.items()
+        },
+    )

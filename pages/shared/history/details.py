@@ -11,7 +11,7 @@ from pages.shared.controls.capacity import CAPACITY_KEY
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import plan
-from pages.shared.history.run import measurement_view
+from pages.shared.history.run import measurement_view, what, when
 from pages.shared.history.runs import Runs
 from pages.shared.history.table import choose_runs, chosen_runs
 from planner.errors import PlannerError
@@ -42,16 +42,20 @@ def delete(run: Measurement) -> str | None:
 @st.dialog("Delete this run?")
 def confirm_delete(run: Measurement, others: list[str]) -> None:
     """Ask before deleting a run."""
-    st.markdown(f"{run.request.describe()} on {plain(run.environment.card_name)}. This cannot be undone.")
+    at = when(run)
+    st.markdown(f"{plain(what(run))} on {plain(run.environment.card_name)}, {at} UTC. This cannot be undone.")
+    problem = None
     with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:", key="confirm-delete"):
-            if problem := delete(run):
-                st.error(problem, icon=":material/error:")
-            else:
+        # The safe button comes first, and is the one that stands out.
+        if st.button("Keep the run", type="primary", key="keep"):
+            st.rerun()
+        if st.button(f"Delete the run of {at}", icon=":material/delete:", key="confirm-delete"):
+            problem = delete(run)
+            if problem is None:
                 choose_runs(others)
                 st.rerun()
-        if st.button("Cancel", key="keep"):
-            st.rerun()
+    if problem:
+        st.error(problem, icon=":material/error:")
 
 
 def _actions(runs: Runs, run: Measurement) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import streamlit as st
 from pandas import DataFrame, Series
 
+from pages.shared.frame.chrome import is_phone
+from pages.shared.frame.escape import plain, typeset
 from pages.shared.history.runs import BASES, off_column
 
 # Columns of which several values can be chosen, with the width of the control in pixels: on a phone, the last two share
@@ -18,6 +21,7 @@ _KEYS = {"GPU": "filter-card", "Task": "filter-task", "Outcome": "filter-outcome
 _SIDES = (64, 256, 512, 768, 1024, 1536, 2048, 4096, 8192)
 _SIZES = {f"{side}×{side}": side**2 for side in _SIDES}
 _ALL_SIZES = (next(iter(_SIZES)), list(_SIZES)[-1])
+_EXPANDER = "filters"
 _DEFAULTS: dict[str, Any] = {
     **{key: [] for key in _KEYS.values()},
     "filter-size": _ALL_SIZES,
@@ -74,19 +78,55 @@ def _rarer(frame: DataFrame) -> dict[str, Series]:
     return {name: mask for name, mask in masks.items() if mask is not None}
 
 
+def _value(key: str) -> Any:
+    """Return the value of a filter, from the session or the address, before it is drawn."""
+    if key in st.session_state:
+        return st.session_state[key]
+    linked = st.query_params.get_all(key)
+    return tuple(linked) if isinstance(_DEFAULTS[key], (list, tuple)) else (linked[-1] if linked else None)
+
+
+def summary() -> str:
+    """Say in one line what is filtered."""
+    parts = []
+    for name, key in _KEYS.items():
+        if values := _value(key):
+            parts.append(f"{name if name == 'GPU' else name.lower()} {' or '.join(values)}")
+    sides = tuple(_value("filter-size") or _ALL_SIZES)
+    if sides != _ALL_SIZES and len(sides) == 2:
+        parts.append(f"size {sides[0]} to {sides[1]}")
+    if versions := _value("filter-versions"):
+        parts.append(f"{versions} versions")
+    if (off := _value("filter-off")) is not None:
+        parts.append(typeset(f"off by more than {float(off):g} %"))
+    return f"Filters: {'; '.join(parts) or 'none'}"
+
+
 def _clear() -> None:
     for key, default in _DEFAULTS.items():
         st.session_state[key] = default
 
 
+def _chosen(frame: DataFrame, widths: Mapping[str, int | Literal["stretch"]]) -> dict[str, Series]:
+    return {
+        name if name == "GPU" else name.lower(): frame[name].isin(values)
+        for name, width in widths.items()
+        if (values := _choice(frame, name, width))
+    }
+
+
 def filtered(frame: DataFrame) -> tuple[DataFrame, list[str]]:
     """Draw the filters; return the runs that pass them all, and the names of the active filters."""
-    masks: dict[str, Series] = {}
-    for name, width in _CHOICES.items():
-        if values := _choice(frame, name, width):
-            masks[name if name == "GPU" else name.lower()] = frame[name].isin(values)
-    with st.popover("More filters", icon=":material/tune:", key="more-filters"):
-        masks |= _rarer(frame)
+    if is_phone():
+        # On a phone, the controls would push the runs out of sight. The browser sets an expander to `expanded` when its
+        # label changes, as it does with every choice, so it is given the state that it has.
+        is_open = bool(st.session_state.get(_EXPANDER))
+        with st.expander(plain(summary()), is_open, key=_EXPANDER, icon=":material/tune:", on_change="rerun"):
+            masks = _chosen(frame, {name: "stretch" for name in _CHOICES}) | _rarer(frame)
+    else:
+        masks = _chosen(frame, _CHOICES)
+        with st.popover("More filters", icon=":material/tune:", key="more-filters"):
+            masks |= _rarer(frame)
     shown = frame
     for mask in masks.values():
         shown = shown[mask[shown.index]]

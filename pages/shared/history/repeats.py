@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
 import streamlit as st
 from pandas import DataFrame
 
 from cache.records import Measurement
-from pages.shared.frame.charts import BLUE, GREEN, GREY, ORANGE, ROSE, VIOLET, altair, data, draw
+from pages.shared.frame.charts import GREY, SERIES_COLORS, altair, data, draw
 from pages.shared.history.runs import Runs
 from planner.units import gib, gib_value
 
-_COLORS = (BLUE, ORANGE, GREEN, VIOLET, ROSE, GREY)
 # More would slow the page down without making the chart clearer.
 MOST_REQUESTS, MOST_RUNS = 100, 1000
 
@@ -22,6 +24,26 @@ def repeated(shown: DataFrame) -> dict[str, list[int]]:
     most = again["request"].value_counts(sort=True).index[:MOST_REQUESTS]
     places = again.groupby("request").indices
     return {request: again.index[places[request]].tolist() for request in most}
+
+
+def time_axis(times: Sequence[datetime]) -> tuple[tuple[datetime, datetime], str]:
+    """Return the ends of an axis of time, and a format whose labels on it all differ.
+
+    The axis has about four labels, so that two are a quarter of its length apart.
+    """
+    low, high = min(times), max(times)
+    # Runs of one moment still need an axis with a length.
+    around = max(0.04 * (high - low), timedelta(seconds=0.5))
+    length = high - low + 2 * around
+    if length < timedelta(seconds=20):
+        labels = "%H:%M:%S.%L"
+    elif length < timedelta(minutes=10):
+        labels = "%H:%M:%S"
+    elif low.date() == high.date():
+        labels = "%H:%M"
+    else:
+        labels = "%b %d, %H:%M" if length < timedelta(days=8) else "%Y-%m-%d"
+    return (low - around, high + around), labels
 
 
 def _release(run: Measurement) -> str:
@@ -43,6 +65,7 @@ def _chart(runs: list[Measurement]) -> None:
         {
             "when": run.created_at,
             "GiB": gib_value(run.measured.peak_allocated_bytes or 0),
+            "time": run.created_at[:16].replace("T", " "),
             "size": gib(run.measured.peak_allocated_bytes or 0, 3),
             # All GPUs have the maker's name, which would only take room.
             "GPU": run.environment.card_name.removeprefix("NVIDIA "),
@@ -54,10 +77,14 @@ def _chart(runs: list[Measurement]) -> None:
         sorted({str(value["torch"]) for value in values}),
         sorted({str(value["GPU"]) for value in values}),
     )
-    # Runs of one day are labelled by the hour, runs of several days by the day.
-    one_day = runs[0].created_at[:10] == runs[-1].created_at[:10]
-    axis = alt.Axis(format="%b %d, %H:%M" if one_day else "%Y-%m-%d", tickCount=4, labelOverlap=True)
-    x = alt.X("when:T", scale=alt.Scale(type="utc", padding=12, nice=False), title=None, axis=axis)
+    times = [datetime.fromisoformat(run.created_at).astimezone(UTC) for run in runs]
+    domain_x, labels = time_axis(times)
+    # The day is said once, where the labels leave it out.
+    title = f"{min(times):%Y-%m-%d}, UTC" if labels.startswith("%H") else "UTC"
+    axis = alt.Axis(format=labels, tickCount=4, labelOverlap=True, title=title, titlePadding=4)
+    x = alt.X(
+        "when:T", scale=alt.Scale(type="utc", domain=[end.isoformat() for end in domain_x], nice=False), axis=axis
+    )
     # If all runs agree to the byte, the axis still needs a length.
     sizes = [float(value["GiB"]) for value in values]
     around = max(0.1 * (max(sizes) - min(sizes)), 0.005 * max(sizes))
@@ -69,8 +96,8 @@ def _chart(runs: list[Measurement]) -> None:
         axis=alt.Axis(tickCount=5),
     )
     base = data(values)
-    lines = base.mark_line(color=GREY, opacity=0.6, strokeWidth=1.5).encode(x=x, y=y, detail="GPU:N")
-    colors = [_COLORS[place % len(_COLORS)] for place in range(len(versions))]
+    lines = base.mark_line(color=GREY, strokeWidth=1.5).encode(x=x, y=y, detail="GPU:N")
+    colors = [SERIES_COLORS[place % len(SERIES_COLORS)] for place in range(len(versions))]
     top = alt.Legend(orient="top", columns=3, labelLimit=140)
     # The default black of shapes cannot be seen on a dark page.
     gray = {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
@@ -81,7 +108,7 @@ def _chart(runs: list[Measurement]) -> None:
         color=alt.Color("torch:N", scale=alt.Scale(domain=versions, range=colors), legend=top, title="torch"),
         shape=alt.Shape("GPU:N", scale=alt.Scale(domain=gpus), legend=bottom if gpus[1:] else None, title="GPU"),
         tooltip=[
-            alt.Tooltip("when:T", format="%Y-%m-%d %H:%M"),
+            alt.Tooltip("time:N", title="when, UTC"),
             alt.Tooltip("size:N", title="allocated peak"),
             alt.Tooltip("GPU:N"),
             alt.Tooltip("torch:N"),
@@ -96,7 +123,8 @@ def repeats_view(runs: Runs, shown: DataFrame) -> None:
     found = repeated(shown)
     if not found:
         return
-    st.subheader("Repeated runs", anchor=False)
+    st.subheader("Requests measured more than once", anchor=False)
+    st.caption("How much the peak of one request moves from run to run, on one GPU model, and with another torch.")
 
     def label(request_id: str) -> str:
         places = found[request_id]

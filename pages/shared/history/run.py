@@ -10,6 +10,7 @@ from cache.predictions import compare
 from cache.records import ANSWERS, Measurement, Prediction
 from pages.shared.frame.charts import comparison_chart
 from pages.shared.frame.escape import code, plain, typeset
+from pages.shared.history.errors import reference_predictions
 from pages.shared.plan.verdicts import verdict_badge
 from planner.components import STAGE_NAMES
 from planner.units import gib
@@ -78,8 +79,8 @@ def _heading(measurement: Measurement) -> None:
         if measurement.origin in _ORIGINS:
             icon, color, text = _ORIGINS[measurement.origin]
             st.badge(measurement.origin, icon=icon, color=color, help=text)
-    at = when(measurement)
-    st.caption(what(measurement) + (f" · {plain(at)} UTC" if at else ""))
+    at = plain(when(measurement))
+    st.caption(f"{what(measurement)} · " + (f"recorded {at}" if measurement.origin == "reference" else f"{at} UTC"))
     if measurement.source:
         st.caption(f"Source: {plain(measurement.source)}")
     if alone := _SCOPE_WORDS.get(measurement.scope):
@@ -117,8 +118,8 @@ def _stages(measurement: Measurement) -> None:
     rows = [
         {
             "Stage": STAGE_NAMES.get(stage.stage, stage.stage),
-            "Allocated": "-" if stage.peak_allocated_bytes is None else gib(stage.peak_allocated_bytes),
-            "Reserved": "-" if stage.peak_reserved_bytes is None else gib(stage.peak_reserved_bytes),
+            "Allocated": "–" if stage.peak_allocated_bytes is None else gib(stage.peak_allocated_bytes),
+            "Reserved": "–" if stage.peak_reserved_bytes is None else gib(stage.peak_reserved_bytes),
             "Seconds": f"{stage.seconds:.2f}",
         }
         for stage in measurement.measured.stages
@@ -131,6 +132,8 @@ def _stages(measurement: Measurement) -> None:
 
 def _predictions(measurement: Measurement) -> None:
     """Draw all predictions beside the measured peaks, and how far off each peak was."""
+    if measurement.origin == "reference":
+        _reference_predictions(measurement)
     by_basis = {prediction.basis: compare(measurement, prediction) for prediction in measurement.predictions}
     if not by_basis:
         return
@@ -146,6 +149,18 @@ def _predictions(measurement: Measurement) -> None:
             )
 
 
+def _reference_predictions(measurement: Measurement) -> None:
+    """Draw how far off the dry run and the formula are on a reference run, as on Accuracy."""
+    predicted = reference_predictions().get(measurement.measurement_id)
+    if predicted is None:
+        return
+    for basis in ("dry-run", "formula"):
+        st.caption(
+            f"The {basis.replace('-', ' ')}'s {predicted.peak} peak is {off_words(predicted.error(basis))}: "
+            f"{gib(predicted.predicted[basis])} predicted, {gib(predicted.measured_bytes)} measured."
+        )
+
+
 def predicted_line(predictions: Sequence[Prediction]) -> str:
     """Say what each basis predicted before the run; empty if no basis had an answer."""
     said = [
@@ -157,8 +172,9 @@ def predicted_line(predictions: Sequence[Prediction]) -> str:
 
 
 def when(measurement: Measurement) -> str:
-    """Return when the run was measured, to the minute; empty for reference runs."""
-    return "" if measurement.origin == "reference" else measurement.created_at[:16].replace("T", " ")
+    """Return when the run was measured, to the minute, or the day on which a reference run was recorded."""
+    is_reference = measurement.origin == "reference"
+    return measurement.created_at[:10] if is_reference else measurement.created_at[:16].replace("T", " ")
 
 
 def what(measurement: Measurement) -> str:
@@ -180,7 +196,7 @@ def measurement_view(measurement: Measurement) -> None:
     """Draw the run in full: heading, peaks, predictions, stages and environment."""
     _heading(measurement)
     measured = measurement.measured
-    if measured.stages or measured.peak_allocated_bytes is not None:
+    if measured.stages or measured.peak_allocated_bytes is not None or measured.peak_reserved_bytes is not None:
         _peaks(measurement)
         _predictions(measurement)
     if measured.stages:

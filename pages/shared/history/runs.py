@@ -14,9 +14,9 @@ from pandas import DataFrame
 
 from cache.history.reference import reference_runs
 from cache.machine.versions import planned_for
-from cache.predictions import peak_error
 from cache.records import Measurement
 from pages.shared.frame import session
+from pages.shared.history.errors import errors_of
 from planner.units import gib_value
 
 # Every table has columns of these bases; another basis has one if a run has a prediction of it.
@@ -36,6 +36,11 @@ def task_of(run: Measurement) -> str:
 def spreadsheet_safe(text: str) -> str:
     """Prefix text that a spreadsheet would evaluate as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _size_text(run: Measurement) -> str:
+    # Spaces in front make the table's order of texts that of the widths.
+    return f"{run.request.effective_width:>4}×{run.request.effective_height}"
 
 
 def _percent(error: float | None) -> float | None:
@@ -71,17 +76,15 @@ class Runs:
         Sizes are in GiB and errors in per cent. Every visitor shares the frame, so never change it.
         """
         runs, versions = self.measurements, planned_for()
-        errors = [{one.basis: peak_error(run, one) for one in run.predictions} for run in runs]
+        errors = [errors_of(run) for run in runs]
         request_ids = {request: request.request_id for request in {run.request for run in runs}}
         columns = {
-            # It is not known when a reference run was measured.
-            "When, UTC": pd.to_datetime(
-                [None if run.origin == "reference" else run.created_at for run in runs], format="ISO8601", utc=True
-            ),
+            "When, UTC": pd.to_datetime([run.created_at for run in runs], format="ISO8601", utc=True),
             "Outcome": [run.measured.outcome for run in runs],
             # Streamlit offers every table as a download.
             "GPU": [spreadsheet_safe(run.environment.card_name) for run in runs],
             "Task": [task_of(run) for run in runs],
+            "Size": [_size_text(run) for run in runs],
             "Width": [run.request.effective_width for run in runs],
             "Height": [run.request.effective_height for run in runs],
             "Batch": [run.request.batch for run in runs],
@@ -109,13 +112,15 @@ class Runs:
 
 # One entry with the reference runs, and one without.
 @st.cache_resource(show_spinner=False, max_entries=2)
-def _runs(revision: object, with_references: bool) -> Runs:
+def _runs(revision: object, with_references: bool, digest: str) -> Runs:
     return Runs(session.measurements() + (reference_runs() if with_references else ()))
 
 
 def runs(with_references: bool) -> Runs:
     """Return the runs of the history, newest first, then reference runs if asked for."""
-    return _runs(session.measurements_revision(), with_references)
+    library = session.library()[0]
+    # The errors of reference runs follow from the memory programs.
+    return _runs(session.measurements_revision(), with_references, library.digest if library else "")
 
 
 def find(shown: Runs, measurement_id: str) -> Measurement | None:

@@ -1,5 +1,6 @@
 """Test the Accuracy page, and Plan's answers from measured runs."""
 
+import json
 import random
 import re
 
@@ -62,7 +63,7 @@ def test_whole_pipelines_and_halves_are_separate(open_page):
     assert "17 runs of whole pipelines, median 0.04 %, worst −17.4 % (img2img 1800×1200)" in shown
     assert "7 more with the reserved peak alone, median 2.34 %" in shown
     alts = [chart.proto.alt for chart in at.get("vega_lite_chart")]
-    assert [re.search(r"peaks of (\d+) runs", alt)[1] for alt in alts[:4:2]] == ["24", "13"]
+    assert [re.search(r"peaks of (\d+) runs", alt)[1] for alt in alts[:4:3]] == ["24", "13"]
     assert "Nothing is measured on compute capability 7.0 Volta, 9.0 Hopper" in shown
 
 
@@ -175,9 +176,28 @@ def test_own_runs_are_graded_by_the_others(open_page, measured_t4):
     assert set(table(at, "Source")["Source"]) == {"history"}
     assert worst["Open"][0].startswith("History?run=") and "reference" not in worst["Open"][0]
     alts = [chart.proto.alt for chart in at.get("vega_lite_chart")]
-    assert len(alts) == 4
+    assert len(alts) == 5
     assert "Predicted against measured peaks of 12 runs" in alts[0]
-    assert "Measured, dry run and calibrated peak of each stage" in alts[2]
+    assert "Measured, dry run and calibrated peak of each stage" in alts[3]
+
+
+def marks_of(spec) -> list[dict]:
+    """Return every mark of a chart."""
+    return [layer["mark"] for layer in spec.get("layer", [spec])]
+
+
+def test_marks_of_charts_keep_their_contrast(open_page, measured_t4):
+    specs = [json.loads(chart.proto.spec) for chart in open_page(ACCURACY).get("vega_lite_chart")]
+    marks = [mark for spec in specs for mark in marks_of(spec)]
+    assert len(marks) > 20
+    assert [mark for mark in marks if mark.get("opacity", 1) < 1] == []
+    # The formula is neither in the chart of peaks nor in that of errors, whose axes it would stretch.
+    peaks, errors, formula = ({*bases_of(spec)} for spec in specs[:3])
+    assert peaks == errors == {"Dry run", "Calibrated"} and formula == {"Formula"}
+
+
+def bases_of(spec) -> set[str]:
+    return {row["basis"] for layer in spec["layer"] for row in layer["data"]["values"] if "basis" in row}
 
 
 @pytest.mark.parametrize("by", ["GPU", "Stage", "Size", "Options", "What ran", "Versions"])

@@ -7,14 +7,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pandas as pd
 import pytest
+from pandas import DataFrame
 
 from cache.exchange.lines import read_runs
 from cache.history.reference import reference_runs
 from cache.history.store import Store
 from cache.records import Environment, Measured, Measurement, Prediction
-from pages.shared.history.compare import MOST, places_of, telling
+from pages.shared.frame import session
+from pages.shared.history.compare import MOST, in_order, telling
 from pages.shared.history.files import csv_of, json_lines_of
+from pages.shared.history.repeats import time_axis
+from pages.shared.history.runs import Runs
+from pages.shared.history.table import columns_of, fitting
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
@@ -65,7 +71,16 @@ def upload():
 
 
 def widths(at) -> list[int]:
-    return list(at.dataframe[0].value["Width"])
+    return [width_of(size) for size in at.dataframe[0].value["Size"]]
+
+
+def width_of(size: str) -> int:
+    return int(size.partition("×")[0])
+
+
+def compared(at) -> DataFrame:
+    """Return the tables of a comparison as one, by the names of their lines."""
+    return pd.concat(frame.value for frame in at.dataframe if "A" in frame.value).set_index("")
 
 
 def charts(at) -> list[str]:
@@ -87,7 +102,7 @@ def test_an_empty_history_says_what_to_do_next(open_page):
 
 def test_every_run_is_listed_newest_first(open_page, three_runs):
     frame = open_page(HISTORY).dataframe[0].value
-    assert list(frame["Width"]) == [768, 512, 512]
+    assert list(frame["Size"]) == [" 768×512", " 512×512", " 512×512"]
     assert list(frame["Outcome"]) == ["ok", "out-of-memory", "ok"]
     assert "Origin" not in frame and "id" not in frame
     measured = make_measured().peak_allocated_bytes
@@ -151,7 +166,7 @@ def test_a_link_reproduces_filters(open_page, three_runs, own_history, params, s
     Store(own_history).import_measurements([replace(old, predictions=())])
     at = open_page(HISTORY, **params)
     assert not at.exception
-    assert [width for frame in at.dataframe for width in frame.value["Width"]] == shown
+    assert [width_of(size) for frame in at.dataframe for size in frame.value["Size"]] == shown
 
 
 def test_sizes_are_compared_by_their_pixels(open_page, three_runs):
@@ -197,15 +212,19 @@ def test_a_link_opens_a_comparison(open_page, three_runs):
     assert not at.exception
     assert "**2 runs compared**" in texts(at.markdown)
     assert "**A** Tesla T4, 512×512," in texts(at.markdown) and "**B** NVIDIA A10, 768×512," in texts(at.markdown)
-    frame = at.dataframe[1].value.set_index("")
-    assert frame.loc["Width, px"].tolist() == ["512", "768", ""]
-    assert frame.loc["Dry run off by, peak", "B"] == "–"
-    assert frame.loc["Retries"].tolist()[:2] == ["0", "2"]
-    assert "Height" not in frame.index and "Peak allocated" not in frame.index
+    assert "A is the older run. B against A is what changed since." in texts(at.caption)
+    frame = compared(at)
+    assert frame.loc["Width, px", ["A", "B"]].tolist() == ["512", "768"]
+    assert frame.loc["Dry run off by", "B"] == "–" and frame.loc["Dry run off by", "A"].startswith("−2.31")
+    assert frame.loc["Retries", ["A", "B"]].tolist() == ["0", "2"]
+    assert "Height, px" not in frame.index and "Peak allocated" not in frame.index
     at.toggle(key="compare-all").set_value(True).run()
-    every = at.dataframe[1].value.set_index("")
-    assert every.loc["Height, px"].tolist() == ["512", "512", ""]
-    assert every.loc["Peak allocated"].tolist() == ["3.260 GiB", "3.260 GiB", "+0.000 GiB"]
+    every = compared(at)
+    assert every.loc["Height, px", ["A", "B"]].tolist() == ["512", "512"]
+    assert every.loc["Peak allocated", ["A", "B", "B against A"]].tolist() == ["3.260", "3.260", "equal"]
+    assert not any((frame.value == "").any(axis=None) for frame in at.dataframe if "A" in frame.value)
+    headings = [text for text in (m.value.strip("*") for m in at.markdown) if ", " in text and len(text) < 20]
+    assert headings[:2] == ["Memory, GiB", "Time, seconds"]
     alt = charts(at)[0]
     assert "UNet: A 2.89 GiB, B 2.89 GiB" in alt and "Whole run: A 3.26 GiB" in alt
 
@@ -232,10 +251,73 @@ def test_a_comparison_has_a_largest_number_of_runs(open_page, own_history):
     assert f"The first {MOST} of the selected runs; 2 more are selected." in texts(at.caption)
 
 
-def test_a_run_keeps_its_letter_and_colour():
-    before = places_of(["a", "b", "c"], {})
-    assert before == {"a": 0, "b": 1, "c": 2}
-    assert places_of(["b", "c", "d"], before) == {"b": 1, "c": 2, "d": 0}
+def test_a_comparison_begins_with_the_older_run(open_page, own_history, three_runs):
+    older, newer = (imported(number, GenerationRequest(), A10) for number in (1, 2))
+    assert in_order([newer, older]) == in_order([older, newer]) == [older, newer]
+    slower = replace(newer, measured=replace(newer.measured, seconds_per_step=0.25, peak_allocated_bytes=3 * GIB))
+    Store(own_history).import_measurements([older, slower])
+    at = open_page(HISTORY, run=[newer.measurement_id, older.measurement_id])
+    told = compared(at)
+    assert told.loc["A step", ["A", "B", "B against A"]].tolist() == ["0.20", "0.25", "+25.0\N{NO-BREAK SPACE}%"]
+    assert told.loc["Peak allocated", ["A", "B", "B against A"]].tolist() == ["3.260", "3.000", "−0.260"]
+
+
+def test_columns_without_differences_are_said_once(open_page, own_history):
+    store = Store(own_history)
+    for width in (512, 640):
+        store.save_measurement(GenerationRequest(width=width, steps=20), A10, make_measured())
+    at = open_page(HISTORY)
+    assert "The same in every row: img2img, batch 1, 20 steps, synthetic weights." in texts(at.caption)
+    # Neither has a prediction, and both have the installed versions.
+    assert list(at.dataframe[0].value) == ["When, UTC", "Outcome", "GPU", "Size", "Allocated", "Reserved"]
+    stale = make_environment(torch="2.11.0")
+    store.save_measurement(GenerationRequest(width=768, batch=2), stale, make_measured())
+    assert {"Batch", "Steps", "Versions"} <= set(open_page(HISTORY).dataframe[0].value)
+
+
+def test_a_wide_window_shows_whole_columns_and_a_phone_the_result_first(open_page):
+    frame = Runs(reference_runs()).frame
+    columns, _ = columns_of(frame, phone=False)
+    kept = fitting(frame, columns)
+    assert kept[:3] == ["When, UTC", "Outcome", "GPU"]
+    assert {"Size", "Allocated", "Dry run off by"} <= set(kept) < set(columns)
+    first, _ = columns_of(frame, phone=True)
+    assert first[:4] == ["Outcome", "GPU", "Size", "Allocated"]
+
+
+def test_reference_runs_have_the_errors_of_accuracy_and_a_date(open_page, three_runs):
+    frame = open_page(HISTORY, reference="true").dataframe[0].value
+    shown = frame[frame["Origin"] == "reference"]
+    graded = {one.observation.run_id: one for one in session.graded(True, lambda done: None)}
+    runs = reference_runs()
+    for name, basis in (("Dry run off by", "dry-run"), ("Formula off by", "formula")):
+        expected = [100 * graded[run.measurement_id].error(basis) for run in runs]
+        assert list(shown[name]) == pytest.approx(expected, abs=0.051)
+    assert [f"{at:%Y-%m-%d}" for at in shown["When, UTC"]] == [run.created_at[:10] for run in runs]
+    reserved = next(run for run in runs if run.measured.peak_allocated_bytes is None)
+    at = open_page(HISTORY, run=reserved.measurement_id)
+    assert "The dry run's reserved peak is" in texts(at.caption)
+    assert f"recorded {reserved.created_at[:10]}" in texts(at.caption).replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("length", "labels"),
+    [
+        (timedelta(0), "%H:%M:%S.%L"),
+        (timedelta(minutes=1), "%H:%M:%S"),
+        (timedelta(hours=3), "%H:%M"),
+        (timedelta(hours=30), "%b %d, %H:%M"),
+        (timedelta(days=30), "%Y-%m-%d"),
+    ],
+)
+def test_labels_of_the_time_axis_all_differ(length, labels):
+    began = datetime(2026, 6, 1, 6, 53, tzinfo=UTC)
+    (low, high), found = time_axis([began, began + length])
+    assert found == labels
+    assert low < began and began + length < high
+    quarters = [low + part * (high - low) / 4 for part in range(5)]
+    told = [f"{at:{found.replace('.%L', '.%f')}}" for at in quarters]
+    assert len(set(told)) == 5
 
 
 def test_rerun_replaces_the_plan_on_verify(open_page, three_runs, no_driver):
@@ -286,15 +368,14 @@ def test_an_emulated_run_is_marked(open_page, own_history):
     assert at.multiselect(key="filter-card").options == ["NVIDIA H100 80GB HBM3", name]
     # They are told apart by it, and what differs says it in bytes.
     assert f"**B** {name}" in texts(at.markdown)
-    differs = at.dataframe[1].value.set_index("")
-    assert list(differs.loc["Emulated capacity"])[:2] == ["–", "16.000 GiB"]
+    assert list(compared(at).loc["Emulated capacity", ["A", "B"]]) == ["–", "16.000"]
     # Repeats are on one kind of card: the two, not the three.
     assert at.selectbox(key="repeated").options == [f"{GenerationRequest().describe()}: 2 runs"]
     at = open_page(HISTORY, run=runs[1])
     assert f"**Completed** on {name}" in texts(at.markdown)
     assert "- emulated capacity: 16.00 GiB" in "\n".join(texts(one.markdown) for one in at.expander)
     at.button(key="delete").click().run()
-    assert f"on {name}. This cannot be undone." in texts(at.markdown)
+    assert f"on {name}, " in texts(at.markdown) and "This cannot be undone." in texts(at.markdown)
     row = next(csv.DictReader(io.StringIO(csv_of(store.measurements()).decode())))
     assert (row["card"], row["card_emulated_bytes"]) == ("NVIDIA H100 80GB HBM3", "17179869184")
 
@@ -313,7 +394,10 @@ def test_deleting_asks_first(open_page, three_runs, own_history):
     # That the question is answered is tried in a browser: a dialog reruns alone, which AppTest cannot do.
     at = open_page(HISTORY, run=three_runs[0])
     at.button(key="delete").click().run()
-    assert at.button(key="confirm-delete").label == "Delete"
+    keep, delete = at.button(key="keep"), at.button(key="confirm-delete")
+    assert (keep.label, keep.proto.type) == ("Keep the run", "primary")
+    assert delete.label.startswith("Delete the run of 20") and delete.proto.type == "secondary"
+    assert [one.key for one in at.button if one.key in ("keep", "confirm-delete")] == ["keep", "confirm-delete"]
     assert "This cannot be undone" in texts(at.markdown)
     assert len(Store(own_history).measurements()) == 3
 
@@ -324,7 +408,8 @@ def test_an_import_is_read_once_and_counted(open_page, upload, own_history):
     at = upload(open_page(HISTORY), lines)
     assert not at.exception
     assert texts(at.success) == "Imported 2 runs, 0 were already known."
-    assert list(at.dataframe[0].value["Origin"]) == ["imported", "imported"]
+    assert len(at.dataframe[0].value) == 2
+    assert "synthetic weights, imported." in texts(at.caption)
     Store(own_history).delete_measurement(runs[0].measurement_id)
     at.run()
     assert len(at.dataframe[0].value) == 1

@@ -37,7 +37,7 @@ def test_history_recovers_a_damaged_file(open_page, set_aside, own_history):
     assert not at.exception and not at.warning
     assert "Recovered 3 runs; 0 were already known, 0 could not be read completely." in texts(at.success)
     assert f"The file is kept as `{set_aside}.recovered`." in texts(at.success)
-    assert sorted(at.dataframe[0].value["Width"]) == [512, 640, 768]
+    assert sorted(at.dataframe[0].value["Size"]) == [" 512×512", " 640×512", " 768×512"]
     assert set(at.dataframe[0].value["Outcome"]) == {"ok"}
     at.run()
     assert not at.success and not at.warning and not [one for one in at.button if one.key == "recover-0"]
