@@ -40,7 +40,7 @@ def _evidence_line(found: Calibrated, card: Card) -> str:
         else "too few for an interval of their own: it spans all that kernels could take"
     )
     return (
-        f"{card.name}: calibrated on {_runs(len(found.runs))} of {family_of(card.compute_capability)} cards, together "
+        f"{card.name}: calibrated on {_runs(len(found.runs))} of {family_of(card.compute_capability)} GPUs, together "
         f"worth {found.weight:.1f} runs just like this one{stale}; {how}"
     )
 
@@ -56,7 +56,7 @@ def calibrated(
     calibration = evidence.calibration(card.compute_capability)
     target = evidence.target(request, card)
     if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
-        reason = "no run of such cards with such kernels was measured yet; --basis dry-run answers without"
+        reason = "no run of such GPUs with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
     curve = _curve(library, request.allocation_form(), KernelPolicy.of(card.compute_capability))
     found = calibration.answer(curve, target)
@@ -111,7 +111,7 @@ def measured(request: GenerationRequest, card: Card, evidence: Evidence, raw: An
     if not ran and not failed:
         return _unknown(card, stale, len(able) - len(heard))
     heard = [one for one in heard if one in (*ran, *failed)]
-    said = f"{card.name}: measured on {_runs(len(heard))} of this request on such a card"
+    said = f"{card.name}: measured on {_runs(len(heard))} of this request on such a GPU"
     said += f", the last {heard[0].created_at[:10]}"
     ids = tuple(one.run_id for one in heard)
     if emulated := sum(one.emulated_bytes is not None for one in heard):
@@ -155,12 +155,12 @@ def _unknown(card: Card, stale: Sequence[Observation], unbelievable: int) -> Ans
     reason = not_measured(card)
     if unbelievable:
         reason = (
-            f"what was measured of this request on such a card ({card.name}) cannot be of it: it is more than half as "
+            f"what was measured of this request on such a GPU ({card.name}) cannot be of it: it is more than half as "
             "much again, or that much less, than the dry run says"
         )
     elif stale:
         reason = (
-            f"this request was measured on such a card ({card.name}) only with other versions, the last with "
+            f"this request was measured on such a GPU ({card.name}) only with other versions, the last with "
             f"{stale[0].versions}; 'python -m planner verify' measures it anew"
         )
     return Answer(card=card, basis="measured", verdict="unknown", reason=reason, runs=tuple(o.run_id for o in stale))

@@ -111,11 +111,11 @@ def test_an_unknown_gpu_in_a_link_warns(open_page, name):
 
 
 def test_each_verdict_links_to_the_evidence_for_its_gpu(open_page):
-    at = open_page(width="1024", gpu=["T4", "RTX 4060"])
+    at = open_page(width="1024", gpu=["T4", "RTX 4060"], tab="Why")
     links = {link.proto.label: link.proto for link in at.get("page_link")}
     assert links["How wrong on a T4?"].query_string == "how_wrong=T4"
     assert links["How wrong on an RTX 4060?"].query_string == "how_wrong=RTX+4060"
-    at = open_page(gpu=["T4"], workers="2")
+    at = open_page(gpu=["T4"], workers="2", tab="Why")
     assert "How wrong on a T4?" in [link.proto.label for link in at.get("page_link")]
 
 
@@ -127,7 +127,7 @@ def test_a_verdicts_link_sets_the_address(open_page):
 
 
 def test_the_plans_described_gpu_is_linked_and_answered(open_page):
-    at = open_page(gpu=["T4"], gpu_memory="24GiB", compute_capability="8.9")
+    at = open_page(gpu=["T4"], gpu_memory="24GiB", compute_capability="8.9", tab="Why")
     labels = [link.proto.label for link in at.get("page_link")]
     assert "How wrong on compute capability 8.9?" in labels
     at.switch_page(ACCURACY).run()
@@ -234,15 +234,16 @@ def test_plan_names_the_runs_behind_an_answer(open_page, measured_t4):
     asked = {"width": "512", "height": "512", "gpu": ["T4"]}
     shown = texts(open_page(**asked).caption)
     assert "basis: measured" in shown and "dry-run: fits" in shown
-    at = open_page(width="1216", height="1216", gpu=["T4"])
+    at = open_page(width="1216", height="1216", gpu=["T4"], tab="Why")
     assert "basis: calibrated" in texts(at.caption)
     # With the three published ones of such a GPU.
-    assert "T4: calibrated on 15 runs of Turing cards" in texts(at.markdown)
+    assert "T4: calibrated on 15 runs of Turing GPUs" in texts(at.markdown)
     request = GenerationRequest(width=1216, height=1216)
     evidence = session.evidence(with_published=True).evidence
     answer = fit(request, card_named("T4"), evidence=evidence)
     assert f"90 % of runs need at most {gib(answer.worst_need_bytes)}" in texts(at.caption)
-    assert f"needs {gib(answer.need_bytes)} of 14.56 GiB usable" in texts(at.caption)
+    ends = f"{gib(answer.need_bytes)}, up to {gib(answer.worst_need_bytes)}"
+    assert f"needs {ends} of 14.56 GiB usable" in texts(at.caption)
     assert "The line beyond a bar reaches to the upper end" in texts(at.caption)
 
 
@@ -256,8 +257,8 @@ def test_a_basis_without_runs_says_what_it_lacks(open_page, basis):
 
 
 def test_reference_runs_can_be_switched_off(open_page):
-    link = {"basis": "calibrated", "gpu": ["RTX 4090"]}
-    assert "calibrated on 13 runs of Ada cards" in texts(open_page(**link).markdown)
+    link = {"basis": "calibrated", "gpu": ["RTX 4090"], "tab": "Why"}
+    assert "calibrated on 13 runs of Ada GPUs" in texts(open_page(**link).markdown)
     at = open_page(**link, published="false")
     assert "No run on Ada GPUs was measured yet" in texts(at.caption)
     at.switch_page("pages/3_Accuracy.py").run()
@@ -267,5 +268,5 @@ def test_reference_runs_can_be_switched_off(open_page):
 def test_stale_runs_are_named_on_plan(open_page, store):
     for number in range(8):
         keep(store, REQUESTS[number], torch="2.12.0")
-    at = open_page(width="1216", height="1216", gpu=["T4"])
+    at = open_page(width="1216", height="1216", gpu=["T4"], tab="Why")
     assert "11 of them, with other versions, count half" in texts(at.markdown)

@@ -26,7 +26,7 @@ from planner.fit import fit
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import make_environment, make_measured
-from tests.ui.conftest import texts
+from tests.ui.conftest import answered, texts
 
 VERIFY, HISTORY, PLAN = "pages/1_Verify.py", "pages/2_History.py", "streamlit_app.py"
 FORMULA, DRY_RUN = (
@@ -387,7 +387,7 @@ def test_a_run_of_the_default_request_replaces_another_plan(open_page, three_run
     at.run()
     at.button(key="plan-it").click().run()
     assert at.title[0].value == "Plan"
-    assert "img2img 512×512, batch 1, guided (UNet batch 2), 50 steps." in texts(at.caption)
+    assert "img2img 512×512, batch 1, guided (UNet batch 2), 50 steps." in answered(at)
 
 
 def test_deleting_asks_first(open_page, three_runs, own_history):

@@ -58,7 +58,7 @@ def test_what_was_measured_moves_the_answer_and_says_on_what_it_rests():
     answer = ask(good_runs(fraction=0.5))
     assert answer.peak_allocated_bytes == pytest.approx(peak_at(LARGE, 0.5), rel=0.01)
     assert answer.peak_allocated_bytes < 0.9 * raw.peak_allocated_bytes
-    assert "T4: calibrated on 6 runs of Turing cards, together worth 6.0 runs just like this one" in answer.evidence
+    assert "T4: calibrated on 6 runs of Turing GPUs, together worth 6.0 runs just like this one" in answer.evidence
     assert answer.runs == tuple(f"run-{number}" for number in range(6))
     assert answer.reason is None and answer.assumptions == ()
 
@@ -139,7 +139,7 @@ def test_a_run_of_this_very_request_is_the_best_there_is():
     assert answer.need_bytes == run.peak_reserved_bytes + answer.context_bytes
     assert answer.interval_bytes == (run.peak_allocated_bytes,) * 2
     assert answer.stages[answer.peak_stage] == answer.peak_allocated_bytes
-    assert "measured on 1 run of this request on such a card, the last 2026-11-02" in answer.evidence
+    assert "measured on 1 run of this request on such a GPU, the last 2026-11-02" in answer.evidence
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_end_of_an_emulated_capacity_is_no_answer_for_the_whole_card():
     full = run_of(LARGE, 3, **at)
     answer = ask([full, failed, retried])
     assert (answer.basis, answer.verdict, answer.runs) == ("measured", "fits", ("run-3",))
-    assert "measured on 1 run of this request on such a card, the last 2026-11-04, 1 of them at an emulated" in (
+    assert "measured on 1 run of this request on such a GPU, the last 2026-11-04, 1 of them at an emulated" in (
         answer.evidence
     )
     assert "emulated" not in ask([run_of(LARGE, 3)]).evidence
