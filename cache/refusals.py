@@ -64,11 +64,6 @@ def refusal_of(error: BaseException) -> Refusal | None:
     return _OF_SQLITE.get(code & 0xFF)
 
 
-def is_no_room(error: BaseException) -> bool:
-    """Tell whether the disk is full, or a limit on its use is reached."""
-    return refusal_of(error) is Refusal.FULL
-
-
 def why(error: BaseException) -> str:
     """Return the system's or SQLite's own words, without the number and the file."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

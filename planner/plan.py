@@ -7,7 +7,7 @@ the answer. A plan is also an address: `Plan.from_query` and `Plan.to_query` hav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from planner.alternatives.images import ImageRow, Listed, answer_images, parse_images
@@ -330,8 +330,3 @@ def answer_plan(
     rows = plan.image_rows
     listed = answer_images(rows, plan.request, cards, plan.basis, library=library, evidence=evidence) if rows else None
     return PlanAnswer(plan, answers, estimate(plan.request), listed)
-
-
-def without_images(plan: Plan) -> Plan:
-    """Give the plan of the request alone."""
-    return replace(plan, images="")
