@@ -131,13 +131,14 @@ def embedded_page() -> None:
     for problem in problems:
         st.warning(f"{plain(problem)}.", icon=":material/link_off:")
     library, _ = session.library()
+    evidence, notice = session.evidence(plan.published)
     try:
-        cards = plan.cards(plannable)
+        found = answer_plan(plan, plan.cards(plannable), library=library, evidence=evidence)
     except PlannerError as error:
         st.error(sentence(str(error)), icon=":material/error:")
         return
-    evidence, _ = session.evidence(plan.published)
-    found = answer_plan(plan, cards, library=library, evidence=evidence)
+    if notice:
+        st.warning(f"{sentence(notice)} These answers stand without it.", icon=":material/warning:")
     answer_view(plan.request, found.answers)
     images_notice(plan.request, found.images)
     verdict_boxes([beside(answer, plan.request, library) for answer in found.answers])

@@ -38,3 +38,9 @@ def test_an_embedded_link_with_a_bad_value_says_so(embedded):
     page = embedded("/?width=wide&gpu=T4&embed=true")
     expect(page.get_by_text("width must be a whole number, got 'wide'")).to_be_visible(timeout=30_000)
     expect(page.get_by_text("T4 runs this")).to_be_visible()
+
+
+def test_an_embedded_plan_that_cannot_be_answered_says_why(embedded):
+    page = embedded("/?task=txt2img&images=500x512&gpu=T4&embed=true")
+    expect(page.get_by_text("Width must be a multiple of 8, got 500")).to_be_visible(timeout=30_000)
+    assert page.get_by_text("Traceback").count() == 0
