@@ -1,1 +1,1 @@
-"""What is expensive to make again: measured runs, loaded pipelines, facts about cards and models."""
+"""Keep what is expensive to make again: measured runs, loaded pipelines, facts about GPUs and models."""

@@ -44,7 +44,7 @@ class _Images(Text):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is asked: a request, GPUs, what to base the answer on, and images that run beside the request.
+    """A question: a request, GPUs, the basis of the answer, and images that run beside the request.
 
     `gpus` are names of the catalogue or `ATTACHED`; None is nobody's choice, which means the default GPUs unless one
     is described or attached. `published` counts the reference runs that ship as evidence.

@@ -1,4 +1,4 @@
-"""What is asked for: a frozen, checked, hashable value.
+"""A request for one pipeline call: a frozen, checked, hashable value.
 
 A request knows nothing of cards, storage or answers. Two requests that run the same work are equal in
 `request_id`, which is a hash of the canonical form (effective sizes, sorted keys, no insignificant white space).

@@ -1,1 +1,1 @@
-"""What the pages share. Streamlit takes no file in here for a page."""
+"""Parts that the pages share; Streamlit takes no file in this folder for a page."""

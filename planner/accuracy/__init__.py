@@ -1,1 +1,1 @@
-"""How far off predictions were, by run, by GPU, and beside the estimates of other tools."""
+"""Errors of predictions, by run, by GPU, and beside the estimates of other tools."""

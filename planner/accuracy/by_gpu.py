@@ -183,7 +183,7 @@ Nearness = Literal["compute capability", "architecture", "major compute capabili
 
 @dataclass(frozen=True)
 class GpuAccuracy:
-    """How wrong predictions were on one GPU.
+    """The errors of predictions on one GPU.
 
     `allocated` and `reserved` are runs of whole pipelines, the second with the reserved peak alone; `halves` are runs
     of one half of the VAE. `nearest` has the GPUs next to one that was not measured, which are alike in `nearness`;

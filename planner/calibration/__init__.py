@@ -1,1 +1,1 @@
-"""What measured runs change about a prediction."""
+"""Correct predictions by measured runs."""

@@ -33,25 +33,40 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Each command has the function of this package that runs it, and one line of help.
 COMMANDS = {
     "fit": ("fit:fit_command", "Say which GPUs run this request, and by how much."),
-    "sizes": ("sizes:sizes_command", "Find the largest sizes and batch that fit, by the dry run."),
-    "verify": ("verify:verify_command", "Run the request for real and keep the peaks."),
+    "sizes": (
+        "sizes:sizes_command",
+        "Find the largest sizes and batch that fit each GPU, and the smallest GPU for the request.",
+    ),
+    "verify": ("verify:verify_command", "Run the request for real and keep the peaks, or answer from the history."),
     "gpus": ("gpus:gpus_command", "List the GPUs of the catalogue, with sources in --json."),
-    "accuracy": ("accuracy:accuracy_command", "Say how wrong predictions were on each GPU that was measured."),
+    "accuracy": (
+        "accuracy:accuracy_command",
+        "Say how wrong predictions were on each GPU that was measured, with runs and sources.",
+    ),
     "estimators": (
         "estimators:estimators_command",
-        "Compare the errors of other tools' formulas, the published one and the dry run.",
+        "Compare other tools' formulas, the published one and the dry run by their errors.",
     ),
     "history": ("main:history", "List, show, delete, export, import or recover measured runs."),
-    "compile": ("machine:compile_command", "Compile memory programs for the installed versions."),
+    "compile": (
+        "machine:compile_command",
+        "Compile memory programs for the installed versions, unless there are some already.",
+    ),
     "doctor": ("machine:doctor_command", "Check GPU, driver, versions, history and model, and say what to do."),
 }
 HISTORY_COMMANDS = {
-    "list": ("history:list_command", "List all runs, newest first."),
-    "show": ("history:show_command", "Show one run in full."),
-    "delete": ("history:delete_command", "Remove one run."),
-    "export": ("exchange:export_command", "Write all runs to a file, one a line, oldest first."),
-    "import": ("exchange:import_command", "Bring in the runs of a file, all or none; known ones stay as they are."),
-    "recover": ("recover:recover_command", "Save the readable runs of a damaged history."),
+    "list": ("history:list_command", "List all runs of the history, newest first, or the reference runs."),
+    "show": ("history:show_command", "Show one run in full; ID is its id, or the beginning of it."),
+    "delete": ("history:delete_command", "Remove one run, after asking; ID is its id, or the beginning of it."),
+    "export": (
+        "exchange:export_command",
+        "Write own and imported runs to FILE, one a line, oldest first; - is stdout.",
+    ),
+    "import": (
+        "exchange:import_command",
+        "Bring in the runs of FILE, all of them or none; known ones stay as they are. - is stdin.",
+    ),
+    "recover": ("recover:recover_command", "Save the runs of a damaged history that are certainly unchanged."),
 }
 
 _EXAMPLES = """\b

@@ -15,23 +15,31 @@ LONGEST = 100
 EXAMPLES = [name for name, path in FILES.items() if re.search(r"^\s+>>> ", path.read_text(), re.MULTILINE)]
 
 
-def first_lines(name: str) -> list[tuple[int, str]]:
-    """The first line of the docstring of each function and method of a module, with its place."""
-    nodes = [
-        node
-        for node in ast.walk(ast.parse(FILES[name].read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+ALL = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = ALL[2:]
+
+
+def first_lines(name: str, kinds: tuple[type, ...]) -> list[tuple[int, str]]:
+    """The first line of each docstring of these kinds in a module, with its place."""
+    nodes = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, kinds)]
+    texts = ((getattr(node, "lineno", 1), ast.get_docstring(node)) for node in nodes)
+    return [(place, text.splitlines()[0]) for place, text in texts if text]
+
+
+def test_docstrings_are_no_riddles():
+    found = [
+        f"{name}:{place}: {line}" for name in FILES for place, line in first_lines(name, ALL) if NO_VERB.match(line)
     ]
-    return [(node.lineno, text.splitlines()[0]) for node in nodes if (text := ast.get_docstring(node))]
-
-
-def test_docstrings_open_with_a_verb():
-    found = [f"{name}:{place}: {line}" for name in FILES for place, line in first_lines(name) if NO_VERB.match(line)]
     assert found == []
 
 
 def test_first_lines_are_short():
-    found = [f"{name}:{place}: {line}" for name in FILES for place, line in first_lines(name) if len(line) > LONGEST]
+    found = [
+        f"{name}:{place}: {line}"
+        for name in FILES
+        for place, line in first_lines(name, FUNCTIONS)
+        if len(line) > LONGEST
+    ]
     assert found == []
 
 

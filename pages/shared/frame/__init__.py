@@ -1,1 +1,1 @@
-"""What every page stands in: navigation, session, plan, charts, escaping."""
+"""The frame of every page: navigation, session, plan, charts, escaping."""

@@ -46,7 +46,7 @@ VALIDATE = False
 
 
 class Look(NamedTuple):
-    """How large a chart is drawn, in pixels, and in which colour its neutral marks are."""
+    """The sizes of a chart in pixels, and the colour of its neutral marks."""
 
     row: int
     bar: int
