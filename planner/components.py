@@ -8,12 +8,15 @@ from typing import Literal
 MODEL_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MODEL_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 
-# The order in which a pipeline runs them; only img2img has a vae_encoder stage.
-STAGES = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker")
+# The order in which a pipeline runs them. Only img2img and inpaint have a vae_encoder stage, only an IP-Adapter an
+# image_encoder; each UNet call is preceded by the ControlNets.
+STAGES = ("text_encoder", "image_encoder", "vae_encoder", "controlnet", "unet", "vae_decoder", "safety_checker")
 # The names of the stages on screens.
 STAGE_NAMES = {
     "text_encoder": "Text encoder",
+    "image_encoder": "Image encoder",
     "vae_encoder": "VAE encoder",
+    "controlnet": "ControlNet",
     "unet": "UNet",
     "vae_decoder": "VAE decoder",
     "safety_checker": "Safety checker",
@@ -27,15 +30,17 @@ Scope = Literal["pipeline", Half]
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 # The components that hold weights, in the order in which the worker loads them.
-LOAD_ORDER = ("vae", "text_encoder", "unet", "safety_checker")
+LOAD_ORDER = ("vae", "text_encoder", "unet", "safety_checker", "image_encoder", "controlnet")
 # Under model offload, the order in which components take turns on the GPU: each one evicts the one before it. The
-# safety checker is excluded and stays.
-# Source: diffusers 0.42.1, StableDiffusionPipeline.model_cpu_offload_seq.
-OFFLOAD_ORDER = ("text_encoder", "unet", "vae")
+# safety checker is excluded and stays. A ControlNet evicts nothing, and stays until the call returns.
+# Source: diffusers 0.42.1, StableDiffusionPipeline.model_cpu_offload_seq; DiffusionPipeline.enable_model_cpu_offload.
+OFFLOAD_ORDER = ("text_encoder", "image_encoder", "unet", "vae")
 # The component that each stage runs.
 COMPONENT_OF_STAGE = {
     "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
     "vae_encoder": "vae",
+    "controlnet": "controlnet",
     "unet": "unet",
     "vae_decoder": "vae",
     "safety_checker": "safety_checker",
@@ -54,8 +59,17 @@ VAE_TILE_STRIDE = 48
 # then. Memory programs are traced up to here.
 MAX_TRACED_STEPS = 6
 
-# diffusers' class of each task.
-PIPELINE_CLASSES = {"img2img": "StableDiffusionImg2ImgPipeline", "txt2img": "StableDiffusionPipeline"}
+# diffusers' class of each task, without and with ControlNets.
+PIPELINE_CLASSES = {
+    "img2img": "StableDiffusionImg2ImgPipeline",
+    "txt2img": "StableDiffusionPipeline",
+    "inpaint": "StableDiffusionInpaintPipeline",
+}
+CONTROLNET_CLASSES = {
+    "img2img": "StableDiffusionControlNetImg2ImgPipeline",
+    "txt2img": "StableDiffusionControlNetPipeline",
+    "inpaint": "StableDiffusionControlNetInpaintPipeline",
+}
 
 
 @dataclass(frozen=True)

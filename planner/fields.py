@@ -68,7 +68,8 @@ class Field:
 
     `help` is shown on the command line and beside the page's control, in Markdown. `call` is the line of code that
     switches the field on, where diffusers has one. `evidence` is about options of the pipeline: whether runs that
-    differ in one count in full, half, or not at all. A field that `is_later` came after the first release: a request
+    differ in one count in full, half, or not at all. `said` is how
+    `words` says a value. A field that `is_later` came after the first release: a request
     that has it at its default keeps the id that it had before, and a file of runs may leave it out.
     """
 
@@ -78,6 +79,7 @@ class Field:
     changes: Changes = "memory"
     evidence: Evidence = "none"
     call: str = ""
+    said: str = ""
     is_vae: bool = False
     is_later: bool = False
     # Filled in from the attribute that the field stands for.
@@ -117,9 +119,15 @@ class Field:
         """Write the value as a command line has it; empty for the default."""
         return "" if value == self.default else f"{self.flag} {self.text(value)}"
 
+    def code(self, value: Any) -> str:
+        """Give the line of code that sets the value, by `call`; empty where diffusers has none."""
+        return self.call.format(value)
+
     def words(self, value: Any) -> str:
         """Say a value that is not the default in a word or two, as an option of the pipeline: ``vae tiling``."""
-        return "" if value == self.default else f"{value} {self.name.replace('_', ' ')}"
+        if value == self.default:
+            return ""
+        return self.said.format(value) if self.said else f"{value} {self.name.replace('_', ' ')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +231,7 @@ class Switch(Field):
 
     def words(self, value: Any) -> str:
         """Say what is on that is off by default, or the reverse; see `Field.words`."""
-        name = self.name.replace("_", " ")
+        name = self.said or self.name.replace("_", " ")
         return "" if value == self.default else name if value else f"no {name}"
 
 

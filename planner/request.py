@@ -9,7 +9,7 @@ controls, the history's columns, the import checks and the remedies read it as `
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -17,11 +17,19 @@ from planner.components import MAX_TRACED_STEPS, VAE_TILE
 from planner.errors import InvalidArgument
 from planner.fields import Choice, Field, Number, Switch, Whole, did_you_mean, named_fields, row
 
-Task = Literal["img2img", "txt2img"]
-Offload = Literal["none", "model"]
+Task = Literal["img2img", "txt2img", "inpaint"]
+Offload = Literal["none", "model", "sequential"]
+Dtype = Literal["float16", "bfloat16", "float32"]
+IpAdapter = Literal["none", "base", "plus"]
+AttentionKind = Literal["sdpa", "xformers", "eager"]
+AllocatorKind = Literal["default", "expandable"]
 
-TASKS: tuple[Task, ...] = ("img2img", "txt2img")
-OFFLOADS: tuple[Offload, ...] = ("none", "model")
+TASKS: tuple[Task, ...] = ("img2img", "txt2img", "inpaint")
+OFFLOADS: tuple[Offload, ...] = ("none", "model", "sequential")
+DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
+IP_ADAPTERS: tuple[IpAdapter, ...] = ("none", "base", "plus")
+ATTENTION_KINDS: tuple[AttentionKind, ...] = ("sdpa", "xformers", "eager")
+ALLOCATORS: tuple[AllocatorKind, ...] = ("default", "expandable")
 
 # diffusers 0.42.1: 2 ** (len(vae.config.block_out_channels) - 1) with SD v1.5's four blocks.
 VAE_SCALE_FACTOR = 8
@@ -34,6 +42,9 @@ MIN_SIDE, MAX_SIDE = 64, 8192
 MAX_BATCH = 128
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
+MAX_CONTROLNETS = 4
+MAX_LORA_RANK = 512
+MAX_HIRES = 8.0
 
 _SIDE_HELP = f"{MIN_SIDE} to {MAX_SIDE} pixels. txt2img needs a multiple of 8; img2img rounds down to one."
 
@@ -59,7 +70,8 @@ class GenerationRequest:
             default="img2img",
             choices=TASKS,
             label="Task",
-            help="img2img starts from an image, txt2img from noise alone.",
+            help="img2img starts from an image, txt2img from noise alone, inpaint from an image and a mask, on the "
+            "inpainting UNet of nine input channels.",
         )
     )
     width: int = row(
@@ -157,9 +169,120 @@ class GenerationRequest:
             default="none",
             choices=OFFLOADS,
             label="Offload",
-            help="model: `pipe.enable_model_cpu_offload()` keeps one component on the GPU at a time.",
+            help="model: `pipe.enable_model_cpu_offload()` keeps one component on the GPU at a time. sequential: "
+            "`pipe.enable_sequential_cpu_offload()` keeps one layer there, and is far slower.",
             evidence="half",
-            call="pipe.enable_model_cpu_offload()",
+            call="pipe.enable_{}_cpu_offload()",
+        )
+    )
+    images_per_prompt: int = row(
+        Whole(
+            default=1,
+            low=1,
+            high=MAX_BATCH,
+            label="Images per prompt",
+            help="`num_images_per_prompt`: so many pictures of each prompt. The batch times this is what the UNet and "
+            "the VAE decoder work on.",
+            is_later=True,
+        )
+    )
+    dtype: Dtype = row(
+        Choice(
+            default="float16",
+            choices=DTYPES,
+            label="Data type",
+            help="Of all weights and activations. bfloat16 has tensor cores from compute capability 8.0 on; float32 "
+            "takes twice the memory.",
+            said="{}",
+            is_later=True,
+        )
+    )
+    controlnets: int = row(
+        Whole(
+            default=0,
+            low=0,
+            high=MAX_CONTROLNETS,
+            label="ControlNets",
+            help="ControlNets that run before each UNet call, each with its own control image; guess mode off.",
+            said="ControlNets: {}",
+            is_later=True,
+        )
+    )
+    lora_rank: int = row(
+        Whole(
+            default=0,
+            low=0,
+            high=MAX_LORA_RANK,
+            label="LoRA rank",
+            help="A LoRA on the UNet's attention, not fused. 0 is none, and a fused LoRA (`pipe.fuse_lora()`, then "
+            "`pipe.unload_lora_weights()`) takes no memory.",
+            said="LoRA rank {}",
+            is_later=True,
+        )
+    )
+    lora_text_encoder: bool = row(
+        Switch(
+            default=False,
+            label="LoRA on the text encoder too",
+            help="Whether the LoRA's file has layers of the text encoder as well, as kohya's trainer writes them.",
+            said="LoRA on the text encoder",
+            is_later=True,
+        )
+    )
+    ip_adapter: IpAdapter = row(
+        Choice(
+            default="none",
+            choices=IP_ADAPTERS,
+            label="IP-Adapter",
+            help="`pipe.load_ip_adapter(...)`: a picture as a prompt, with its image encoder (ViT-H) on the GPU. base "
+            "adds 4 tokens, plus adds 16.",
+            said="IP-Adapter {}",
+            is_later=True,
+        )
+    )
+    attention: AttentionKind = row(
+        Choice(
+            default="sdpa",
+            choices=ATTENTION_KINDS,
+            label="Attention",
+            help="The attention processor of UNet and VAE. sdpa: diffusers' default, fused kernels. xformers: "
+            "`pipe.enable_xformers_memory_efficient_attention()`. eager: the plain processor, which keeps a matrix of "
+            "tokens by tokens.",
+            said="{} attention",
+            is_later=True,
+        )
+    )
+    allocator: AllocatorKind = row(
+        Choice(
+            default="default",
+            choices=ALLOCATORS,
+            label="Allocator",
+            help="expandable: `PYTORCH_ALLOC_CONF=expandable_segments:True`, which wastes less reserved memory.",
+            said="{} segments",
+            is_later=True,
+        )
+    )
+    channels_last_unet: bool = row(
+        Switch(
+            default=False,
+            label="channels_last, UNet alone",
+            help="`pipe.unet.to(memory_format=torch.channels_last)`, as diffusers' documentation has it. channels_last "
+            "takes the VAE as well.",
+            said="channels_last UNet",
+            is_later=True,
+        )
+    )
+    hires: float = row(
+        Number(
+            default=1.0,
+            low=1.0,
+            high=MAX_HIRES,
+            step=0.25,
+            label="Hires factor",
+            help="Above 1: txt2img at this size, then img2img at so many times the size in the same process, as hires "
+            "fix does. The worse of both passes decides.",
+            said="hires {:g}",
+            is_later=True,
         )
     )
 
@@ -169,6 +292,8 @@ class GenerationRequest:
         if self.task == "txt2img":
             for argument in ("width", "height"):
                 self._check_multiple(argument)
+        for argument, rule, value, hint in self._refusals():
+            raise InvalidArgument(argument, rule, value, hint)
 
     def _check_multiple(self, argument: str) -> None:
         # StableDiffusionPipeline.check_inputs refuses such a size; the img2img image processor rounds it down.
@@ -176,6 +301,58 @@ class GenerationRequest:
         if side % VAE_SCALE_FACTOR:
             nearest = " or ".join(str(s) for s in nearest_multiples(side))
             raise InvalidArgument(argument, f"must be a multiple of {VAE_SCALE_FACTOR}", side, f"nearest: {nearest}")
+
+    def _refusals(self) -> Iterator[tuple[str, str, Any, str]]:
+        """List the combinations that diffusers or this planner refuses: (argument, rule, value, way out)."""
+        if self.images > MAX_BATCH:
+            most = MAX_BATCH // self.batch
+            yield "images_per_prompt", f"times the batch must be at most {MAX_BATCH}", self.images, f"nearest: {most}"
+        if self.ip_adapter != "none" and self.attention_slicing:
+            # SlicedAttnProcessor takes the place of the IP-Adapter's processors, and fails on its pair of inputs.
+            rule = "must be none with attention slicing, which replaces the IP-Adapter's attention processors"
+            yield "ip_adapter", rule, self.ip_adapter, "leave attention slicing off"
+        if self.lora_text_encoder and not self.lora_rank:
+            yield "lora_text_encoder", "needs a LoRA rank of 1 or more", True, "for example: 16"
+        if self.hires > 1 and self.task != "txt2img":
+            yield "hires", "must be 1 but for txt2img, which the first pass is", self.hires, "task txt2img"
+        if self.hires > 1:
+            longest = max(self.width, self.height)
+            if longest * self.hires > MAX_SIDE:
+                rule = f"times the longer side must be at most {MAX_SIDE} pixels"
+                yield "hires", rule, self.hires, f"nearest: {MAX_SIDE / longest:g}"
+
+    @property
+    def images(self) -> int:
+        """Count the pictures of one call: the batch times the images of each prompt."""
+        return self.batch * self.images_per_prompt
+
+    @property
+    def is_half(self) -> bool:
+        """Tell whether weights and activations take two bytes an element."""
+        return self.dtype != "float32"
+
+    @property
+    def element_bytes(self) -> int:
+        """Give the bytes of one element of weights and activations."""
+        return 2 if self.is_half else 4
+
+    @property
+    def processor(self) -> str:
+        """Name the UNet's attention processor: that of `attention`, or ``sliced``."""
+        return "sliced" if self.attention_slicing else self.attention
+
+    @property
+    def is_unet_in_rows(self) -> bool:
+        """Tell whether the UNet's weights are channels_last."""
+        return self.channels_last or self.channels_last_unet
+
+    def passes(self) -> tuple[Self, ...]:
+        """Give the pipeline calls of this request: itself, or the two passes of hires fix."""
+        if self.hires == 1:
+            return (self,)
+        first = replace(self, hires=1.0)
+        sides = {name: round(getattr(self, name) * self.hires) for name in ("width", "height")}
+        return first, replace(first, task="img2img", **sides).canonical()
 
     @property
     def effective_width(self) -> int:
@@ -208,7 +385,7 @@ class GenerationRequest:
 
         Source: diffusers 0.42.1, ``do_classifier_free_guidance`` is ``guidance_scale > 1``.
         """
-        return self.batch * (2 if self.guidance_scale > 1 else 1)
+        return self.images * (2 if self.guidance_scale > 1 else 1)
 
     def canonical(self) -> Self:
         """Give the same work at the size that the pipeline works on."""
@@ -248,7 +425,7 @@ class GenerationRequest:
     @property
     def guidance(self) -> str:
         """Say in a word whether the UNet is guided: ``guided`` or ``unguided``."""
-        return "guided" if self.unet_batch > self.batch else "unguided"
+        return "guided" if self.unet_batch > self.images else "unguided"
 
     @property
     def options(self) -> list[str]:
@@ -292,8 +469,9 @@ class GenerationRequest:
         return replace(
             self.canonical(),
             prompt_tokens=MAX_PROMPT_TOKENS,
-            guidance_scale=7.5 if self.unet_batch > self.batch else 1.0,
+            guidance_scale=7.5 if self.unet_batch > self.images else 1.0,
             steps=min(self.steps, MAX_TRACED_STEPS),
+            channels_last_unet=self.channels_last_unet and not self.channels_last,
         )
 
     def replay_form(self) -> Self:

@@ -41,7 +41,7 @@ def _switched(name: str, value: Any, rank: float, cost: str, title: str | None =
     """Make the change that puts an option of the pipeline to a value, by its own label and line of code."""
     field = field_named(name)
     change = Change(
-        key=name, title=title or field.label, fields=((name, value),), rank=rank, cost=cost, code=(field.call,)
+        key=name, title=title or field.label, fields=((name, value),), rank=rank, cost=cost, code=(field.code(value),)
     )
     return replace(change, **more)
 

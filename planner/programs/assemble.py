@@ -10,11 +10,32 @@ from functools import lru_cache
 import numpy as np
 
 from planner.components import COMPONENT_OF_STAGE, LOAD_ORDER, OFFLOAD_ORDER, STAGES, VAE_TILE
-from planner.programs.events import Events, Flat, FlatBuilder, Play, played_in_full
-from planner.programs.library import EACH_IMAGE, TIMES_BATCH, CallSize, Library, Op, Routine, evaluated, features
-from planner.programs.names import Layout, copied_upsamplers, is_pixel, pipeline_name, routine_name
+from planner.programs.events import Events, Flat, FlatBuilder, Play, joined, played_in_full
+from planner.programs.library import (
+    AREAS,
+    EACH_IMAGE,
+    EACH_NET,
+    EACH_PROMPT,
+    ONE_IMAGE,
+    CallSize,
+    Library,
+    Op,
+    Routine,
+    areas,
+)
+from planner.programs.names import Layout, copied_upsamplers, is_pixel, pipeline_name, routine_name, weights_name
 from planner.programs.vae_tiles import HALVES, VaeHalves
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
+
+
+def components_of(request: GenerationRequest) -> tuple[str, ...]:
+    """List the components that this request loads, in `LOAD_ORDER`."""
+    optional = {
+        "safety_checker": request.safety_checker,
+        "image_encoder": request.ip_adapter != "none",
+        "controlnet": request.controlnets > 0,
+    }
+    return tuple(name for name in LOAD_ORDER if optional.get(name, True))
 
 
 class Assembly:
@@ -28,20 +49,60 @@ class Assembly:
         self, library: Library, request: GenerationRequest, play: Play = "ends", *, layout: Layout | None = None
     ):
         self.library, self.request, self.play = library, request, play
-        self.size = CallSize(request.batch, request.latent_height, request.latent_width)
+        self.size = CallSize(
+            request.images, request.latent_height, request.latent_width, request.batch, request.lora_rank
+        )
         self.layout = layout or Layout()
-        self.history = FlatBuilder(library.modules)
+        self.history = FlatBuilder(library.modules, self._owned() if request.offload == "sequential" else None)
         self._vae = VaeHalves(self.history, request, play, self.layout, self._untiled_half)
         self._on_gpu: dict[str, list[int]] = {}
+        self._moved = [name for name in OFFLOAD_ORDER if name in components_of(request)]
 
     def load(self, component: str) -> None:
         """Load the component's weights onto the GPU."""
-        self._on_gpu[component] = self.history.load(self.library.weights[component])
+        tensors = [(size, module) for _, module, size, _ in self._weights(component)]
+        self._on_gpu[component] = self.history.load(tensors)
+
+    def load_buffers(self, component: str) -> None:
+        """Load what of the component sequential offload keeps on the GPU: the buffers, unless a module owns tensors."""
+        self.history.load([(size, module) for _, module, size, is_buffer in self._weights(component) if is_buffer])
+
+    def _weights(self, component: str) -> list[tuple[int, int, int, bool]]:
+        """List the owner, the module, the bytes and whether it is a buffer of each of the component's tensors."""
+        rows = self.library.weights_of(weights_name(component, self.request))
+        scale = self.request.element_bytes // 2
+        return [
+            (
+                one.owner,
+                one.module,
+                one.size_bytes * (1 if one.is_buffer else scale) * (self.request.lora_rank if one.is_adapter else 1),
+                one.is_buffer,
+            )
+            for _ in range(self.request.controlnets if component == "controlnet" else 1)
+            for one in rows
+        ]
+
+    def _owned(self) -> dict[str, list[tuple[int, int]]]:
+        """Give the parameters that sequential offload moves: (bytes, module) by the path of the owner."""
+        owned: dict[str, list[tuple[int, int]]] = {}
+        for component in components_of(self.request):
+            if component == "safety_checker":
+                continue
+            each = self._weights(component)
+            nets = self.request.controlnets if component == "controlnet" else 1
+            for index in range(nets):
+                for owner, module, size, is_buffer in each[: len(each) // nets]:
+                    path = self.library.modules[owner]
+                    if nets > 1:
+                        path = path.replace("controlnet", f"controlnet.nets.{index}", 1)
+                    if not is_buffer:
+                        owned.setdefault(path, []).append((size, module))
+        return owned
 
     def bring(self, component: str) -> None:
         """Evict one component and load this one, as accelerate's hook does under model offload."""
-        place = OFFLOAD_ORDER.index(component)
-        before = self._on_gpu.pop(OFFLOAD_ORDER[place - 1], None) if place else None
+        place = self._moved.index(component) if component in self._moved else 0
+        before = self._on_gpu.pop(self._moved[place - 1], None) if place else None
         if before is not None:
             self.history.die(before[::-1])
             self.history.event(Op.EMPTY_CACHE, 0)
@@ -53,90 +114,119 @@ class Assembly:
         routine = self.library.routine(pipeline_name(self.request))
         self._with_calls(routine, self.size, self.layout)
 
-    def call(self, name: str, size: CallSize, layout: Layout, *, full: bool = True) -> list[int]:
-        """Play a routine, and return the numbers of the storages that it leaves.
+    def call(self, name: str, size: CallSize, layout: Layout, *, full: bool = True, path: str = "") -> list[int]:
+        """Play a routine, a call of the module at `path`, and return the numbers of the storages that it leaves.
 
         Raises:
             NoProgram: it was not compiled.
         """
         if name in HALVES:
             return [self._vae.call(name, size)]
-        return self._routine(routine_name(name, self.request, *size, layout), size, layout, full=full)
+        compiled = routine_name(name, self.request, size.batch, size.height, size.width, layout)
+        return self._routine(compiled, size, layout, full=full, path=path)
 
     def _untiled_half(self, name: str, size: CallSize, layout: Layout) -> int:
-        [number] = self._routine(routine_name(name, self.request, *size, layout), size, layout)
+        compiled = routine_name(name, self.request, size.batch, size.height, size.width, layout)
+        [number] = self._routine(compiled, size, layout)
         return number
 
-    def _routine(self, compiled: str, size: CallSize, layout: Layout, *, full: bool = True) -> list[int]:
+    def _routine(
+        self, compiled: str, size: CallSize, layout: Layout, *, full: bool = True, path: str = ""
+    ) -> list[int]:
         routine = self.library.routine(compiled)
-        if routine.calls:
-            return self._with_calls(routine, size, layout)
-        sizes = self._symbolic(routine.sizes, size)
+        if full and routine.calls:
+            return self._with_calls(routine, size, layout, path)
         if full:
-            return self.history.routine(routine, sizes)
-        births = routine.ops[routine.ops[:, 0] == Op.BIRTH][routine.results]
-        return [self.history.birth(tuple(sizes[index]), int(module)) for _, index, module in births]
+            return self.history.routine(routine, self._symbolic(routine.sizes, size), path)
+        return [self.history.birth(symbolic, module) for symbolic, module in self._left_by(routine, size, layout, path)]
 
-    def _with_calls(self, routine: Routine, size: CallSize, layout: Layout) -> list[int]:
+    def _left_by(
+        self, routine: Routine, size: CallSize, layout: Layout, path: str
+    ) -> list[tuple[tuple[int, int], int]]:
+        """Give the symbolic size and the module of each storage that the routine leaves, without playing it."""
+        history, sizes = self.history, self._symbolic(routine.sizes, size).tolist()
+        made: list[tuple[tuple[int, int], int]] = []
+        for op, value, module in routine.ops.tolist():
+            here = history.module_at(path, module)
+            if op == Op.BIRTH:
+                made.append((tuple(sizes[value]), here))
+            elif op == Op.CALL:
+                call = routine.calls[value]
+                on = size._replace(batch=_batch_of(call.batch_factor, size))
+                name = routine_name(call.routine, self.request, on.batch, on.height, on.width, layout)
+                made += self._left_by(self.library.routine(name), on, layout, history.path(here))
+        return [made[index] for index in routine.results]
+
+    def _with_calls(self, routine: Routine, size: CallSize, layout: Layout, path: str = "") -> list[int]:
         """Play a routine that calls others, and return the numbers of the storages that it leaves."""
-        history, sizes = self.history, self._symbolic(routine.sizes, size)
+        history, sizes = self.history, self._symbolic(routine.sizes, size).tolist()
+        arrays = np.array(sizes, dtype=np.int64).reshape(-1, 2)
         # One number in the routine may stand for several storages here: one for each image.
         numbers: list[list[int]] = []
-        full = played_in_full(routine.called, self.play)
+        full = played_in_full([(call.routine, module) for call, module in routine.called], self.play)
         for op, value, module in routine.ops.tolist():
+            here = history.module_at(path, module)
             if op == Op.BIRTH:
-                numbers.append([history.birth(tuple(sizes[value]), module)])
+                numbers.append([history.birth(tuple(sizes[value]), here)])
             elif op == Op.DEATH:
                 history.die(numbers[value])
             elif op == Op.CALL:
                 call, in_full = routine.calls[value], next(full)
+                called = history.path(here)
                 if call.batch_factor == EACH_IMAGE:
                     one = size._replace(batch=1)
                     numbers.append([n for _ in range(size.batch) for n in self.call(call.routine, one, layout)])
+                elif call.batch_factor == EACH_NET:
+                    nets = range(self.request.controlnets)
+                    numbers.append([n for _ in nets for n in self.call(call.routine, size, layout)])
                 else:
-                    on = size._replace(batch=size.batch * call.batch_factor)
-                    numbers += [[number] for number in self.call(call.routine, on, layout, full=in_full)]
+                    on = size._replace(batch=_batch_of(call.batch_factor, size))
+                    numbers += [[n] for n in self.call(call.routine, on, layout, full=in_full, path=called)]
             elif op in (Op.CONVOLUTION, Op.ATTENTION):
-                history.kernel(Op(op), value, module, routine, sizes)
+                history.kernel(Op(op), value, here, routine, arrays)
+            elif op in (Op.ENTER, Op.LEAVE):
+                history.step(Op(op), here)
             else:
                 if op == Op.RETURNED:
                     history.die(self._vae.slices)
-                history.event(Op(op), value, module)
+                history.event(Op(op), value, here)
                 if op == Op.STAGE:
                     self._begin_stage(STAGES[value])
         return [number for index in routine.results for number in numbers[index]]
 
     def _begin_stage(self, stage: str) -> None:
         component = COMPONENT_OF_STAGE[stage]
-        if self.request.offload == "model" and component in OFFLOAD_ORDER:
+        if self.request.offload == "model" and component != "safety_checker":
             self.bring(component)
 
     def _symbolic(self, sizes: np.ndarray, size: CallSize) -> np.ndarray:
-        """Express a routine's sizes at this call in features of the request's own batch and size.
+        """Express a routine's sizes at this call in areas of the request's own size.
 
         Shape:
-            (sizes, 2), int64: feature and coefficient.
+            (sizes, 2), int64: index in `AREAS` and coefficient.
         """
+        multiplier, area = np.divmod(sizes[..., 0], len(AREAS))
+        coefficient = sizes[..., 1].astype(np.int64) * size.multipliers()[multiplier]
         if (size.height, size.width) != (self.size.height, self.size.width):
             # A tile has a size of its own: its sizes become plain numbers of bytes.
-            values = evaluated(sizes, features(*size))
-            return np.stack([np.zeros_like(values), values], axis=-1)
-        feature, coefficient = sizes[..., 0], sizes[..., 1].astype(np.int64)
-        factor, rest = divmod(size.batch, self.size.batch)
-        # Of a part of the batch, such as a slice, the number of images is a plain factor.
-        times = size.batch if rest else factor
-        coefficient = np.where(feature >= TIMES_BATCH, coefficient * times, coefficient)
-        return np.stack([feature % TIMES_BATCH if rest else feature, coefficient], axis=-1)
+            return np.stack([np.zeros_like(area), coefficient * areas(size.height, size.width)[area]], axis=-1)
+        return np.stack([area, coefficient], axis=-1)
+
+
+def _batch_of(factor: int, size: CallSize) -> int:
+    """Give the batch that a call of this factor runs on."""
+    return {EACH_PROMPT: size.prompts, ONE_IMAGE: 1}.get(factor, size.batch * factor)
 
 
 @lru_cache(maxsize=64)
 def _flat(library: Library, request: GenerationRequest, play: Play) -> Flat:
     assembly = Assembly(library, request, play)
-    for component in LOAD_ORDER:
-        is_loaded = component != "safety_checker" or request.safety_checker
-        # Model offload leaves only the safety checker on the GPU between calls.
-        if is_loaded and (request.offload == "none" or component not in OFFLOAD_ORDER):
+    for component in components_of(request):
+        # Offload leaves only the safety checker on the GPU between calls, and sequential offload the buffers.
+        if request.offload == "none" or component == "safety_checker":
             assembly.load(component)
+        elif request.offload == "sequential":
+            assembly.load_buffers(component)
     assembly.history.event(Op.LOADED, 0)
     assembly.call_pipeline()
     return assembly.history.flat()
@@ -150,7 +240,7 @@ def history_form(request: GenerationRequest) -> GenerationRequest:
     """
     form = request.allocation_form()
     size = form.latent_height, form.latent_width
-    of_vae = copied_upsamplers("vae.decoder", form, 1 if form.vae_slicing else form.batch, *size)
+    of_vae = copied_upsamplers("vae.decoder", form, 1 if form.vae_slicing else form.images, *size)
     if form.is_tiled or of_vae or copied_upsamplers("unet", form, form.unet_batch, *size):
         return form
     side = VAE_SCALE_FACTOR * (VAE_SCALE_FACTOR if is_pixel("unet", *size) else VAE_TILE)
@@ -158,10 +248,12 @@ def history_form(request: GenerationRequest) -> GenerationRequest:
 
 
 def events_of(library: Library, request: GenerationRequest, play: Play = "ends") -> Events:
-    """Assemble the request's whole history in bytes: weights, then the call.
+    """Assemble the request's whole history in bytes: weights, then the call or the two calls of hires fix.
 
     Raises:
         NoProgram: no routine was compiled for what the request asks for.
     """
-    flat = _flat(library, history_form(request), play)
-    return flat.at(request.batch, request.latent_height, request.latent_width)
+    found = [
+        _flat(library, history_form(one), play).at(one.latent_height, one.latent_width) for one in request.passes()
+    ]
+    return found[0] if len(found) == 1 else joined(*found)

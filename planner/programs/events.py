@@ -1,12 +1,12 @@
 """Hold the history of a whole request without calls: symbolic, and in bytes."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from planner.programs.library import Op, Routine, evaluated, features
+from planner.programs.library import Op, Routine, areas, evaluated
 
 # Which of many equal calls in a row are played in full: all, the first and the last, or the first, for a sketch.
 Play = Literal["all", "ends", "first"]
@@ -75,8 +75,9 @@ class Events:
 
 @dataclass(frozen=True)
 class Flat:
-    """Hold a history without calls, its sizes symbolic: pairs of feature and coefficient.
+    """Hold a history without calls, its sizes symbolic.
 
+    Births, convolutions and attentions are pairs of an index in `AREAS` and a coefficient, which includes the batch.
     `ops` is (events, 3) as in `Routine`; the operand of a birth is its own number. `births` is (storages, 2) and
     `is_weight` (storages,). `convolutions` is (convolutions, 6, 2) and `attentions` (attentions, 3, 2).
     """
@@ -88,9 +89,9 @@ class Flat:
     attentions: np.ndarray
     modules: tuple[str, ...]
 
-    def at(self, batch: int, latent_height: int, latent_width: int) -> Events:
+    def at(self, latent_height: int, latent_width: int) -> Events:
         """Evaluate the history for a request of this size."""
-        quantities = features(batch, latent_height, latent_width)
+        quantities = areas(latent_height, latent_width)
         values = self.ops[:, 1].astype(np.int64)
         births = evaluated(self.births, quantities)
         values[self.ops[:, 0] == Op.BIRTH] = births
@@ -106,35 +107,78 @@ class Flat:
 
 
 class FlatBuilder:
-    """Grow a `Flat` history, one event or one routine at a time."""
+    """Grow a `Flat` history, one event or one routine at a time.
 
-    def __init__(self, modules: Sequence[str]):
+    With `owned`, the weights of each module by its path, a module's weights come as it is called and go as it returns,
+    as they do under sequential offload.
+    """
+
+    def __init__(self, modules: Sequence[str], owned: Mapping[str, Sequence[tuple[int, int]]] | None = None):
         self._ops: list[np.ndarray] = []
         self._births: list[np.ndarray] = []
+        # Single events wait in lists, for an array of its own is dear for each.
+        self._waiting_ops: list[tuple[int, int, int]] = []
+        self._waiting_births: list[tuple[int, int]] = []
         self._weights: list[np.ndarray] = []
         self._kernels: dict[Op, list[np.ndarray]] = {
             op: [np.zeros((0, sizes + 1, 2), np.int64)] for op, sizes in _KERNEL_SIZES.items()
         }
         self._storages = 0
         self._rows = dict.fromkeys(_KERNEL_SIZES, 0)
+        self._names = list(modules)
         self._modules = {name: index for index, name in enumerate(modules)}
+        self._inner = [index for index, name in enumerate(modules) if name.startswith(".")]
+        self._tables: dict[str, np.ndarray] = {}
+        self._owned = owned
+        self._brought: list[list[int]] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._ops))
+        return sum(map(len, self._ops)) + len(self._waiting_ops)
+
+    def _settle(self) -> None:
+        """Make arrays of the single events that wait."""
+        if self._waiting_ops:
+            self._ops.append(np.array(self._waiting_ops, dtype=np.int64))
+            self._waiting_ops = []
+        if self._waiting_births:
+            self._births.append(np.array(self._waiting_births, dtype=np.int64))
+            self._waiting_births = []
 
     def module(self, name: str) -> int:
         """Give the number of this module, a new one where the library has none of this name."""
-        return self._modules.setdefault(name, len(self._modules))
+        if name not in self._modules:
+            self._modules[name] = len(self._names)
+            self._names.append(name)
+        return self._modules[name]
+
+    def module_at(self, path: str, number: int) -> int:
+        """Give the number of a routine's module, where the routine is a call of the module at `path`."""
+        return int(self._table(path)[number])
+
+    def path(self, number: int) -> str:
+        """Give the path of the module of this number."""
+        return self._names[number]
+
+    def _table(self, path: str) -> np.ndarray:
+        """Give the number here of each of the library's modules, in a call of the module at `path`."""
+        if path not in self._tables:
+            table = np.arange(len(self._names))
+            if path:
+                for index in self._inner:
+                    name = self._names[index]
+                    table[index] = self.module(path if name == "." else path + name)
+            self._tables[path] = table
+        return self._tables[path]
 
     def event(self, op: Op, value: int, module: int = 0) -> None:
         """Append an event that makes no storage and runs no kernel."""
-        self._ops.append(np.array([[op, value, module]], dtype=np.int64))
+        self._waiting_ops.append((op, value, module))
 
     def birth(self, size: tuple[int, int], module: int) -> int:
         """Make a storage of this symbolic size, and return its number."""
         number = self._storages
         self.event(Op.BIRTH, number, module)
-        self._births.append(np.array([size], dtype=np.int64))
+        self._waiting_births.append(size)
         self._storages += 1
         return number
 
@@ -145,6 +189,7 @@ class FlatBuilder:
 
     def load(self, weights: Sequence[tuple[int, int]]) -> list[int]:
         """Make the storages of these (bytes, module), and return their numbers."""
+        self._settle()
         tensors = np.array(weights, dtype=np.int64).reshape(-1, 2)
         count = len(tensors)
         numbers = np.arange(self._storages, self._storages + count)
@@ -154,12 +199,16 @@ class FlatBuilder:
         self._weights.append(numbers)
         return numbers.tolist()
 
-    def routine(self, routine: Routine, sizes: np.ndarray) -> list[int]:
+    def routine(self, routine: Routine, sizes: np.ndarray, path: str = "") -> list[int]:
         """Append a routine without calls, and return the numbers of its results.
 
-        `sizes` are its symbolic sizes in this history.
+        `sizes` are its symbolic sizes in this history, `path` is the module that it is a call of.
         """
-        ops = routine.ops.astype(np.int64)
+        if self._owned is not None:
+            return self._with_weights(routine, sizes, path)
+        self._settle()
+        ops = routine.plain_ops.astype(np.int64)
+        ops[:, 2] = self._table(path)[ops[:, 2]]
         born = ops[:, 0] == Op.BIRTH
         first, count = self._storages, int(born.sum())
         self._births.append(sizes[ops[born, 1]])
@@ -170,8 +219,36 @@ class FlatBuilder:
         self._storages += count
         return [first + int(index) for index in routine.results]
 
+    def _with_weights(self, routine: Routine, sizes: np.ndarray, path: str) -> list[int]:
+        """Append a routine as `routine` does, with the weights that come and go."""
+        numbers: list[int] = []
+        for op, value, module in routine.ops.tolist():
+            here = self.module_at(path, module)
+            if op == Op.BIRTH:
+                numbers.append(self.birth(tuple(sizes[value]), here))
+            elif op == Op.DEATH:
+                self.event(Op.DEATH, numbers[value])
+            elif op in (Op.ENTER, Op.LEAVE):
+                self.step(Op(op), here)
+            elif op in (Op.CONVOLUTION, Op.ATTENTION):
+                self.kernel(Op(op), value, here, routine, sizes)
+            else:
+                self.event(Op(op), value, here)
+        return [numbers[index] for index in routine.results]
+
+    def step(self, op: Op, module: int) -> None:
+        """Bring the weights of the module that is entered, or free those of the one that is left."""
+        if self._owned is None:
+            return
+        if op == Op.ENTER:
+            self._brought.append(self.load(self._owned.get(self.path(module), ())))
+        else:
+            for number in self._brought.pop():
+                self.event(Op.DEATH, number)
+
     def kernel(self, op: Op, row: int, module: int, routine: Routine, sizes: np.ndarray) -> None:
         """Append one kernel of a routine, with these symbolic sizes."""
+        self._settle()
         ops = np.array([[op, row, module]], dtype=np.int64)
         self._add_kernels(ops, routine, sizes)
         self._ops.append(ops)
@@ -191,14 +268,49 @@ class FlatBuilder:
 
     def flat(self) -> Flat:
         """Give the history so far."""
+        self._settle()
         return Flat(
             ops=np.concatenate(self._ops),
             births=np.concatenate(self._births),
-            is_weight=np.isin(np.arange(self._storages), np.concatenate(self._weights)),
+            is_weight=np.isin(np.arange(self._storages), np.concatenate([np.zeros(0, np.int64), *self._weights])),
             convolutions=np.concatenate(self._kernels[Op.CONVOLUTION]),
             attentions=np.concatenate(self._kernels[Op.ATTENTION]),
-            modules=tuple(self._modules),
+            modules=tuple(self._names),
         )
+
+
+def joined(first: Events, second: Events) -> Events:
+    """Join the histories of two calls in one process, on the same weights.
+
+    The storages that are born before the first call are those of the second too, and live throughout. What else is left
+    of the first call dies before the second begins, whose own loading is left out.
+    """
+    begin = int(np.argmax(second.kinds == Op.LOADED)) + 1
+    kept = int((second.kinds[:begin] == Op.BIRTH).sum())
+    kinds, values = second.kinds[begin:], second.values[begin:].copy()
+    deaths = kinds == Op.DEATH
+    values[deaths] = np.where(values[deaths] < kept, values[deaths], values[deaths] - kept + len(first.sizes()))
+    values[kinds == Op.CONVOLUTION] += len(first.convolutions)
+    values[kinds == Op.ATTENTION] += len(first.attentions)
+    left = first.alive_at(len(first.kinds) - 1)
+    left = left[left >= kept][::-1]
+    # What model offload leaves on the GPU as the first call ends goes back to the host, and its memory is given back.
+    is_moved = bool(np.isin(left, np.flatnonzero(first.is_weight)).any())
+    middle = np.array([(Op.DEATH, int(number)) for number in left] + [(Op.EMPTY_CACHE, 0)] * is_moved, dtype=np.int64)
+    middle = middle.reshape(-1, 2)
+    numbers = {name: number for number, name in enumerate(first.modules)}
+    table = np.array([numbers.setdefault(name, len(numbers)) for name in second.modules], dtype=np.int64)
+    return Events(
+        kinds=np.concatenate([first.kinds, middle[:, 0], kinds]),
+        values=np.concatenate([first.values, middle[:, 1], values]),
+        module_ids=np.concatenate(
+            [first.module_ids, np.zeros(len(middle), np.int64), table[second.module_ids[begin:]]]
+        ),
+        is_weight=np.concatenate([first.is_weight, second.is_weight[kept:]]),
+        convolutions=np.concatenate([first.convolutions, second.convolutions]),
+        attentions=np.concatenate([first.attentions, second.attentions]),
+        modules=tuple(numbers),
+    )
 
 
 def played_in_full(calls: Sequence[Hashable], play: Play) -> Iterator[bool]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from planner.errors import NoProgram
-from planner.programs.library import Call, Library, Routine
+from planner.programs.library import Call, Library, Routine, Weight
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).with_name("sd15")
 
 
@@ -44,14 +44,19 @@ def save(library: Library, path: Path) -> None:
 def encode(library: Library) -> tuple[str, bytes]:
     """Encode the library as (JSON, little-endian int32 numbers)."""
     arrays: list[np.ndarray] = []
+    places: dict[bytes, int] = {}
     start = 0
 
     def put(array: np.ndarray) -> list[int]:
+        # Routines that differ in name alone share their numbers.
         nonlocal start
         flat = np.ascontiguousarray(array, dtype="<i4").ravel()
-        arrays.append(flat)
-        begin, start = start, start + len(flat)
-        return [begin, *array.shape]
+        content = flat.tobytes()
+        if content not in places:
+            places[content] = start
+            arrays.append(flat)
+            start += len(flat)
+        return [places[content], *array.shape]
 
     routines = {
         name: {
@@ -105,7 +110,10 @@ def decode(header_text: str, numbers: bytes, source: str) -> Library:
         )
         for name, value in header["routines"].items()
     }
-    weights = {name: tuple(map(tuple, get(place).tolist())) for name, place in header["weights"].items()}
+    weights = {
+        name: tuple(Weight(*row[:3], *map(bool, row[3:])) for row in get(place).tolist())
+        for name, place in header["weights"].items()
+    }
     return Library(header["versions"], routines, tuple(header["modules"]), weights, source, header["sha256"])
 
 

@@ -30,6 +30,8 @@ class Op(IntEnum):
     LOADED = 7  # the weights are loaded, and the pipeline call begins
     RETURNED = 8  # the VAE's encode or decode has returned
     PRODUCT = 9  # the first matrix product of a routine runs
+    ENTER = 10  # a module with parameters of its own is called: sequential offload brings them
+    LEAVE = 11  # it returns: sequential offload takes them away
 
 
 # The areas that sizes are made of, in terms of the latent's height and width: the latent and its three halvings, the
@@ -49,50 +51,72 @@ AREAS = (
     "(h/8*w/8)^2",
 )
 LATENTS = AREAS.index("h*w")
-TIMES_BATCH = len(AREAS)
+# What an area may be multiplied by: nothing, the batch of the call, the prompts of the pipeline's call, the rank of a
+# LoRA, or rank and batch.
+MULTIPLIERS = ("1", "batch", "prompts", "rank", "rank*batch")
 
 
-def features(batch: int, latent_height: int, latent_width: int) -> np.ndarray:
-    """Compute the quantities of which every size is a whole multiple.
+def areas(latent_height: int, latent_width: int) -> np.ndarray:
+    """Compute each of `AREAS`.
 
-    They are each of `AREAS`, then each times the batch. Halved sides round up, as a convolution of stride 2 and padding
-    1 does.
+    Halved sides round up, as a convolution of stride 2 and padding 1 does.
 
     Shape:
-        (24,), int64.
+        (12,), int64.
     """
     h, w = latent_height, latent_width
     latents = [-(-h // k) * -(-w // k) for k in (1, 2, 4, 8)]
     padded = [(k * h + 1) * (k * w + 1) for k in (8, 4, 2)]
-    areas = [1, *latents, *padded, *(area**2 for area in latents)]
-    return np.array([*areas, *(batch * area for area in areas)], dtype=np.int64)
+    return np.array([1, *latents, *padded, *(area**2 for area in latents)], dtype=np.int64)
 
 
 def evaluated(sizes: np.ndarray, quantities: np.ndarray) -> np.ndarray:
-    """Evaluate (feature, coefficient) pairs along the last axis.
+    """Evaluate (index, coefficient) pairs along the last axis.
 
-    The result is ``coefficient * quantities[feature]``.
+    The result is ``coefficient * quantities[index]``.
     """
     return quantities[sizes[..., 0]] * sizes[..., 1]
 
 
 class CallSize(NamedTuple):
-    """Give the batch and the latent size that a routine is called at."""
+    """Give the batch and the latent size that a routine is called at, the pipeline's prompts and the LoRA's rank."""
 
     batch: int
     height: int
     width: int
+    prompts: int = 0
+    rank: int = 0
+
+    def multipliers(self) -> np.ndarray:
+        """Compute each of `MULTIPLIERS`.
+
+        Shape:
+            (5,), int64.
+        """
+        return np.array([1, self.batch, self.prompts, self.rank, self.rank * self.batch], dtype=np.int64)
+
+    def features(self) -> np.ndarray:
+        """Compute the quantities of which every size is a whole multiple: each area times each multiplier.
+
+        The index of an area times a multiplier is ``multiplier * len(AREAS) + area``.
+
+        Shape:
+            (60,), int64.
+        """
+        return np.outer(self.multipliers(), areas(self.height, self.width)).ravel()
 
 
-# A batch factor: the routine is called on each image of the batch, one call after another.
-EACH_IMAGE = 0
+# Batch factors: the routine is called on each image of the batch, one call after another; on as many images as there
+# are prompts; on one alone; once for each ControlNet, on the whole batch.
+EACH_IMAGE, EACH_PROMPT, ONE_IMAGE, EACH_NET = 0, -1, -2, -3
 
 
 class Call(NamedTuple):
     """Describe a call of another routine on `batch_factor` times the caller's batch.
 
-    It leaves `results` storages. Calls for `EACH_IMAGE` are one op. The storages that they leave share one number, and
-    die together.
+    It leaves `results` storages. Calls for `EACH_IMAGE` or `EACH_NET` are one op. The storages that they leave share
+    one number, and die together. The op's module is the one that is called, and modules of the routine whose names
+    begin with a dot are inside it.
     """
 
     routine: str
@@ -105,7 +129,8 @@ class Routine:
     """Hold the allocation history of one call, such as the UNet's, for any batch and size.
 
     `ops` is (events, 3): `Op`, operand, and the index in `Library.modules` of the module that ran. `sizes` is
-    (sizes, 2): feature and coefficient; a size is ``coefficient * features[feature]`` bytes. `kernels` is (kernels, 6).
+    (sizes, 2): feature and coefficient; a size is ``coefficient * features[feature]`` bytes, see
+    `CallSize.features`. `kernels` is (kernels, 6).
     The row of a convolution has indices in `sizes` of its input, padded input, output, padded output and weight, all
     in elements, then 1 if it is channels_last. The row of an attention call has those of its log-sum-exp and of its
     float32 accumulator in bytes, then its head dimension and zeros.
@@ -119,28 +144,51 @@ class Routine:
     @cached_property
     def results(self) -> np.ndarray:
         """Number the storages that outlive the call, in the order of their birth."""
-        births = int((self.ops[:, 0] == Op.BIRTH).sum()) + sum(call.results for call in self.called)
+        births = int((self.ops[:, 0] == Op.BIRTH).sum()) + sum(call.results for call, _ in self.called)
         dead = self.ops[self.ops[:, 0] == Op.DEATH, 1]
         return np.setdiff1d(np.arange(births), dead)
 
     @cached_property
-    def called(self) -> list[Call]:
-        """List the calls in the order in which they happen, one entry for each time."""
-        return [self.calls[index] for index in self.ops[self.ops[:, 0] == Op.CALL, 1]]
+    def plain_ops(self) -> np.ndarray:
+        """Give `ops` without those that only sequential offload needs.
+
+        Shape:
+            (events, 3), int32.
+        """
+        return self.ops[self.ops[:, 0] < Op.ENTER]
+
+    @cached_property
+    def called(self) -> list[tuple[Call, int]]:
+        """List the calls in the order in which they happen, one entry for each time, with the module that is called."""
+        return [(self.calls[index], module) for op, index, module in self.ops.tolist() if op == Op.CALL]
+
+
+class Weight(NamedTuple):
+    """Describe a parameter or a buffer of a component.
+
+    `module` and `owner` are indices in `Library.modules`: of the component, and of the module that has the tensor. An
+    adapter's `size_bytes` are those of a LoRA of rank 1.
+    """
+
+    size_bytes: int
+    module: int
+    owner: int
+    is_buffer: bool
+    is_adapter: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Library:
     """Hold every routine of one set of library versions, and the weights that they run with.
 
-    `weights` has (bytes, index in `modules`) of each tensor by component, in the order in which the worker loads them.
+    `weights` has the tensors of each component and variant, in the order in which the worker loads them.
     `digest` is the SHA-256 of its numbers, empty where it was never encoded.
     """
 
     versions: Mapping[str, str]
     routines: Mapping[str, Routine]
     modules: tuple[str, ...]
-    weights: Mapping[str, tuple[tuple[int, int], ...]]
+    weights: Mapping[str, tuple[Weight, ...]]
     source: str = ""
     digest: str = ""
 
@@ -155,6 +203,17 @@ class Library:
         except KeyError:
             raise NoProgram(f"no memory program was compiled for {name!r} - 'python -m planner compile'") from None
 
-    def weights_bytes(self, component: str) -> int:
-        """Compute the bytes of the component's parameters and buffers."""
-        return sum(size for size, _ in self.weights[component])
+    def weights_of(self, name: str) -> tuple[Weight, ...]:
+        """Find the weights of this component and variant.
+
+        Raises:
+            NoProgram: there are none.
+        """
+        try:
+            return self.weights[name]
+        except KeyError:
+            raise NoProgram(f"no weights were listed for {name!r} - 'python -m planner compile'") from None
+
+    def weights_bytes(self, name: str, rank: int = 0) -> int:
+        """Compute the bytes of the component's parameters and buffers, with a LoRA of this rank."""
+        return sum(one.size_bytes * (rank if one.is_adapter else 1) for one in self.weights_of(name))

@@ -43,7 +43,7 @@ def half_alone(library: Library, half: Half, request: GenerationRequest) -> Half
     assembly.load("vae")
     _call(assembly, "vae.encode", _WARM_UP)
     begin, end = _call(assembly, half, CallSize(1, request.latent_height, request.latent_width))
-    events = assembly.history.flat().at(1, own.latent_height, own.latent_width)
+    events = assembly.history.flat().at(own.latent_height, own.latent_width)
     return HalfAlone(events, begin, end)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from planner.components import VAE_TILE, VAE_TILE_STRIDE
 from planner.programs.events import FlatBuilder, Play, played_in_full
 from planner.programs.library import LATENTS, CallSize, Op
-from planner.programs.names import Layout
+from planner.programs.names import Layout, are_latents_in_rows
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 
 # The methods of AutoencoderKL that slicing and tiling go through.
@@ -60,14 +60,14 @@ class VaeHalves:
         return self._play_untiled(name, size, self.layout)
 
     def _output(self, name: str, size: CallSize) -> tuple[int, int]:
-        """Give the symbolic size of a half's output in float16, from its latents.
+        """Give the symbolic size of a half's output, from its latents.
 
         The encoder makes 8 channels of moments of each latent, the decoder 3 channels of 8 by 8 pixels.
         """
         a_latent = 8 if name == "vae._encode" else 3 * VAE_SCALE_FACTOR**2
         if (size.height, size.width) == (self.request.latent_height, self.request.latent_width):
-            return LATENTS, size.batch * a_latent * 2
-        return 0, size.batch * size.height * size.width * a_latent * 2
+            return LATENTS, size.batch * a_latent * self.request.element_bytes
+        return 0, size.batch * size.height * size.width * a_latent * self.request.element_bytes
 
     def _tiled(self, name: str, size: CallSize) -> int:
         """Play a half tile by tile, blend the tiles, and put them together."""
@@ -83,9 +83,9 @@ class VaeHalves:
         for row, height in enumerate(rows):
             for column, width in enumerate(columns):
                 if row > 0:
-                    self._blend(batch * width * across * 2, module)
+                    self._blend(batch * width * across * self.request.element_bytes, module)
                 if column > 0:
-                    self._blend(batch * height * across * 2, module)
+                    self._blend(batch * height * across * self.request.element_bytes, module)
             joined = CallSize(batch, min(height, VAE_TILE_STRIDE), _kept(columns))
             joined_rows.append(history.birth(self._output(name, joined), module))
         whole = history.birth(self._output(name, CallSize(batch, _kept(rows), _kept(columns))), module)
@@ -100,8 +100,7 @@ class VaeHalves:
             return self.history.birth(self._output(name, size), self.history.module("vae"))
         # In channels_last, whole rows of one image lie together, and so does a part of a single row.
         encodes = name == "vae._encode"
-        is_encoded = self.request.channels_last and self.request.task == "img2img"
-        in_rows = not self.layout.is_planar if encodes else is_encoded
+        in_rows = not self.layout.is_planar if encodes else are_latents_in_rows(self.request)
         together = size.width == self.request.latent_width or (size.height == 1 < size.width and not encodes)
         is_cut = not (in_rows and size.batch == 1 and together)
         return self._play_untiled(name, size, self.layout._replace(is_cut=is_cut))

@@ -14,9 +14,9 @@ def _options(request: GenerationRequest) -> list[str]:
     if request.channels_last:
         lines += [f"pipe.{module}.to(memory_format=torch.channels_last)" for module in ("unet", "vae")]
     offload = field_named("offload")
-    lines.append(offload.call if request.offload == "model" else 'pipe.to("cuda")')
+    lines.append('pipe.to("cuda")' if request.offload == "none" else offload.code(request.offload))
     switched = (field for field in OPTIONS if field.call and field != offload)
-    return lines + [field.call for field in switched if getattr(request, field.name) != field.default]
+    return lines + [field.code(value) for field in switched if (value := getattr(request, field.name)) != field.default]
 
 
 def _loading(request: GenerationRequest) -> list[str]:

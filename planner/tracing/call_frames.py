@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from planner.components import STAGES
-from planner.programs.library import EACH_IMAGE, Call, CallSize, Op
+from planner.programs.library import EACH_IMAGE, EACH_NET, EACH_PROMPT, ONE_IMAGE, Call, CallSize, Op
+from planner.request import TASKS
 from planner.tracing.recorder import (
     Attention,
     Begin,
@@ -16,13 +17,14 @@ from planner.tracing.recorder import (
     Death,
     EmptyCache,
     End,
+    Enter,
     Event,
+    Leave,
     Product,
     Repeat,
     Returned,
     Stage,
 )
-from planner.tracing.tracer import REMEMBERED
 
 
 class CompileError(Exception):
@@ -33,14 +35,17 @@ class CompileError(Exception):
 class Frame:
     """Hold one traced call of a routine, sizes in bytes and storages numbered within the call.
 
-    An op is (`Op`, operand, module). The operand of a kernel is (sizes, plain number), as `kernel_of` gives it.
+    An op is (`Op`, operand, module). The operand of a kernel is (sizes, plain number), as `kernel_of` gives it. `path`
+    is the module that is called. Modules inside it are named from there on, with a leading dot, so that calls of
+    several modules can be one routine.
     """
 
     name: str
     size: CallSize
+    path: str = ""
+    is_stand_in: bool = False
     ops: list[tuple[Op, Any, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    is_stand_in: bool = False
     has_product: bool = False
     _numbers: dict[int, int] = field(default_factory=dict)
     _count: int = 0
@@ -49,7 +54,13 @@ class Frame:
     def birth(self, event: Birth) -> None:
         """Record the birth of a storage."""
         self.adopt([event.slot])
-        self.ops.append((Op.BIRTH, event.size_bytes, event.module))
+        self.ops.append((Op.BIRTH, event.size_bytes, self.module(event.module)))
+
+    def module(self, path: str) -> str:
+        """Name a module from this call's own on: ``.attn1`` for one inside, the whole path for any other."""
+        if self.path and (path == self.path or path.startswith(f"{self.path}.")):
+            return path[len(self.path) :] or "."
+        return path
 
     def adopt(self, slots: list[int]) -> None:
         """Number the storages of these slots."""
@@ -57,13 +68,13 @@ class Frame:
             self._numbers[slot] = self._count
             self._count += 1
 
-    def call(self, call: Call, slots: list[int]) -> None:
-        """Record a call that has returned, and the slots of the storages that it leaves."""
+    def call(self, call: Call, slots: list[int], path: str) -> None:
+        """Record a call of the module at `path` that has returned, and the slots of the storages that it leaves."""
         if call not in self.calls:
             self.calls.append(call)
-        op = (Op.CALL, self.calls.index(call), "")
-        if call.batch_factor == EACH_IMAGE and self.ops and self.ops[-1] == op:
-            # One op stands for the calls on all images, and one number for the storages that they leave together.
+        op = (Op.CALL, self.calls.index(call), self.module(path))
+        if call.batch_factor in _OF_EACH.values() and self.ops and self.ops[-1] == op:
+            # One op stands for all of these calls, and one number for the storages that they leave together.
             self._numbers[slots[0]] = self._count - 1
             return
         self.ops.append(op)
@@ -82,6 +93,11 @@ class Frame:
         together = [other for other, number in self._numbers.items() if number == self._numbers[slot]]
         if len(together) == 1 or self.ops[-1] != op:
             self.ops.append(op)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Tell whether this is the call of a pipeline, whose name begins with its task."""
+        return self.name.partition("/")[0] in TASKS
 
     def left(self) -> list[int]:
         """List the slots that still live, in the order of their birth."""
@@ -120,13 +136,15 @@ def frames_of(name: str, size: CallSize, events: Iterable[Event]) -> list[Frame]
                 frame.death(slot, name)
             case Convolution() | Attention():
                 op = Op.CONVOLUTION if isinstance(event, Convolution) else Op.ATTENTION
-                frame.ops.append((op, kernel_of(event), event.module))
+                frame.ops.append((op, kernel_of(event), frame.module(event.module)))
+            case Enter(module) | Leave(module):
+                frame.ops.append((Op.ENTER if isinstance(event, Enter) else Op.LEAVE, 0, frame.module(module)))
             case Product():
                 if not frame.has_product:
                     frame.ops.append((Op.PRODUCT, 0, ""))
                 frame.has_product = True
-            case Begin(routine, batch):
-                stack.append(Frame(routine, CallSize(batch, size.height, size.width)))
+            case Begin(routine, batch, path, is_stand_in):
+                stack.append(Frame(routine, size._replace(batch=batch), path, is_stand_in))
             case End():
                 _return_from(stack.pop(), stack[-1], found)
             case Stage(stage):
@@ -140,16 +158,25 @@ def frames_of(name: str, size: CallSize, events: Iterable[Event]) -> list[Frame]
     return [*found, stack[0]]
 
 
+# Calls of the pipeline on its prompts and the images that come with them, and not on all images that it makes.
+_OF_PROMPTS = ("text_encoder", "vae._encode")
+# Calls that follow one another, once for each image or ControlNet.
+_OF_EACH = {"denormalize_one": EACH_IMAGE, "control_image_of_many": EACH_NET}
+
+
 def _return_from(frame: Frame, caller: Frame, found: list[Frame]) -> None:
-    if frame.name == "denormalize_one":
-        factor, rest = EACH_IMAGE, 0
+    rest = 0
+    if frame.name in _OF_EACH:
+        factor = _OF_EACH[frame.name]
+    elif frame.name in _OF_PROMPTS and caller.is_pipeline:
+        factor, rest = EACH_PROMPT, frame.size.batch - frame.size.prompts
+    elif frame.size.batch % caller.size.batch == 0:
+        factor = frame.size.batch // caller.size.batch
     else:
-        factor, rest = divmod(frame.size.batch, caller.size.batch)
+        factor, rest = ONE_IMAGE, frame.size.batch - 1
     if rest:
         raise CompileError(f"{frame.name} runs on {frame.size.batch} of {caller.name}'s {caller.size.batch}")
-    caller.call(Call(frame.name, factor, len(frame.left())), frame.left())
-    # A stand-in made its results and nothing else.
-    frame.is_stand_in = frame.name in REMEMBERED and all(op == Op.BIRTH for op, _, _ in frame.ops)
+    caller.call(Call(frame.name, factor, len(frame.left())), frame.left(), frame.path)
     found.append(frame)
 
 
@@ -163,9 +190,10 @@ def folded(events: list[Event]) -> list[Event]:
     starts = [index for index, event in enumerate(events) if isinstance(event, Repeat)]
     dropped: set[int] = set()
     renamed: dict[int, int] = {}
-    for first, *middle, last in _loops(events, starts):
-        if not middle:
+    for loop in _loops(events, starts):
+        if len(loop) < 3:
             continue
+        first, *middle, last = loop
         length = last - middle[-1]
         births = [[e.slot for e in events[p : p + length] if isinstance(e, Birth)] for p in (first, middle[-1])]
         renamed |= dict(zip(births[1], births[0], strict=True))

@@ -17,13 +17,13 @@ import numpy as np
 
 from planner.components import LIBRARIES, LOAD_ORDER, MAX_TRACED_STEPS
 from planner.programs.files import save
-from planner.programs.library import AREAS, TIMES_BATCH, CallSize, Library, Op, Routine, features
-from planner.programs.names import Layout, pipeline_name, routine_name
-from planner.request import TASKS, GenerationRequest
+from planner.programs.library import AREAS, CallSize, Library, Op, Routine, Weight
+from planner.programs.names import Layout, pipeline_name, routine_name, weights_name
+from planner.request import ATTENTION_KINDS, IP_ADAPTERS, MAX_CONTROLNETS, TASKS, GenerationRequest
 from planner.tracing.call_frames import CompileError, Frame, folded, frames_of
 from planner.tracing.pipeline import assemble
-from planner.tracing.recorder import Birth, Loaded, Recorder
-from planner.tracing.tracer import meta_modules, trace_call, trace_halves
+from planner.tracing.recorder import Loaded
+from planner.tracing.tracer import meta_modules, trace_attention, trace_call, trace_halves
 
 # Batch, latent height and width. The sides are odd, even and prime, so that no two features are in proportion.
 SIZES = ((2, 19, 26), (3, 29, 21), (5, 14, 35))
@@ -50,20 +50,20 @@ PLAIN = Layout()
 def fit_size(values: tuple[int, ...], sizes: list[CallSize], *, one_size: bool) -> tuple[int, int]:
     """Find the (feature, coefficient) that explains one size.
 
-    `values` are its bytes at each of `sizes`.
+    `values` are its bytes at each of `sizes`. Of several multipliers that explain it alike, the first counts.
 
     Raises:
-        CompileError: no feature divides all values alike, or several do although the sizes should tell them apart.
+        CompileError: no feature divides all values alike, or several areas do that the sizes should tell apart.
     """
-    quantities = np.stack([features(*size) for size in sizes])
+    quantities = np.stack([size.features() for size in sizes])
     found = []
-    for feature in range(quantities.shape[1]):
+    for feature in np.flatnonzero(quantities[0]).tolist():
         coefficient, rest = divmod(values[0], int(quantities[0, feature]))
         if not rest and all(coefficient * int(q) == v for q, v in zip(quantities[:, feature], values, strict=True)):
             found.append((feature, coefficient))
     if not found:
         raise CompileError(f"{values} at {sizes} is no whole multiple of any of {AREAS}, with or without the batch")
-    if len(found) > 1 and not one_size and found[1][0] != found[0][0] + TIMES_BATCH:
+    if len({feature % len(AREAS) for feature, _ in found}) > 1 and not one_size:
         raise CompileError(f"{values} at {sizes} could be any of {found}")
     return found[0]
 
@@ -90,7 +90,7 @@ def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) ->
         if [(op, name if op != Op.DEATH else "") for op, _, name in frame.ops] != shape or frame.calls != first.calls:
             raise CompileError(f"{key}: the order of events at {frame.size} is not that at {first.size}")
     at = [frame.size for frame in frames]
-    one_size = len({(size.height, size.width) for size in at}) == 1 or len({size.batch for size in at}) == 1
+    one_size = len({(size.height, size.width) for size in at}) == 1
     sizes, kernels = _Pool(), _Pool()
     ops = []
     for index, (op, operand, name) in enumerate(first.ops):
@@ -121,8 +121,7 @@ def routine_from(key: str, frames: list[Frame], module: Callable[[str], int]) ->
 
 def real_pipeline(request: GenerationRequest) -> Any:
     """Build SD v1.5 on the meta device, as this request loads it."""
-    modules = meta_modules(safety_checker=request.safety_checker, channels_last=request.channels_last)
-    return assemble(modules, request.task)
+    return assemble(meta_modules(request), request)
 
 
 class _Compiler:
@@ -131,106 +130,207 @@ class _Compiler:
     def __init__(self, make_pipeline: Callable[[GenerationRequest], Any]):
         self.make_pipeline = make_pipeline
         self.frames: dict[str, list[Frame]] = {}
-        self._pipelines: dict[Any, Any] = {}
-        self._memories: dict[Any, dict[Any, Any]] = {}
+        self.weights: dict[str, list[tuple[int, str, str, bool, bool]]] = {}
+        self._pipelines: dict[GenerationRequest, Any] = {}
+        # What each routine returns on inputs of some shapes, so that it runs once for all requests.
+        self._memory: dict[Any, Any] = {}
 
     def pipeline(self, request: GenerationRequest) -> Any:
         """Give the pipeline to trace this request on, built once for equal options."""
-        key = request.task, request.safety_checker, request.channels_last, request.attention_slicing
+        plain = {"width": 64, "height": 64, "batch": 1, "images_per_prompt": 1, "steps": 50, "guidance_scale": 7.5}
+        key = GenerationRequest.from_dict(request.to_dict() | plain)
         if key not in self._pipelines:
+            if len(self._pipelines) > 8:
+                self._pipelines.clear()
             self._pipelines[key] = self.make_pipeline(request)
+            self._list_weights(request, self._pipelines[key])
         return self._pipelines[key]
 
     def trace(self, request: GenerationRequest) -> None:
         """Trace one request and keep its frames."""
-        # A stand-in is for a routine of the same name, and with channels_last each task has its own.
-        of_task = request.task if request.channels_last else ""
-        memory = self._memories.setdefault((request.channels_last, request.attention_slicing, of_task), {})
-        events = trace_call(self.pipeline(request), request, memory=memory)
+
+        def name_of(routine: str, batch: int) -> str:
+            return routine_name(routine, request, batch, request.latent_height, request.latent_width, PLAIN)
+
+        events = trace_call(self.pipeline(request), request, memory=self._memory, name_of=name_of, with_weights=False)
         loaded = next(index for index, event in enumerate(events) if isinstance(event, Loaded))
-        size = CallSize(request.batch, request.latent_height, request.latent_width)
-        self._keep(request, frames_of(pipeline_name(request), size, folded(events[loaded + 1 :])))
+        self._keep(request, frames_of(pipeline_name(request), call_size(request), folded(events[loaded + 1 :])))
 
     def trace_halves(self, request: GenerationRequest, height: int, width: int, layout: Layout) -> None:
         """Trace the VAE's halves alone on this input, and keep their frames."""
         events = trace_halves(self.pipeline(request), request, height, width, layout)
         self._keep(request, frames_of("", CallSize(request.batch, height, width), folded(events))[:-1], layout)
 
+    def trace_attention(self, request: GenerationRequest) -> None:
+        """Trace the attention layers of each depth alone, and keep their frames."""
+        events = trace_attention(self.pipeline(request), request)
+        self._keep(request, frames_of("", call_size(request), folded(events))[:-1])
+
     def _keep(self, request: GenerationRequest, frames: list[Frame], layout: Layout = PLAIN) -> None:
         for frame in frames:
             if not frame.is_stand_in:
                 is_pipeline = frame.name == pipeline_name(request)
-                key = frame.name if is_pipeline else routine_name(frame.name, request, *frame.size, layout)
+                size = frame.size.batch, frame.size.height, frame.size.width
+                key = frame.name if is_pipeline else routine_name(frame.name, request, *size, layout)
                 self.frames.setdefault(key, []).append(frame)
+
+    def _list_weights(self, request: GenerationRequest, pipeline: Any) -> None:
+        for component in LOAD_ORDER:
+            module, name = getattr(pipeline, component, None), weights_name(component, request)
+            if module is None or name in self.weights or not request.is_half or request.controlnets > 1:
+                continue
+            # A LoRA is listed at rank 1, of which its bytes are a multiple.
+            if request.lora_rank > 1:
+                continue
+            self.weights[name] = list(_weights(component, module))
+
+
+def call_size(request: GenerationRequest) -> CallSize:
+    """Give the batch, size, prompts and rank of this request's pipeline call."""
+    height, width = request.latent_height, request.latent_width
+    return CallSize(request.images, height, width, request.batch, request.lora_rank)
+
+
+def _weights(component: str, module: Any, path: str = "") -> Iterator[tuple[int, str, str, bool, bool]]:
+    """List the module's weights in the order of ``module.to(device)``, that of ``_apply``.
+
+    Each is (bytes, component, owner, is a buffer, is a LoRA's).
+    """
+    path = path or component
+    for name, child in module.named_children():
+        yield from _weights(component, child, f"{path}.{name}")
+    for tensors, is_buffer in ((module._parameters, False), (module._buffers, True)):
+        for tensor in tensors.values():
+            if tensor is not None:
+                yield tensor.untyped_storage().nbytes(), component, path, is_buffer, ".lora_" in path
+
+
+# The batch times the images of a prompt must not be in proportion to the batch.
+_IMAGES_PER_PROMPT = (2, 3)
+_RANKS = (7, 11, 13)
+# Two of them are enough to tell all areas apart.
+_TWO = SIZES[0], SIZES[2]
+_ONE = tuple((1, *size[1:]) for size in SIZES)
+
+
+def _sized(batch: int, height: int, width: int, **options: Any) -> GenerationRequest:
+    return GenerationRequest.from_dict({"batch": batch, "height": 8 * height, "width": 8 * width, **options})
 
 
 def _requests() -> Iterator[GenerationRequest]:
-    """List the requests to trace.
+    """List the requests to trace whole, in an order that lets few pipelines be built.
 
-    They are all combinations that change the order of allocations, each at three sizes.
+    The calls of a pipeline are traced for every combination that changes them, all else being remembered. The UNet's
+    blocks are traced once for each memory format and data type, and its own frame for what is added to it.
     """
-    for batch, height, width in (*SIZES, *((1, *size[1:]) for size in SIZES)):
-        size: dict[str, Any] = {"batch": batch, "height": 8 * height, "width": 8 * width}
-        if batch > 1:
-            yield from _calls(**size)
-        for channels_last, attention_slicing in itertools.product((False, True), repeat=2):
-            options = {"channels_last": channels_last, "attention_slicing": attention_slicing, "steps": 1}
-            # Without guidance the UNet has a batch of one. With channels_last, the origin of the latents matters.
-            for guidance_scale, task, sides in itertools.product(
-                (7.5, 1.0) if batch == 1 else (7.5,),
-                TASKS if channels_last else ("img2img",),
-                ({}, {"width": 64, "height": 64}),
-            ):
-                values = {**size, **sides, **options, "guidance_scale": guidance_scale, "task": task}
-                yield GenerationRequest.from_dict(values)
-    for attention_slicing, task, at in itertools.product((False, True), TASKS, UNET_COPIES):
-        options = {"channels_last": True, "attention_slicing": attention_slicing, "steps": 1, "task": task}
+    for dtype in ("float16", "float32"):
+        yield from _calls(dtype)
+        yield from _blocks(dtype)
+
+
+def _calls(dtype: str) -> Iterator[GenerationRequest]:
+    """List the requests of all pipeline calls, at two sizes each."""
+    for task, controlnets, ip_adapter in itertools.product(TASKS, (0, 1, 2), ("none", "base")):
+        options: dict[str, Any] = {"task": task, "controlnets": controlnets, "ip_adapter": ip_adapter, "dtype": dtype}
+        for guidance_scale, steps in itertools.product((7.5, 1.0), range(1, MAX_TRACED_STEPS + 1)):
+            options |= {"guidance_scale": guidance_scale, "steps": steps}
+            for size, images in zip(_TWO, _IMAGES_PER_PROMPT, strict=True):
+                yield _sized(*size, **options, images_per_prompt=images)
+                if task == "inpaint":
+                    yield _sized(*size, **options)
+    for guidance_scale, size in itertools.product((7.5, 1.0), (*_TWO, _ONE[0], _ONE[2])):
+        # The plus adapter prepares its embeddings in another way.
+        for ip_adapter in ("base", "plus"):
+            yield _sized(*size, ip_adapter=ip_adapter, guidance_scale=guidance_scale, steps=1, dtype=dtype)
+        yield _sized(*size, safety_checker=False, guidance_scale=guidance_scale, steps=1, dtype=dtype)
+
+
+def _blocks(dtype: str) -> Iterator[GenerationRequest]:
+    """List the requests of all frames of the UNet and the ControlNets."""
+    plain, unet, both = {}, {"channels_last_unet": True}, {"channels_last": True}
+    one_net = tuple(itertools.product((0, 1), ("none", "base")))
+    several = tuple((nets, "none") for nets in range(2, MAX_CONTROLNETS + 1))
+    wanted: tuple[tuple[dict[str, bool], str, tuple[tuple[int, str], ...]], ...] = (
+        (plain, "img2img", one_net + several),
+        (both, "img2img", one_net + several),
+        (both, "txt2img", one_net),
+        (unet, "img2img", ((0, "none"),)),
+        (plain, "inpaint", ((0, "none"),)),
+        (both, "inpaint", ((0, "none"),)),
+    )
+    for memory_format, task, added in wanted:
+        for controlnets, ip_adapter in added:
+            options = {"task": task, "controlnets": controlnets, "ip_adapter": ip_adapter, "steps": 1, "dtype": dtype}
+            options |= memory_format
+            for size in SIZES:
+                yield _sized(*size, **options)
+            for size in (_ONE[0], _ONE[2], (1, 8, 8)):
+                yield _sized(*size, **options, guidance_scale=1.0)
+            for batch in (2, 3):
+                yield _sized(batch, 8, 8, **options)
+    for task, at in itertools.product(("img2img", "txt2img"), UNET_COPIES):
+        options = {"channels_last": True, "steps": 1, "task": task, "dtype": dtype}
         for batch, height, width in at:
-            yield GenerationRequest.from_dict({"batch": batch, "height": 8 * height, "width": 8 * width, **options})
+            yield _sized(batch, height, width, **options)
         if at is UNET_COPIES[-1]:
             for batch, _, _ in at:
-                yield GenerationRequest.from_dict({"batch": batch, "height": 64, "width": 64, **options})
+                yield _sized(batch, 8, 8, **options)
+    # A LoRA on the text encoder.
+    for size, rank in zip(SIZES, _RANKS, strict=True):
+        yield _sized(*size, steps=1, lora_rank=rank, lora_text_encoder=True, dtype=dtype)
+
+
+def _attentions() -> Iterator[GenerationRequest]:
+    """List the requests whose attention layers are traced alone."""
+    for dtype, kind, ip_adapter, has_lora, controlnets in itertools.product(
+        ("float16", "float32"), (*ATTENTION_KINDS, "sliced"), IP_ADAPTERS, (False, True), (0, 1)
+    ):
+        sliced = kind == "sliced"
+        if (sliced and ip_adapter != "none") or (controlnets and (has_lora or ip_adapter != "none")):
+            continue
+        options = {
+            "dtype": dtype,
+            "attention": "sdpa" if sliced else kind,
+            "attention_slicing": sliced,
+            "ip_adapter": ip_adapter,
+            "controlnets": controlnets,
+        }
+        # The pipeline of one rank serves all sizes.
+        for index, rank in enumerate(_RANKS if has_lora else (0, 0, 0)):
+            for size in (SIZES[index], _ONE[index], (SIZES[index][0], 8, 8), (1, 8, 8)):
+                scale = 1.0 if size[0] == 1 else 7.5
+                yield _sized(*size, **options, lora_rank=rank, guidance_scale=scale)
 
 
 def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
-    """List the VAE halves to trace alone: tiles of every kind, and planar images."""
-    one = [(1, *size[1:]) for size in SIZES]
-    for batch, height, width in (*SIZES, *one, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
-        for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
-            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
-            yield request, height, width, Layout(is_cut=True)
-    for channels_last, task in ((False, "img2img"), (True, "img2img"), (True, "txt2img")):
+    """List the VAE halves to trace alone: images of all layouts, tiles of every kind, and each attention."""
+    for dtype, attention in itertools.product(("float16", "float32"), ATTENTION_KINDS):
+        options: dict[str, Any] = {"dtype": dtype, "attention": attention}
+        yield from _halves_of(options)
+
+
+def _halves_of(options: dict[str, Any]) -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
+    for batch, height, width in (*SIZES, *_ONE, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
+        for channels_last, task in _FORMATS:
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task, **options)
+            for is_cut in (False, True):
+                yield request, height, width, Layout(is_cut=is_cut)
+    # What upsamplers copy does not depend on the attention.
+    copied_formats = _FORMATS if options["attention"] == "sdpa" else ()
+    for channels_last, task in copied_formats:
         copies = [*VAE_COPIES, *(VAE_COPIES_OF_ONE if channels_last else ())]
         for batch, height, width in itertools.chain.from_iterable(copies):
-            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task, **options)
             yield request, height, width, Layout()
         for batch, height, width in (*VAE_COPIES[-1], *((size[0], 1, 1) for size in VAE_COPIES[-1])):
-            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task)
+            request = GenerationRequest(batch=batch, channels_last=channels_last, task=task, **options)
             yield request, height, width, Layout(is_cut=True)
-    for batch, height, width in (*SIZES, *one):
+    for batch, height, width in (*SIZES, *_ONE):
         for is_cut in (False, True):
-            yield GenerationRequest(batch=batch), height, width, Layout(is_cut, is_planar=True)
+            yield GenerationRequest(batch=batch, **options), height, width, Layout(is_cut, is_planar=True)
 
 
-def _calls(**size: Any) -> Iterator[GenerationRequest]:
-    for task, guidance_scale, safety_checker, steps in itertools.product(
-        TASKS, (7.5, 1.0), (True, False), range(1, MAX_TRACED_STEPS + 1)
-    ):
-        yield GenerationRequest(
-            task=task, guidance_scale=guidance_scale, safety_checker=safety_checker, steps=steps, **size
-        )
-
-
-def _weights(pipeline: Any, module: Callable[[str], int]) -> dict[str, tuple[tuple[int, int], ...]]:
-    weights = {}
-    for component in LOAD_ORDER:
-        recorder = Recorder()
-        if getattr(pipeline, component) is None:
-            continue
-        recorder.load(component, getattr(pipeline, component))
-        births = [event for event in recorder.events if isinstance(event, Birth)]
-        weights[component] = tuple((birth.size_bytes, module(birth.module)) for birth in births)
-    return weights
+_FORMATS: tuple[tuple[bool, Any], ...] = ((False, "img2img"), (True, "img2img"), (True, "txt2img"))
 
 
 def compile_library(
@@ -250,16 +350,33 @@ def compile_library(
     """
     compiler = _Compiler(make_pipeline)
     wanted = list(_requests()) if requests is None else list(requests)
+    alone = list(_attentions()) if requests is None else []
+    halves = list(_halves()) if requests is None else []
+    total = len(wanted) + len(alone) + len(halves) + 1
     for index, request in enumerate(wanted):
-        report(index / (len(wanted) + 1), request.describe())
+        report(index / total, request.describe())
         compiler.trace(request)
-    if requests is None:
-        for half in _halves():
-            compiler.trace_halves(*half)
+    for index, request in enumerate(alone):
+        report((len(wanted) + index) / total, f"attention of {request.describe()}")
+        compiler.trace_attention(request)
+    for index, half in enumerate(halves):
+        report((total - 1 - len(halves) + index) / total, f"VAE of {half[0].describe()}")
+        compiler.trace_halves(*half)
     report(1.0, "fitting sizes")
+    if requests is None:
+        # Weights of all variants, the LoRA's at rank 1.
+        for task, ip_adapter, rank in itertools.product(TASKS, IP_ADAPTERS, (0, 1)):
+            compiler.pipeline(
+                GenerationRequest(
+                    task=task, ip_adapter=ip_adapter, lora_rank=rank, lora_text_encoder=rank > 0, controlnets=1
+                )
+            )
     module = _Pool()
     module("")
-    weights = _weights(compiler.pipeline(wanted[0]), module)
+    weights = {
+        name: tuple(Weight(size, module(component), module(owner), *rest) for size, component, owner, *rest in rows)
+        for name, rows in sorted(compiler.weights.items())
+    }
     routines = {key: routine_from(key, frames, module) for key, frames in sorted(compiler.frames.items())}
     return Library(versions, routines, tuple(module.numbers), weights, "compiled here")
 

@@ -11,6 +11,7 @@ Not recorded: scratch of less than 100 KiB inside normalisation kernels, and fla
 import weakref
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -89,16 +90,34 @@ class Product(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """Record the start of a call that programs keep as a routine, on a batch of this many."""
+    """Record the start of a call that programs keep as a routine, on a batch of this many.
+
+    `module` is the path of the module that is called, such as ``unet.mid_block``. A call that is a stand-in makes its
+    results and nothing else.
+    """
 
     routine: str
     batch: int
+    module: str = ""
+    is_stand_in: bool = False
 
 
 class End(NamedTuple):
     """Record the return of such a call; its storages that still live are its results."""
 
     routine: str
+
+
+class Enter(NamedTuple):
+    """Record the call of a module that has parameters of its own: sequential offload brings them now."""
+
+    module: str
+
+
+class Leave(NamedTuple):
+    """Record the return of such a module: sequential offload takes them away again."""
+
+    module: str
 
 
 class Stage(NamedTuple):
@@ -124,7 +143,20 @@ class EmptyCache(NamedTuple):
 
 
 Event = (
-    Birth | Death | Convolution | Attention | Product | Begin | End | Stage | Returned | Repeat | Loaded | EmptyCache
+    Birth
+    | Death
+    | Convolution
+    | Attention
+    | Product
+    | Begin
+    | End
+    | Enter
+    | Leave
+    | Stage
+    | Returned
+    | Repeat
+    | Loaded
+    | EmptyCache
 )
 
 
@@ -134,7 +166,10 @@ class Recorder:
     def __init__(self):
         self.events: list[Event] = []
         self._slots: dict[int, int] = {}
-        self._born = 0
+        # Storages that live throughout and are not recorded.
+        self.ignored: frozenset[int] = frozenset()
+        # How many storages were born so far.
+        self.born = 0
         self._modules: list[str] = [""]
 
     def see(self, tensor: torch.Tensor) -> None:
@@ -143,12 +178,16 @@ class Recorder:
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._slots or not storage.nbytes():
+        if key in self._slots or key in self.ignored or not storage.nbytes():
             return
-        slot, self._born = self._born, self._born + 1
+        slot, self.born = self.born, self.born + 1
         self._slots[key] = slot
         self.events.append(Birth(slot, storage.nbytes(), self._modules[-1]))
         weakref.finalize(storage, self._die, key).atexit = False
+
+    def slot_of(self, tensor: torch.Tensor) -> int | None:
+        """Give the number of the tensor's storage; None where it was never recorded."""
+        return self._slots.get(tensor.untyped_storage()._cdata)
 
     def _die(self, key: int) -> None:
         self.events.append(Death(self._slots.pop(key)))
@@ -177,8 +216,12 @@ class Recorder:
 
         def entered(module: torch.nn.Module, _inputs: Any) -> None:
             self.enter(names.get(module, self._modules[-1]))
+            if module in names and _has_own(module):
+                self.events.append(Enter(names[module]))
 
-        def left(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+        def left(module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+            if module in names and _has_own(module):
+                self.events.append(Leave(names[module]))
             self.leave()
 
         with ExitStack() as stack:
@@ -197,6 +240,7 @@ class Recorder:
 
             stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", moving))
             stack.enter_context(_FusedAttention(self))
+            stack.enter_context(mock.patch("diffusers.models.attention_processor.xformers", self._xformers()))
             stack.enter_context(_Storages(self))
             stack.enter_context(torch.no_grad())
             yield
@@ -208,10 +252,28 @@ class Recorder:
         shapes = (tuple(image.shape), tuple(weight.shape), tuple(out.shape))
         self.events.append(Convolution(*shapes, channels_last, self._modules[-1]))
 
-    def note_attention(self, query: torch.Tensor) -> None:
-        """Record a call of ``scaled_dot_product_attention``."""
-        batch, heads, tokens, head_dim = query.shape
+    def note_attention(self, batch: int, heads: int, tokens: int, head_dim: int) -> None:
+        """Record a call of a fused kernel."""
         self.events.append(Attention(batch, heads, tokens, head_dim, self._modules[-1]))
+
+    def _xformers(self) -> Any:
+        """Stand in for the xformers package, whose kernels run on a GPU alone.
+
+        Its attention takes (batch * heads, tokens, head_dim) and makes one output of that shape.
+        """
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+            rows, tokens, head_dim = query.shape
+            self.note_attention(rows, 1, tokens, head_dim)
+            return out
+
+        return SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=attend))
+
+
+def _has_own(module: torch.nn.Module) -> bool:
+    """Tell whether the module has parameters of its own, apart from those of its children."""
+    return any(parameter is not None for parameter in module._parameters.values())
 
 
 def on_device(tensor: torch.Tensor) -> bool:
@@ -363,5 +425,5 @@ class _FusedAttention(TorchFunctionMode):
         query, value = named["query"], named["value"]
         batch, heads, tokens, _ = query.shape
         out = torch.empty((batch, tokens, heads, value.shape[-1]), dtype=query.dtype, device=query.device)
-        self.recorder.note_attention(query)
+        self.recorder.note_attention(*query.shape)
         return out.transpose(1, 2)
