@@ -14,7 +14,7 @@ from planner.fit import fit
 from planner.programs.assemble import events_of
 from planner.programs.files import shipped
 from planner.programs.library import Op
-from planner.replay.allocator import SMALL_SEGMENT, CachingAllocator
+from planner.replay.allocator import MIN_BLOCK, SMALL_SEGMENT, CachingAllocator
 from planner.replay.assumptions import assumptions
 from planner.replay.dry_run import allocated_peaks, dry_run, live_peaks
 from planner.replay.kernels import CUBLAS_BYTES, CUBLAS_BYTES_FROM_90, REPLAYED_FRACTIONS, KernelPolicy
@@ -229,6 +229,31 @@ def test_peaks_without_an_allocator_are_a_close_lower_bound(request_, policy):
     [peak] = allocated_peaks(shipped(), request_, [size], policy)
     exact = run(request_, policy).peak_allocated_bytes
     assert 0.98 * exact <= peak <= exact
+
+
+@few
+@given(requests(**sized | {"vae_tiling": st.booleans()}), st.sampled_from(POLICIES), st.booleans())
+def test_what_stays_after_the_call_is_what_still_lives(request_, policy, is_expandable):
+    allocator, events = CachingAllocator(expandable=is_expandable), events_of(shipped(), request_)
+    result = dry_run(events, policy, allocator=allocator)
+    alive = events.sizes()[events.alive_at(len(events.kinds) - 1)]
+    rounded = int((-(-alive // MIN_BLOCK) * MIN_BLOCK).sum()) + policy.cublas_bytes
+    assert 0 <= result.after_allocated_bytes - rounded <= (0 if is_expandable else SLACK_BYTES)
+    assert result.after_allocated_bytes <= result.after_empty_cache_reserved_bytes <= result.after_reserved_bytes
+    assert result.after_reserved_bytes <= result.peak_reserved_bytes
+    allocator.empty_cache()
+    assert allocator.reserved_bytes == result.after_empty_cache_reserved_bytes
+
+
+def test_the_default_request_leaves_its_weights_and_the_workspace_of_cublas():
+    result = run(GenerationRequest())
+    # Beside them stay the scheduler's timesteps and four results of the UNet: 135 KB in blocks of 512 bytes.
+    left = result.after_allocated_bytes - result.loaded_bytes - CUBLAS_BYTES
+    assert left == 512 + 4096 + 4 * 4 * 64 * 64 * 2
+    assert result.after_reserved_bytes > result.after_allocated_bytes
+    whole = run(GenerationRequest(), capacity=1000 * MIB)
+    assert (whole.after_allocated_bytes, whole.after_reserved_bytes) == (None, None)
+    assert whole.after_empty_cache_reserved_bytes is None
 
 
 @few
