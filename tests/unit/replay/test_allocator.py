@@ -3,7 +3,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.replay.allocator import (
@@ -21,6 +21,8 @@ from planner.replay.allocator import (
 )
 from planner.units import MIB
 
+# A busy machine takes longer than hypothesis allows by default.
+unhurried = settings(deadline=None)
 both = pytest.mark.parametrize("expandable", [False, True])
 sizes = st.one_of(st.integers(1, 4096), st.integers(1, 4 * MIB), st.integers(1, 200 * MIB))
 
@@ -143,6 +145,7 @@ def check_links(allocator: CachingAllocator, blocks: list) -> None:
 
 
 @both
+@unhurried
 @given(requests=st.lists(sizes, max_size=60), rng=st.randoms(use_true_random=False))
 def test_the_laws(expandable, requests, rng):
     allocator, blocks, asked = CachingAllocator(expandable=expandable), [], {}
@@ -176,6 +179,7 @@ def test_the_laws(expandable, requests, rng):
 
 
 @both
+@unhurried
 @given(
     requests=st.lists(sizes, min_size=1, max_size=60),
     capacity=st.integers(64, 800),
@@ -333,6 +337,7 @@ def test_a_second_segment_is_made_where_the_addresses_of_the_first_are_cut_in_tw
     assert (allocator.num_alloc_retries, *mib(allocator)) == (1, 90, 100)
 
 
+@unhurried
 @given(st.lists(st.one_of(sizes, st.just(None)), max_size=60))
 def test_the_last_in_first_out_leaves_no_holes(steps):
     """Free only the newest block: all that is free then lies at the end, and each pool reserves its peak in pages."""
@@ -347,6 +352,7 @@ def test_the_last_in_first_out_leaves_no_holes(steps):
     assert allocator.reserved_bytes == pages(peaks[0], SMALL_PAGE) + pages(peaks[1], LARGE_PAGE)
 
 
+@unhurried
 @given(st.lists(sizes, max_size=60), st.randoms(use_true_random=False))
 def test_expandable_segments_keep_their_links(requests, rng):
     allocator, blocks = expanding(), []

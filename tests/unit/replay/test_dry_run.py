@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from planner.answer import MINIMUM_STEP
 from planner.cards.lookup import card_named, described_card
 from planner.components import STAGES
+from planner.errors import InvalidArgument, NoProgram
 from planner.fields import Choice, Field, Switch, Whole
 from planner.fit import fit
 from planner.programs.assemble import events_of
 from planner.programs.files import shipped
 from planner.programs.library import Op
 from planner.replay.allocator import MIN_BLOCK, SMALL_SEGMENT, CachingAllocator
-from planner.replay.assumptions import assumptions
+from planner.replay.assumptions import assumptions, stack
 from planner.replay.dry_run import allocated_peaks, dry_run, live_peaks
 from planner.replay.kernels import CUBLAS_BYTES, CUBLAS_BYTES_FROM_90, REPLAYED_FRACTIONS, KernelPolicy
 from planner.replay.minimum import minimum_capacity_bytes
@@ -309,6 +310,65 @@ def test_attention_keeps_what_its_kernel_keeps():
     rows = np.array([[100, 4000, 40], [100, 16000, 160], [100, 51200, 512]])
     assert KernelPolicy.of((7, 5)).attention_bytes(rows).tolist() == [0, 16000, 51200]
     assert KernelPolicy.of((8, 0)).attention_bytes(rows).tolist() == [100, 100, 51200]
+
+
+def test_float32_attention_keeps_no_accumulator_and_no_log_sum_exp():
+    rows = np.array([[100, 4000, 40], [100, 16000, 160], [100, 51200, 512]])
+    for capability in ((6, 1), (7, 5), (8, 0), (9, 0)):
+        assert KernelPolicy.of(capability, "float32").attention_bytes(rows).tolist() == [0, 0, 0]
+
+
+def test_float32_convolutions_transpose_four_bytes_on_tensor_cores_and_nothing_before():
+    # 128 to 3 channels on 64 by 64 pixels; an image's 3 to 128; 4 to 320; 9 to 320; 320 to 320, also channels_last.
+    pixels, weight = 64 * 64, 1000
+    channels = [(128, 3, 0), (3, 128, 0), (4, 320, 0), (9, 320, 0), (320, 320, 0), (320, 320, 1)]
+    eights, fours = {3: 8, 4: 8, 9: 16}, {3: 4, 9: 12}
+    rows = np.array(
+        [
+            [a * pixels, eights.get(a, a) * pixels, b * pixels, eights.get(b, b) * pixels, weight, last]
+            for a, b, last in channels
+        ]
+    )
+    transposed = [4 * ((fours.get(a, a) + fours.get(b, b)) * pixels + weight) for a, b, _ in channels]
+    expected = [0 if a == 3 or last else size for (a, _, last), size in zip(channels, transposed, strict=True)]
+    assert KernelPolicy.of((8, 0), "float32").convolution_bytes(rows).tolist() == expected
+    plain = KernelPolicy.of((7, 5), "float32")
+    assert plain.convolution_bytes(rows).tolist() == [0] * len(channels)
+    cautious = replace(plain, workspace_fraction=2.0).convolution_bytes(rows).tolist()
+    assert cautious == [4 * ((a + b) * pixels + weight) for a, b, _ in channels]
+
+
+@few
+@given(st.sampled_from([(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]))
+def test_bfloat16_is_float16_where_it_has_tensor_cores(capability):
+    assert KernelPolicy.of(capability, "bfloat16") == KernelPolicy.of(capability, "float16")
+    assert KernelPolicy.of(capability) == KernelPolicy.of(capability, "float16")
+
+
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
+def test_bfloat16_without_tensor_cores_has_no_dry_run(capability):
+    with pytest.raises(NoProgram, match=r"bfloat16 on compute capability \d\.\d has no dry run.*choose float16"):
+        KernelPolicy.of(capability, "bfloat16")
+
+
+def test_an_unknown_data_type_is_refused():
+    with pytest.raises(InvalidArgument, match="dtype must be one of float16, bfloat16, float32, got 'float8'"):
+        KernelPolicy.of((8, 0), "float8")
+
+
+def test_what_is_assumed_of_a_data_type_is_said_first():
+    plain = GenerationRequest()
+    [bfloat16] = assumptions(plain, (8, 0), dtype="bfloat16")
+    assert bfloat16.startswith("bfloat16: kernels are taken to need what those of float16 need")
+    [tf32] = assumptions(plain, (8, 6), dtype="float32")
+    assert "TF32" in tf32
+    # Measured on float16 alone: what is known of 7.0, and of large images on 7.5.
+    for capability in ((6, 1), (7, 0), (7, 5)):
+        [before] = assumptions(GenerationRequest(width=1024, height=1024), capability, dtype="float32")
+        assert "no workspace" in before and "TF32" not in before
+    assert "batch 4" in assumptions(GenerationRequest(batch=4), (8, 0), dtype="float32")[1]
+    assert stack(shipped().versions, "bfloat16")[0] == "bfloat16"
+    assert stack(shipped().versions)[0] == "float16"
 
 
 def test_what_was_not_measured_is_named():
