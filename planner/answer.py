@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from planner.cards.lookup import Card
 from planner.units import MIB
@@ -24,6 +24,24 @@ MINIMUM_STEP = 16 * MIB
 _WORST_FIRST: tuple[Verdict, ...] = ("no", "unknown", "tight", "fits")
 
 
+class AfterCall(NamedTuple):
+    """Hold the bytes that a process keeps on the GPU between two calls.
+
+    `allocated_bytes` are weights, cuBLAS's workspace and what the scheduler keeps. `cached_bytes` are reserved beyond
+    them; of these ``torch.cuda.empty_cache()`` gives back `releasable_bytes`.
+    """
+
+    allocated_bytes: int
+    cached_bytes: int
+    releasable_bytes: int
+    context_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Compute what other processes cannot use."""
+        return self.allocated_bytes + self.cached_bytes + self.context_bytes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Hold the answer of one basis to one request on one GPU.
@@ -36,7 +54,9 @@ class Answer:
     request does not have holds the bytes allocated once the weights are loaded. `capped_allocated_bytes` and
     `capped_reserved_bytes` are the peaks of a replay within this GPU's memory; None where the request fits or does not
     run. `stack` lists what the dry run assumes of the user's software, whatever the request and the GPU. `evidence`
-    names the measured runs behind the answer in words, and `runs` has their ids.
+    names the measured runs behind the answer in words, and `runs` has their ids. `after_call` is what stays on the GPU
+    after the call; None where no dry run answers, where preferred kernels do not fit, and with offload, whose last move
+    off the GPU is not replayed.
     """
 
     card: Card
@@ -59,6 +79,7 @@ class Answer:
     worst_need_bytes: int | None = None
     capped_allocated_bytes: int | None = None
     capped_reserved_bytes: int | None = None
+    after_call: AfterCall | None = None
 
     @property
     def less_on_card_bytes(self) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from planner.answer import BASES, Answer, not_measured, verdict_within
+from planner.answer import BASES, AfterCall, Answer, not_measured, verdict_within
 from planner.cards.lookup import Card, family_of
 from planner.components import SD_V15, STAGES, ModelFacts
 from planner.errors import InvalidArgument, NoProgram
@@ -97,7 +97,19 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         worst_need_bytes=worst_need if notes else None,
         capped_allocated_bytes=capped.allocated_bytes if capped else None,
         capped_reserved_bytes=capped.reserved_bytes if capped else None,
+        after_call=_after_call(preferred, card) if form.offload == "none" else None,
     )
+
+
+def _after_call(run: DryRun, card: Card) -> AfterCall | None:
+    """Give what stays on the GPU after this run in unlimited memory; None if the GPU cannot hold its peak."""
+    allocated, reserved = run.after_allocated_bytes, run.after_reserved_bytes
+    least = run.after_empty_cache_reserved_bytes
+    if allocated is None or reserved is None or least is None:
+        return None
+    if run.peak_reserved_bytes + card.context_bytes > card.usable_bytes:
+        return None
+    return AfterCall(allocated, reserved - allocated, reserved - least, card.context_bytes)
 
 
 def fit(

@@ -21,37 +21,42 @@ CONFIRMED_PIXELS_75 = 512 * 512
 RUN_TO_RUN = 0.0025
 
 
-def assumptions(request: GenerationRequest, capability: Capability, *, has_large: bool = False) -> list[str]:
+def assumptions(
+    request: GenerationRequest, capability: Capability, *, has_large: bool = False, dtype: str = "float16"
+) -> list[str]:
     """List what the dry run assumes of this request on this compute capability, in words.
 
-    `has_large` says that a convolution of the request is a large one. Where anything is assumed, the allocated peak is
+    `has_large` says that a convolution of the request is a large one, `dtype` in which data type the pipeline runs.
+    Where anything is assumed, the allocated peak is
     a range: from kernels without workspace to the most that kernels of any of `REPLAYED_FRACTIONS` allocate.
     """
-    found = []
+    # Reference runs confirm the workspace of float16 alone.
+    found = [] if dtype == "float16" else [_of_data_type(capability, dtype)]
     if has_large:
         found.append(
             "a convolution of 2^31 elements or more: such were seen to take no workspace on torch 2.0, and newer cuDNN "
             "may take it"
         )
     pixels = request.effective_width * request.effective_height
-    if capability == (7, 5) and pixels > CONFIRMED_PIXELS_75:
+    if dtype == "float16" and capability == (7, 5) and pixels > CONFIRMED_PIXELS_75:
         found.append(
             "images above 512x512 on compute capability 7.5: the one reference run, img2img 1800x1200 on a T4, took "
             "21 % more than the dry run, and why is unknown; convolutions may take twice their workspace"
         )
-    if request.batch > (MOST_CONFIRMED_BATCH if capability in CONFIRMED_BATCHES else 1):
+    is_confirmed = dtype == "float16" and capability in CONFIRMED_BATCHES
+    if request.batch > (MOST_CONFIRMED_BATCH if is_confirmed else 1):
         found.append(
             f"batch {request.batch}: behind its attention the VAE is channels_last, where convolutions are taken to "
             "transpose nothing; some cuDNN versions need less, others may transpose all the same"
         )
     if request.channels_last:
         found.append("channels_last: convolutions are taken to transpose nothing and so to need no workspace")
-    if capability < (7, 0):
+    if dtype == "float16" and capability < (7, 0):
         found.append(
             "no tensor cores: convolutions are taken to convert to float32 in their workspace, which holds where the "
             "VAE decoder peaks; the UNet's own kernels were seen to take more"
         )
-    if capability == (7, 0):
+    if dtype == "float16" and capability == (7, 0):
         found.append(
             "compute capability 7.0: kernels are taken to need what those of capability 7.5 need; the one reference "
             "run took 3.7 % less"
@@ -62,7 +67,25 @@ def assumptions(request: GenerationRequest, capability: Capability, *, has_large
     return found
 
 
-def stack(versions: Mapping[str, str]) -> tuple[str, ...]:
+def _of_data_type(capability: Capability, dtype: str) -> str:
+    """Say what is assumed of kernels for a data type other than float16."""
+    if dtype == "bfloat16":
+        return (
+            "bfloat16: kernels are taken to need what those of float16 need; the one reference run peaks in eager "
+            "attention, where no convolution runs"
+        )
+    if capability < (8, 0):
+        return (
+            "float32 before compute capability 8.0: convolutions are taken to need no workspace, because there is "
+            "nothing to convert; no such run was measured, and they may hold input, filter and output once more"
+        )
+    return (
+        "float32: convolutions are taken to run on tensor cores as TF32, torch's default, and to transpose numbers of "
+        "4 bytes; the one reference run peaks in eager attention, where no convolution runs"
+    )
+
+
+def stack(versions: Mapping[str, str], dtype: str = "float16") -> tuple[str, ...]:
     """List what the dry run assumes of the user's software, in words.
 
     `versions` are those that the programs were compiled with. Of 45 reference runs with the eager attention processor
@@ -71,7 +94,7 @@ def stack(versions: Mapping[str, str]) -> tuple[str, ...]:
     """
     releases = ", ".join(f"{name} {versions[name].partition('+')[0]}" for name in ("torch", "diffusers"))
     return (
-        "float16",
+        dtype,
         "fused attention as diffusers sets it (an eager processor needs more)",
         "torch.backends.cudnn.benchmark off",
         f"{releases}, and torch's default CUDA allocator",

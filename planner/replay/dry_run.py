@@ -36,9 +36,12 @@ class DryRun:
     """Hold the result of a replay. Sizes in bytes, without the CUDA context.
 
     `loaded_bytes` is allocated once the weights are loaded and nothing has run. `fallbacks` counts shapes of
-    convolutions whose preferred workspace found no room. `ended_at` is the index of the event that was out of memory,
-    or None. `timeline` is (events, 2), int64: allocated bytes with the workspace, and reserved bytes, during each
-    event; None unless it was asked for.
+    convolutions whose preferred workspace found no room. `after_allocated_bytes` and `after_reserved_bytes` are held
+    once the last event has played, and `after_empty_cache_reserved_bytes` is what ``torch.cuda.empty_cache()`` would
+    leave reserved; None if out of memory, where an exception frees what the call held. With model offload, diffusers
+    moves the component that ran last off the GPU at the end of the call, and no event does. `ended_at` is the index of
+    the event that was out of memory, or None. `timeline` is (events, 2), int64: allocated bytes with the workspace, and
+    reserved bytes, during each event; None unless it was asked for.
     """
 
     outcome: Outcome
@@ -48,6 +51,9 @@ class DryRun:
     loaded_bytes: int
     num_alloc_retries: int
     fallbacks: int
+    after_allocated_bytes: int | None = None
+    after_reserved_bytes: int | None = None
+    after_empty_cache_reserved_bytes: int | None = None
     ended_at: int | None = None
     timeline: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -121,14 +127,20 @@ class _Replay:
         except OutOfDeviceMemory:
             ended_at = played
         self._close(stage)
+        has_ended = ended_at is None
         return DryRun(
-            outcome="ok" if ended_at is None else "out-of-memory",
+            outcome="ok" if has_ended else "out-of-memory",
             peak_allocated_bytes=max(peak.allocated_bytes for peak in self.stages.values()),
             peak_reserved_bytes=max(peak.reserved_bytes for peak in self.stages.values()),
             stages={name: peak for name, peak in self.stages.items() if name},
             loaded_bytes=loaded_bytes,
             num_alloc_retries=allocator.num_alloc_retries,
             fallbacks=len(self.fallen_back),
+            after_allocated_bytes=allocator.allocated_bytes if has_ended else None,
+            after_reserved_bytes=allocator.reserved_bytes if has_ended else None,
+            after_empty_cache_reserved_bytes=(
+                allocator.reserved_bytes - allocator.releasable_bytes() if has_ended else None
+            ),
             ended_at=ended_at,
             timeline=np.array(timeline or [(0, 0)], dtype=np.int64) if with_timeline else None,
         )

@@ -52,6 +52,20 @@ def _row(answer: Answer, *more: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _after_lines(answers: Sequence[Answer]) -> list[str]:
+    """Write what stays on each GPU after the call, where it is known."""
+    lines = []
+    for answer in answers:
+        if after := answer.after_call:
+            lines.append(
+                f"- {_escaped(answer.card.name)}: after the call {gib(after.total_bytes)} stay in use: "
+                f"{gib(after.allocated_bytes)} allocated, {gib(after.cached_bytes)} cached, of which "
+                f"torch.cuda.empty\\_cache() gives back {gib(after.releasable_bytes)}, and the CUDA context of "
+                f"{gib(after.context_bytes)}"
+            )
+    return lines
+
+
 def _images_lines(images: Listed) -> list[str]:
     """Write the worst of the listed images on each card as a table, and then the list."""
     listed = "; ".join(row.text for row in images.rows)
@@ -91,6 +105,8 @@ def fit_markdown(
     notes = fit_notes(request, answers)
     if notes:
         lines += ["", *(f"- {_escaped(note)}" for note in notes)]
+    if after := _after_lines(answers):
+        lines += ["", *after]
     lines += [
         "",
         "Need is the GPU memory with which the request runs comfortably, the CUDA context included. Headroom is usable "

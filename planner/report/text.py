@@ -33,6 +33,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "worst_need_bytes": answer.need_bytes if answer.worst_need_bytes is None else answer.worst_need_bytes,
         "capped_allocated_bytes": answer.capped_allocated_bytes,
         "capped_reserved_bytes": answer.capped_reserved_bytes,
+        "after_call": None if answer.after_call is None else answer.after_call._asdict(),
         "assumptions": list(answer.assumptions),
         "stack": list(answer.stack),
         "evidence": answer.evidence,

@@ -37,6 +37,7 @@ ANSWER_KEYS = {
     "worst_need_bytes",
     "capped_allocated_bytes",
     "capped_reserved_bytes",
+    "after_call",
     "assumptions",
     "evidence",
     "reason",
@@ -67,6 +68,11 @@ def test_fit_json_follows_the_contract(capsys):
         assert (gpu["capped_allocated_bytes"], gpu["capped_reserved_bytes"]) == (None, None)
         assert all(type(s) is int for s in [*sizes, *gpu["interval_bytes"], *gpu["stages"].values()] if s is not None)
         assert gpu["worst_need_bytes"] == gpu["need_bytes"]
+        after = gpu["after_call"]
+        assert set(after) == {"allocated_bytes", "cached_bytes", "releasable_bytes", "context_bytes"}
+        assert all(type(size) is int and size > 0 for size in after.values())
+        assert after["context_bytes"] == gpu["context_bytes"] and after["releasable_bytes"] <= after["cached_bytes"]
+        assert after["allocated_bytes"] + after["cached_bytes"] <= gpu["peak_reserved_bytes"]
         assert (gpu["assumptions"], gpu["reason"]) == ([], None)
     assert answer["formula"]["total_bytes"] == estimate(GenerationRequest()).total_bytes
     assert all(type(size) is int for size in answer["formula"].values())

@@ -53,6 +53,18 @@ def test_the_notes_equal_those_of_the_terminal(capsys):
     assert any(note.startswith("assumed - batch 4") for note in told)
 
 
+def test_it_says_what_stays_on_the_gpu_after_the_call():
+    request = GenerationRequest()
+    [a10] = answers_of(request, "A10")
+    after = a10.after_call
+    [line] = [line for line in fit_markdown(request, [a10], {}, "").splitlines() if "after the call" in line]
+    assert line.startswith(f"- A10: after the call {gib(after.total_bytes)} stay in use")
+    assert f"{gib(after.cached_bytes)} cached, of which torch.cuda.empty\\_cache()" in line
+    for other in (*answers_of(BIG, "T4"), *answers_of(request, "A10", basis="formula")):
+        assert other.after_call is None
+        assert "after the call" not in fit_markdown(BIG, [other], {}, "")
+
+
 def test_markdown_in_names_is_escaped():
     answer = fit(GenerationRequest(), card_named("T4"), "measured")
     text = fit_markdown(GenerationRequest(channels_last=True), [answer], {}, "")
