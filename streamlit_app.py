@@ -16,7 +16,7 @@ from cache.machine.attached import plannable
 from pages.shared.controls.cards import card_controls
 from pages.shared.controls.request import basis_control, published_control, request_controls
 from pages.shared.frame import session
-from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
+from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice, style
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import ADVANCED_KEYS, TAB_KEY, linked, planned, stays_open
 from pages.shared.plan.detail import choose_gpu
@@ -127,6 +127,7 @@ def results_view(request: GenerationRequest, cards: Sequence[Card]) -> None:
 def embedded_page() -> None:
     """Draw the answer of the address alone, for a wiki or a dashboard (`?embed=true`)."""
     st.set_page_config(page_title="Will It Fit", layout="wide")
+    style()
     plan, problems = linked()
     for problem in problems:
         st.warning(f"{plain(problem)}.", icon=":material/link_off:")

@@ -123,9 +123,9 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
             "Predicted": gib_value(one.predicted[GRADED_BASIS]),
             "Peak": one.peak,
             "Inside": "yes" if one.is_covered else "no",
-            "Open": link_to(one),
             "With": ", ".join([versions_words(one), *(note for note in circumstances(one) if note != "reserved")]),
             "Source": published.get(one.observation.run_id, "history"),
+            "Open": link_to(one),
         }
         for one in runs[:_MOST_RUNS]
     ]
@@ -154,8 +154,9 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
 def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
     """Draw one sentence for each GPU, and below them the runs that they rest on."""
     answers = [by_gpu(graded, gpu) for gpu in gpus]
-    for answer in answers:
-        _answer(answer)
+    with st.container(key="answers"):
+        for answer in answers:
+            _answer(answer)
     runs = list(dict.fromkeys(run for answer in answers for run in answer.runs_to_show))
     whole, halves = ([run for run in runs if run.is_whole == is_whole] for is_whole in (True, False))
     if whole:
@@ -168,6 +169,6 @@ def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
 
 def _answer(answer: GpuAccuracy) -> None:
     with st.container(gap="xsmall"):
-        st.markdown(f"#### {typeset(plain(answer.sentence()))}")
+        st.markdown(f"## {typeset(plain(answer.sentence()))}")
         if further := answer.further_sentences():
             st.caption(typeset(" ".join(map(sentence, further))))

@@ -75,7 +75,7 @@ def whole_view(graded: Sequence[Graded]) -> None:
     charts_view(whole)
     confirmed_view(graded)
     st.subheader("By group", anchor=False)
-    groups_view(whole, group_control())
+    groups_view(whole, group_control(), "whole pipelines")
     chosen = worst_view(whole)
     one_run_view(whole, chosen)
 
@@ -93,7 +93,7 @@ def halves_view(graded: Sequence[Graded]) -> None:
     )
     headline(halves, HALVES)
     charts_view(halves)
-    groups_view(halves, st.session_state.get("by") or next(iter(GROUPINGS)))
+    groups_view(halves, st.session_state.get("by") or next(iter(GROUPINGS)), "halves of the VAE")
 
 
 def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
@@ -221,8 +221,8 @@ def group_control() -> str:
     )
 
 
-def groups_view(graded: Sequence[Graded], by: str) -> None:
-    """Draw the median error of each basis for each group of runs."""
+def groups_view(graded: Sequence[Graded], by: str, what: str) -> None:
+    """Draw the median error of each basis for each group of runs; `what` says which runs."""
     percents = st.column_config.NumberColumn
     rows = [
         {
@@ -239,7 +239,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
         styler,
         hide_index=True,
         height="content",
-        alt=f"Median error of each basis by {by.lower()}",
+        alt=f"Median error of each basis by {by.lower()}, {what}",
         column_config={
             **{
                 name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, without its sign")

@@ -17,7 +17,7 @@ from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import ROOT
-from tests.ui.conftest import texts
+from tests.ui.conftest import following, texts
 
 T4 = card_named("T4")
 
@@ -113,7 +113,7 @@ def test_the_map_of_batches_marks_bounds(opened):
 def test_the_map_of_batches_is_of_the_gpu_in_detail(opened):
     at = opened(with_map=True, gpu=["T4", "RTX 4060"], width="1024", height="1024", map=BY_BATCH)
     for name in ("T4", "RTX 4060"):
-        at.segmented_control(key="detail").set_value(name).run()
+        following(at.segmented_control, "detail").set_value(name).run()
         assert f"Dry runs on {name}." in texts(at.caption)
         first = cell(GenerationRequest(width=1024, height=1024), card_named(name), shipped())
         assert map_of(at).set_index("Batch").loc["1", "1024×1024"] == cell_text(first)
