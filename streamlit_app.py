@@ -18,7 +18,19 @@ from pages.shared.controls.request import basis_control, published_control, requ
 from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice, style
 from pages.shared.frame.escape import plain, sentence
-from pages.shared.frame.plan_state import ADVANCED_KEYS, TAB_KEY, linked, planned, stays_open
+from pages.shared.frame.plan_state import (
+    ADVANCED_KEYS,
+    EXPORT,
+    FIT,
+    IMAGES,
+    SIZES,
+    TAB_KEY,
+    TABS,
+    WHY,
+    linked,
+    planned,
+    stays_open,
+)
 from pages.shared.plan.detail import choose_gpu
 from pages.shared.plan.formula import formula_view, not_counted
 from pages.shared.plan.images import answer_list, images_notice, images_view, listed_rows
@@ -49,8 +61,6 @@ from planner.errors import PlannerError
 from planner.plan import answer_plan
 from planner.programs.library import Library
 from planner.request import GenerationRequest
-
-TABS = FIT, SIZES, WHY, IMAGES, EXPORT = "Make it fit", "Sizes and map", "Why", "Several images", "Export"
 
 
 def why_view(request: GenerationRequest, shown: Sequence[Answered], one: Answered, library: Library | None) -> None:

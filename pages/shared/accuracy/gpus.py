@@ -133,22 +133,31 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
         st.caption(f"The newest {_MOST_RUNS:,} of {len(runs):,} runs are listed; all of them are counted.")
     number = st.column_config.NumberColumn
     styler = with_signs(rows, ["Off by"])
+    text = st.column_config.TextColumn
     draw_table(
         styler,
+        # What fits a laptop's window; the eye above the table shows the others.
+        column_order=["GPU", "Off by", "What ran", "Measured", "Inside", "Source", "Open"],
         hide_index=True,
         height="content" if len(rows) <= 20 else 740,
         alt=alt,
         column_config={
-            "Off by": number("Off by", help="The error of the prediction from the other runs; negative is too low"),
-            "Measured": number("Measured", format="%.2f GiB", help="The measured peak"),
-            "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
-            "Peak": st.column_config.TextColumn("Peak", help="reserved: only the reserved peak was published"),
-            "Inside": st.column_config.TextColumn(
-                "Inside", help="yes: the measured peak is inside the interval from the other runs"
+            "GPU": text("GPU", width=110),
+            "What ran": text("What ran", width=190),
+            "Source": text("Source", width=190),
+            "Off by": number(
+                "Off by", width=78, help="The error of the prediction from the other runs; negative is too low"
             ),
-            "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
+            "Measured": number("Measured", width=84, format="%.2f GiB", help="The measured peak"),
+            "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
+            "Peak": text("Peak", help="reserved: only the reserved peak was published"),
+            "Inside": text(
+                "Inside", width=60, help="yes: the measured peak is inside the interval from the other runs"
+            ),
+            "Open": st.column_config.LinkColumn("Open", width=84, display_text="in History", help="The run in full"),
         },
     )
+    st.caption("The eye above the table shows more columns: Predicted, Peak, With.")
 
 
 def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:

@@ -273,8 +273,11 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
     ]
     number = st.column_config.NumberColumn
     styler = with_signs(rows, BASIS_NAMES.values())
+    # What fits a laptop's window; the eye above the table shows the others.
+    in_sight = ["Run", *(BASIS_NAMES[basis] for basis in reversed(GRADED_BASES)), "Measured", "Inside", "Open"]
     event = draw_table(
         styler,
+        column_order=in_sight,
         hide_index=True,
         height="content",
         on_select="rerun",
@@ -283,14 +286,19 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         alt="The runs with the largest errors of the calibrated peak",
         column_config={
             # On a phone, the name alone would fill the width.
-            "Run": st.column_config.TextColumn("Run", width=170 if is_phone() else None),
+            "Run": st.column_config.TextColumn("Run", width=170 if is_phone() else 300),
             "Measured": number(
-                "Measured", format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
+                "Measured", width=84, format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
             ),
-            **{name: number(name, help="The error of the peak; negative is too low") for name in BASIS_NAMES.values()},
-            "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
+            **{
+                name: number(name, width=84, help="The error of the peak; negative is too low")
+                for name in BASIS_NAMES.values()
+            },
+            "Inside": st.column_config.TextColumn("Inside", width=60),
+            "Open": st.column_config.LinkColumn("Open", width=84, display_text="in History", help="The run in full"),
         },
     )
+    st.caption("The eye above the table shows more columns: With, Origin.")
     ticked = event["selection"]["rows"]
     return worst[ticked[0]] if ticked and ticked[0] < len(worst) else None
 

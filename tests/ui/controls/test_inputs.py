@@ -232,3 +232,13 @@ def test_without_images_the_list_is_not_mentioned(open_page):
     at = open_page(gpu=["T4"])
     assert not at.exception and not at.error and not at.warning
     assert len(at.success) == 1 and "listed" not in answered(at)
+
+
+def test_a_link_with_an_unknown_view_says_so(open_page):
+    at = open_page(tab="Nonsense", map="by weight", images="4096xwide")
+    said = texts(at.warning)
+    assert "tab must be one of Make it fit, Sizes and map, Why, Several images, Export, got 'Nonsense'" in said
+    assert "map must be one of size by GPU, size by batch, got 'by weight'; size by GPU is shown instead" in said
+    assert "images" in said
+    assert "images" not in at.query_params
+    assert not open_page(tab="Why", map="size by batch", images="512x512").warning

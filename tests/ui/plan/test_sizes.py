@@ -4,7 +4,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.controls.pickable import table_key
-from pages.shared.plan.map import BY_BATCH, _offer_batch
+from pages.shared.frame.plan_state import BY_BATCH
+from pages.shared.plan.map import _offer_batch
 from pages.shared.plan.map_table import cell_text
 from pages.shared.plan.sizes import offer_of as sizes_offer
 from planner.alternatives.size_map import Cell, cell
