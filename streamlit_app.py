@@ -16,9 +16,21 @@ from cache.machine.attached import plannable
 from pages.shared.controls.cards import card_controls
 from pages.shared.controls.request import basis_control, published_control, request_controls
 from pages.shared.frame import session
-from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
+from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice, style
 from pages.shared.frame.escape import plain, sentence
-from pages.shared.frame.plan_state import ADVANCED_KEYS, TAB_KEY, linked, planned, stays_open
+from pages.shared.frame.plan_state import (
+    ADVANCED_KEYS,
+    EXPORT,
+    FIT,
+    IMAGES,
+    SIZES,
+    TAB_KEY,
+    TABS,
+    WHY,
+    linked,
+    planned,
+    stays_open,
+)
 from pages.shared.plan.detail import choose_gpu
 from pages.shared.plan.formula import formula_view, not_counted
 from pages.shared.plan.images import answer_list, images_notice, images_view, listed_rows
@@ -49,8 +61,6 @@ from planner.errors import PlannerError
 from planner.plan import answer_plan
 from planner.programs.library import Library
 from planner.request import GenerationRequest
-
-TABS = FIT, SIZES, WHY, IMAGES, EXPORT = "Make it fit", "Sizes and map", "Why", "Several images", "Export"
 
 
 def why_view(request: GenerationRequest, shown: Sequence[Answered], one: Answered, library: Library | None) -> None:
@@ -127,6 +137,7 @@ def results_view(request: GenerationRequest, cards: Sequence[Card]) -> None:
 def embedded_page() -> None:
     """Draw the answer of the address alone, for a wiki or a dashboard (`?embed=true`)."""
     st.set_page_config(page_title="Will It Fit", layout="wide")
+    style()
     plan, problems = linked()
     for problem in problems:
         st.warning(f"{plain(problem)}.", icon=":material/link_off:")

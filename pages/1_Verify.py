@@ -71,7 +71,7 @@ with results:
     rehearsal = f"\n{command} --device cpu" if is_possible and not device.card else ""
     where = "on a machine with a GPU or, as a rehearsal, on this one" if rehearsal else "on a machine with a GPU"
     st.caption(f"In a terminal, {where}:")
-    st.code(f"{command}{rehearsal}", language="bash", wrap_lines=True)
+    st.code(f"{command}{rehearsal}", language=None, wrap_lines=True)
     if not device.card:
         elsewhere()
         st.download_button(

@@ -64,6 +64,11 @@ def headroom(answer: Answer) -> str:
     return signed_gib(answer.card.usable_bytes - need)
 
 
+def following(elements, name: str):
+    """Return the control of this name, whose key has a number that counts changes by other controls."""
+    return next(one for one in elements if re.fullmatch(rf"{name}-\d+", one.key or ""))
+
+
 def answered(at: AppTest) -> str:
     """Return the answer on top of Plan, as a person reads it: the sentence on the GPUs, and the request."""
     boxes = ("success", "warning", "error", "info")

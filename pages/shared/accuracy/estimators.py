@@ -164,7 +164,7 @@ def estimators_view(graded: Sequence[Graded], observations: Sequence[Observation
     comparison = compare(graded, observations)
     if not comparison.sections:
         return
-    st.subheader("Other estimators", anchor=False)
+    st.header("Other estimators", anchor=False, divider="gray")
     st.caption(
         f"The formulas of {len(ESTIMATORS)} other tools, as published, on the same runs. A plan that trusts an "
         "estimate that is too low runs out of memory."

@@ -123,9 +123,9 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
             "Predicted": gib_value(one.predicted[GRADED_BASIS]),
             "Peak": one.peak,
             "Inside": "yes" if one.is_covered else "no",
-            "Open": link_to(one),
             "With": ", ".join([versions_words(one), *(note for note in circumstances(one) if note != "reserved")]),
             "Source": published.get(one.observation.run_id, "history"),
+            "Open": link_to(one),
         }
         for one in runs[:_MOST_RUNS]
     ]
@@ -133,29 +133,39 @@ def runs_table(runs: Sequence[Graded], alt: str) -> None:
         st.caption(f"The newest {_MOST_RUNS:,} of {len(runs):,} runs are listed; all of them are counted.")
     number = st.column_config.NumberColumn
     styler = with_signs(rows, ["Off by"])
+    text = st.column_config.TextColumn
     draw_table(
         styler,
+        # What fits a laptop's window; the eye above the table shows the others.
+        column_order=["GPU", "Off by", "What ran", "Measured", "Inside", "Source", "Open"],
         hide_index=True,
         height="content" if len(rows) <= 20 else 740,
         alt=alt,
         column_config={
-            "Off by": number("Off by", help="The error of the prediction from the other runs; negative is too low"),
-            "Measured": number("Measured", format="%.2f GiB", help="The measured peak"),
-            "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
-            "Peak": st.column_config.TextColumn("Peak", help="reserved: only the reserved peak was published"),
-            "Inside": st.column_config.TextColumn(
-                "Inside", help="yes: the measured peak is inside the interval from the other runs"
+            "GPU": text("GPU", width=110),
+            "What ran": text("What ran", width=190),
+            "Source": text("Source", width=190),
+            "Off by": number(
+                "Off by", width=78, help="The error of the prediction from the other runs; negative is too low"
             ),
-            "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
+            "Measured": number("Measured", width=84, format="%.2f GiB", help="The measured peak"),
+            "Predicted": number("Predicted", format="%.2f GiB", help="The dry run, calibrated with the other runs"),
+            "Peak": text("Peak", help="reserved: only the reserved peak was published"),
+            "Inside": text(
+                "Inside", width=60, help="yes: the measured peak is inside the interval from the other runs"
+            ),
+            "Open": st.column_config.LinkColumn("Open", width=84, display_text="in History", help="The run in full"),
         },
     )
+    st.caption("The eye above the table shows more columns: Predicted, Peak, With.")
 
 
 def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
     """Draw one sentence for each GPU, and below them the runs that they rest on."""
     answers = [by_gpu(graded, gpu) for gpu in gpus]
-    for answer in answers:
-        _answer(answer)
+    with st.container(key="answers"):
+        for answer in answers:
+            _answer(answer)
     runs = list(dict.fromkeys(run for answer in answers for run in answer.runs_to_show))
     whole, halves = ([run for run in runs if run.is_whole == is_whole] for is_whole in (True, False))
     if whole:
@@ -168,6 +178,6 @@ def answers_view(graded: Sequence[Graded], gpus: Sequence[Gpu]) -> None:
 
 def _answer(answer: GpuAccuracy) -> None:
     with st.container(gap="xsmall"):
-        st.markdown(f"#### {typeset(plain(answer.sentence()))}")
+        st.markdown(f"## {typeset(plain(answer.sentence()))}")
         if further := answer.further_sentences():
             st.caption(typeset(" ".join(map(sentence, further))))

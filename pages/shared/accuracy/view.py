@@ -75,7 +75,7 @@ def whole_view(graded: Sequence[Graded]) -> None:
     charts_view(whole)
     confirmed_view(graded)
     st.subheader("By group", anchor=False)
-    groups_view(whole, group_control())
+    groups_view(whole, group_control(), "whole pipelines")
     chosen = worst_view(whole)
     one_run_view(whole, chosen)
 
@@ -93,7 +93,7 @@ def halves_view(graded: Sequence[Graded]) -> None:
     )
     headline(halves, HALVES)
     charts_view(halves)
-    groups_view(halves, st.session_state.get("by") or next(iter(GROUPINGS)))
+    groups_view(halves, st.session_state.get("by") or next(iter(GROUPINGS)), "halves of the VAE")
 
 
 def headline(graded: Sequence[Graded], counted: tuple[str, str]) -> None:
@@ -221,8 +221,8 @@ def group_control() -> str:
     )
 
 
-def groups_view(graded: Sequence[Graded], by: str) -> None:
-    """Draw the median error of each basis for each group of runs."""
+def groups_view(graded: Sequence[Graded], by: str, what: str) -> None:
+    """Draw the median error of each basis for each group of runs; `what` says which runs."""
     percents = st.column_config.NumberColumn
     rows = [
         {
@@ -239,7 +239,7 @@ def groups_view(graded: Sequence[Graded], by: str) -> None:
         styler,
         hide_index=True,
         height="content",
-        alt=f"Median error of each basis by {by.lower()}",
+        alt=f"Median error of each basis by {by.lower()}, {what}",
         column_config={
             **{
                 name: percents(name, format="%.2f %%", help=f"{name}: median error of the peak, without its sign")
@@ -273,8 +273,11 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
     ]
     number = st.column_config.NumberColumn
     styler = with_signs(rows, BASIS_NAMES.values())
+    # What fits a laptop's window; the eye above the table shows the others.
+    in_sight = ["Run", *(BASIS_NAMES[basis] for basis in reversed(GRADED_BASES)), "Measured", "Inside", "Open"]
     event = draw_table(
         styler,
+        column_order=in_sight,
         hide_index=True,
         height="content",
         on_select="rerun",
@@ -283,14 +286,19 @@ def worst_view(graded: Sequence[Graded]) -> Graded | None:
         alt="The runs with the largest errors of the calibrated peak",
         column_config={
             # On a phone, the name alone would fill the width.
-            "Run": st.column_config.TextColumn("Run", width=170 if is_phone() else None),
+            "Run": st.column_config.TextColumn("Run", width=170 if is_phone() else 300),
             "Measured": number(
-                "Measured", format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
+                "Measured", width=84, format="%.2f GiB", help="The measured peak, allocated unless it says reserved"
             ),
-            **{name: number(name, help="The error of the peak; negative is too low") for name in BASIS_NAMES.values()},
-            "Open": st.column_config.LinkColumn("Open", display_text="in History", help="The run in full"),
+            **{
+                name: number(name, width=84, help="The error of the peak; negative is too low")
+                for name in BASIS_NAMES.values()
+            },
+            "Inside": st.column_config.TextColumn("Inside", width=60),
+            "Open": st.column_config.LinkColumn("Open", width=84, display_text="in History", help="The run in full"),
         },
     )
+    st.caption("The eye above the table shows more columns: With, Origin.")
     ticked = event["selection"]["rows"]
     return worst[ticked[0]] if ticked and ticked[0] < len(worst) else None
 

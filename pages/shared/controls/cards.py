@@ -66,7 +66,7 @@ def _attached() -> list[Card]:
         return []
     found, problem = session.attached()
     if problem:
-        st.caption(sentence(problem.reason))
+        st.caption(sentence(session.why_no_gpu(problem)))
         return []
     jobs = session.jobs()
     return cards_to_plan_on([one for one, _ in found], jobs.worker_pid if jobs else None)

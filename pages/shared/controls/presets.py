@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from pages.shared.frame.following import chosen_in, following_key
 from pages.shared.frame.plan_state import take
 from planner.request import DEFAULT
 
@@ -30,7 +31,7 @@ def set_size(width: int, height: int) -> None:
 
 
 def _take() -> None:
-    if (chosen := st.session_state[_KEY]) is not None:
+    if (chosen := chosen_in(_KEY)) is not None:
         set_size(*chosen)
 
 
@@ -47,14 +48,15 @@ def preset_controls() -> None:
     """Draw the choice of a common size and the button that swaps width and height."""
     size = _size()
     # The choice shows the size that width and height have, wherever they were set.
-    st.session_state[_KEY] = size if size in PRESETS else None
+    shown = size if size in PRESETS else None
+    sizes = list(PRESETS)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.selectbox(
             "Size",
-            list(PRESETS),
-            index=None,
+            sizes,
+            index=None if shown is None else sizes.index(shown),
             format_func=_label,
-            key=_KEY,
+            key=following_key(_KEY, shown),
             on_change=_take,
             placeholder="Custom",
             help="Sets width and height to a common size. Type any other size below.",

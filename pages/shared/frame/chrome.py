@@ -10,6 +10,8 @@ from pages.shared.frame.escape import code, sentence
 from pages.shared.frame.plan_state import enter_page
 
 _ICON = Path(__file__).with_name("icon.png")
+_STYLE = Path(__file__).with_name("style.css")
+_NAVIGATION = Path(__file__).with_name("navigation.js").read_text()
 _PAGES = (
     ("streamlit_app.py", "Plan", ":material/straighten:"),
     ("pages/1_Verify.py", "Verify", ":material/play_circle:"),
@@ -27,15 +29,21 @@ def open_page(name: str, subtitle: str) -> None:
         layout="wide",
         menu_items={"About": None},
     )
-    # Streamlit leaves a tenth of a laptop's screen empty above a page.
-    st.html("<style>[data-testid='stMainBlockContainer'] { padding-top: 3.5rem; }</style>")
+    style()
     enter_page(name)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with st.container(key="pages", horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown("**Will It Fit**", width="content")
         for path, label, icon in _PAGES:
             st.page_link(path, label=label, icon=icon)
     st.title(name, anchor=False)
     st.caption(subtitle)
+    with st.container(key="scripts"):
+        st.html(f"<script>{_NAVIGATION}</script>", unsafe_allow_javascript=True)
+
+
+def style() -> None:
+    """Add what Streamlit's theme cannot set: a few colours and distances."""
+    st.html(_STYLE)
 
 
 def is_phone() -> bool:

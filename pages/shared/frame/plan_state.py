@@ -35,6 +35,10 @@ MEMORY_KEY, CAPABILITY_KEY, ATTACHED_KEY = "gpu_memory", "compute_capability", "
 MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY = "map", "map_all", "map_shape", "map_card"
 # The tab of Plan that is open.
 TAB_KEY = "tab"
+TABS = FIT, SIZES, WHY, IMAGES, EXPORT = "Make it fit", "Sizes and map", "Why", "Several images", "Export"
+MAPS = BY_GPU, BY_BATCH = "size by GPU", "size by batch"
+# The first of these is shown if a link has another value.
+_VIEWS = {TAB_KEY: TABS, MAP_KEY: MAPS}
 VIEW_KEYS = (MAP_KEY, MAP_ALL_KEY, MAP_SHAPE_KEY, MAP_CARD_KEY, TAB_KEY)
 # What is seldom changed: it moves no memory, or chooses what the answer rests on.
 ADVANCED_KEYS = (*(field.name for field in FIELDS if field.changes != "memory"), BASIS_KEY, PUBLISHED_KEY)
@@ -122,14 +126,19 @@ def _instead(error: PlannerError) -> str:
 
 
 def _wrong_names() -> list[str]:
-    """Describe unknown and repeated names in the address of a page that takes a plan."""
+    """Describe unknown and repeated names, and unknown views, in the address of a page that takes a plan."""
     known = {*PLAN_KEYS, *VIEW_KEYS, *_OTHER_KEYS}
     named = [(repr(name), name_meant(name)) for name in st.query_params if name not in known]
     names = ", ".join(f"{name} ({meant})" if meant else name for name, meant in named)
     unknown = [f"unknown parameter{'' if len(named) == 1 else 's'} {names}"] if named else []
     given = ((name, st.query_params.get_all(name)) for name in PLAN_KEYS if name != CARDS_KEY)
     twice = [f"{name} is given {len(values)} times; the last one counts" for name, values in given if len(values) > 1]
-    return unknown + twice
+    views = [
+        f"{name} must be one of {', '.join(known)}, got {given!r}; {known[0]} is shown instead"
+        for name, known in _VIEWS.items()
+        if (given := st.query_params.get(name)) is not None and given not in known
+    ]
+    return unknown + twice + views
 
 
 def take(changes: Mapping[str, Any]) -> None:
@@ -159,6 +168,9 @@ def enter_page(page: str) -> None:
         if values and CARDS_KEY in known:
             values[CARDS_KEY] = known[CARDS_KEY]
     st.session_state["refused"] = refused + (_wrong_names() if page in _PLAN_PAGES else [])
+    if is_of_plan and IMAGES_KEY in st.query_params and IMAGES_KEY not in values:
+        # The control that would correct it is drawn in its tab alone.
+        del st.query_params[IMAGES_KEY]
     if values:
         known.clear()
         known.update(values)

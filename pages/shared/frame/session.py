@@ -100,6 +100,11 @@ def attached() -> tuple[list[tuple[AttachedCard, NoGpu | None]], NoGpu | None]:
         return [], error
 
 
+def why_no_gpu(problem: NoGpu) -> str:
+    """Return why there is no GPU, without the driver library's own words, which ``doctor`` prints."""
+    return problem.reason.partition(" (")[0]
+
+
 def facts() -> ModelFacts:
     """Return parameter counts, of the installed modules if a run has counted them."""
     return _from_history(lambda opened: opened.model_facts(MODEL_ID, planned_for()), None) or SD_V15

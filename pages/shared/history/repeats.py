@@ -123,7 +123,7 @@ def repeats_view(runs: Runs, shown: DataFrame) -> None:
     found = repeated(shown)
     if not found:
         return
-    st.subheader("Requests measured more than once", anchor=False)
+    st.header("Requests measured more than once", anchor=False)
     st.caption("How much the peak of one request moves from run to run, on one GPU model, and with another torch.")
 
     def label(request_id: str) -> str:

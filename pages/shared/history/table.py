@@ -48,8 +48,9 @@ _PHONE_FIRST = ("Outcome", "GPU", "Size", "Allocated", "Dry run off by")
 # The order in which columns get a place while there is room.
 _BY_USE = ("Outcome", "GPU", "Size", "Allocated", "Dry run off by", _WHEN, "Task", "Batch", "Options", "Origin")
 _BY_USE += ("Versions", "Calibrated off by", "Reserved", "Steps", "Formula off by", "Weights")
-# The width of the page's content in a window of 1280 pixels, without the boxes to tick.
-_ROOM = 1080
+# The width of the page's content in a window of 1024 pixels, without the boxes to tick. The server does not know the
+# window's width.
+_ROOM = 820
 # What is said of a column that is the same in every row; `{}` is its value.
 _SAID = {
     "Task": "{}",

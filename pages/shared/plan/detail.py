@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from pages.shared.frame.following import chosen_in, following_key
 from pages.shared.plan.memory import card_to_look_at
 from pages.shared.plan.verdicts import Answered
 
@@ -13,7 +14,7 @@ _MOST_IN_A_ROW = 8
 
 
 def _picked() -> None:
-    st.session_state[_PICKED] = st.session_state[DETAIL_KEY]
+    st.session_state[_PICKED] = chosen_in(DETAIL_KEY)
 
 
 def choose_gpu(shown: Sequence[Answered]) -> Answered:
@@ -22,12 +23,14 @@ def choose_gpu(shown: Sequence[Answered]) -> Answered:
     if len(by_name) == 1:
         return shown[0]
     picked = st.session_state.get(_PICKED)
-    st.session_state[DETAIL_KEY] = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
+    names = list(by_name)
+    first = picked if picked in by_name else card_to_look_at(one.dry_run for one in shown)
+    key = following_key(DETAIL_KEY, first)
     label, text = "GPU in detail", "Changes, the map of batches, and memory over time below are for this GPU."
     if len(by_name) > _MOST_IN_A_ROW:
-        name = st.selectbox(label, list(by_name), key=DETAIL_KEY, on_change=_picked, help=text)
+        name = st.selectbox(label, names, index=names.index(first), key=key, on_change=_picked, help=text)
     else:
         name = st.segmented_control(
-            label, list(by_name), required=True, wrap=True, key=DETAIL_KEY, on_change=_picked, help=text
+            label, names, default=first, required=True, wrap=True, key=key, on_change=_picked, help=text
         )
     return by_name[name or shown[0].answer.card.name]

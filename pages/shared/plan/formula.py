@@ -47,7 +47,7 @@ def formula_view(request: GenerationRequest, one: Answered, library: Library | N
         "published, with the numbers of this request. The **dry run** replays every allocation of the real modules on "
         f"a simulated {one.answer.card.name}."
     )
-    left, right = st.columns(2, gap="medium")
+    left, right = st.columns([1, 1.4], gap="medium")
     with left:
         _terms(breakdown)
     with right:
@@ -91,9 +91,12 @@ def _beside(request: GenerationRequest, one: Answered, library: Library) -> None
         height="content",
         alt=f"Each stage by the formula and by the dry run, {weights}",
         column_config={
-            "Formula": number("Formula", format="%.3f GiB", help=f"The formula's term for this stage, {weights}."),
-            "Dry run": number("Dry run", format="%.3f GiB", help=f"The dry run's allocated peak, {weights}."),
-            "Ratio": number("Ratio", format="×%.1f", help="The dry run's value divided by the formula's."),
+            "Term": st.column_config.TextColumn("Term", width=92),
+            "Formula": number(
+                "Formula", width=82, format="%.3f GiB", help=f"The formula's term for this stage, {weights}."
+            ),
+            "Dry run": number("Dry run", width=82, format="%.3f GiB", help=f"The dry run's allocated peak, {weights}."),
+            "Ratio": number("Ratio", width=52, format="×%.1f", help="The dry run's value divided by the formula's."),
         },
     )
     st.caption(f"Stages are shown {weights}. A dash means that the formula has no term for the stage.")

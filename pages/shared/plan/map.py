@@ -12,11 +12,13 @@ import streamlit as st
 from pages.shared.controls.pickable import Offer
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.plan_state import (
+    BY_GPU,
     CARDS_KEY,
     DEFAULT_CARD_NAMES,
     MAP_ALL_KEY,
     MAP_KEY,
     MAP_SHAPE_KEY,
+    MAPS,
     plan,
 )
 from pages.shared.plan.map_table import map_table
@@ -30,7 +32,6 @@ from planner.report.text import card_notes
 from planner.request import GenerationRequest
 
 _OPEN = "map-open"
-BY_GPU, BY_BATCH = "size by GPU", "size by batch"
 SQUARE, AS_ASKED = "square", "as asked"
 ALL_CARDS = (*CATALOGUE, *SLICES)
 
@@ -38,7 +39,7 @@ ALL_CARDS = (*CATALOGUE, *SLICES)
 def _kind() -> str:
     kind = st.segmented_control(
         "Map",
-        (BY_GPU, BY_BATCH),
+        MAPS,
         default=BY_GPU,
         required=True,
         key=MAP_KEY,

@@ -133,7 +133,7 @@ def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library |
             "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."
         )
         query = check_query(found.plan)
-        st.code(f"curl -si '{_address(API_PATH)}?{query}'", language="bash", wrap_lines=True)
+        st.code(f"curl -si '{_address(API_PATH)}?{query}'", language=None, wrap_lines=True)
         st.caption("The picture above as an SVG, for a README or a wiki; it is drawn when somebody looks at it.")
         st.code(f"{_address(PICTURE_PATH)}?{query}", language=None, wrap_lines=True)
 

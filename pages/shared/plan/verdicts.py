@@ -124,14 +124,13 @@ def answer_view(request: GenerationRequest, answers: Sequence[Answer]) -> None:
 
 
 def verdict_boxes(shown: Sequence[Answered]) -> None:
-    """Draw a box for each GPU, three in a row where there is room; many GPUs are a table."""
+    """Draw a box for each GPU, as many in a row as have room; many GPUs are a table."""
     if len(shown) > MOST_BOXES:
         _verdict_table([one.answer for one in shown])
         return
-    for start in range(0, len(shown), 3):
-        for column, one in zip(st.columns(3 if len(shown) > 2 else 2), shown[start : start + 3], strict=False):
-            with column:
-                _verdict_box(one)
+    with st.container(key="verdicts"):
+        for one in shown:
+            _verdict_box(one)
 
 
 def _verdict_box(shown: Answered) -> None:
@@ -139,8 +138,8 @@ def _verdict_box(shown: Answered) -> None:
     answer, look = shown.answer, LOOKS[shown.answer.verdict]
     need = deciding_need(answer)
     with st.container(border=True, height="stretch", gap="small"):
-        st.markdown(f"**{plain(answer.card.name)}**")
-        st.header(f":{look.color}[{look.icon} {answer.verdict}]", anchor=False)
+        # The heading alone says which GPU it is about, to those who go from heading to heading.
+        st.header(f":small[**{plain(answer.card.name)}**] :{look.color}[{look.icon} {answer.verdict}]", anchor=False)
         if need is None:
             lines = [sentence(answer.reason or "no answer"), f"basis: {answer.basis}"]
         else:

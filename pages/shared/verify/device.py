@@ -23,7 +23,10 @@ def attached_cards_view(*, is_rehearsing: bool) -> None:
     jobs = session.jobs()
     if problem and not st.session_state.get(_REHEARSES):
         rehearse = "" if missing() else " You can rehearse the run on the CPU below, which says nothing about GPUs."
-        st.info(f"**No GPU to measure here:** {problem.reason}.{rehearse}", icon=":material/developer_board_off:")
+        st.info(
+            f"**No GPU to measure here:** {session.why_no_gpu(problem)}.{rehearse}",
+            icon=":material/developer_board_off:",
+        )
     watches = bool(found) or bool(jobs and jobs.worker_pid)
     st.fragment(_attached_cards, run_every=LOOK_S if watches else None)()
 

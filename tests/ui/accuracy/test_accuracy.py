@@ -46,8 +46,8 @@ def table(at, column: str, number: int = 0):
 
 def answers(at) -> list[str]:
     """Return the sentence of each GPU, as a person reads it."""
-    found = [line for line in at.markdown if line.value.startswith("#### ")]
-    return [texts([line]).removeprefix("#### ").replace("\N{NO-BREAK SPACE}", " ") for line in found]
+    found = [line for line in at.markdown if line.value.startswith("## ")]
+    return [texts([line]).removeprefix("## ").replace("\N{NO-BREAK SPACE}", " ") for line in found]
 
 
 def test_whole_pipelines_and_halves_are_separate(open_page):

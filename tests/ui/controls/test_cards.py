@@ -8,13 +8,12 @@ from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card, 
 from planner.fit import fit
 from planner.request import GenerationRequest
 from planner.units import gib
-from tests.ui.conftest import headroom, texts
+from tests.ui.conftest import following, headroom, texts
 
 
 def names(at) -> list[str]:
     """Return the GPUs of the boxes with a headroom, in their order."""
-    lines = [re.fullmatch(r"\*\*([^*]+)\*\*", texts([element])) for element in at.markdown]
-    return [line[1] for line in lines if line and line[1] != "Will It Fit"][: len(at.metric)]
+    return [re.findall(r"\*\*([^*]+)\*\*", texts([heading]))[0] for heading in at.header][: len(at.metric)]
 
 
 def expanded(at) -> bool:
@@ -86,7 +85,7 @@ def test_two_gpus_of_one_model_have_different_names(open_page, nvml):
     at = open_page(gpu=["T4"], attached="true")
     assert names(at) == ["T4", "Tesla T4 (attached, 0)", "Tesla T4 (attached, 1)"]
     assert f"of {gib(nvml.free[1])} usable" in texts(at.caption)
-    assert at.segmented_control(key="detail").options == names(at)
+    assert following(at.segmented_control, "detail").options == names(at)
 
 
 def test_a_machine_without_a_gpu_says_so(open_page, no_driver):
@@ -112,7 +111,7 @@ def test_the_whole_catalogue_can_be_planned(open_page):
     # More GPUs than boxes have room for are a table, the best first.
     [table] = [frame.value for frame in at.dataframe]
     assert sorted(table["GPU"]) == sorted(every)
-    assert at.selectbox(key="detail").options == every
+    assert following(at.selectbox, "detail").options == every
 
 
 def test_workers_share_every_gpu(open_page):

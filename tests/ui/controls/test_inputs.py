@@ -12,7 +12,7 @@ from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
 from planner.units import gib
-from tests.ui.conftest import PAGES, answered, headroom, texts
+from tests.ui.conftest import PAGES, answered, following, headroom, texts
 
 
 def png(width: int, height: int) -> bytes:
@@ -40,20 +40,20 @@ def test_both_tasks_accept_every_common_size(size):
 @pytest.mark.parametrize("page", PAGES[:2])
 def test_a_common_size_sets_and_follows_width_and_height(open_page, no_driver, page):
     at = open_page(page)
-    assert at.selectbox(key="preset").value == (512, 512)
-    at.selectbox(key="preset").set_value((1920, 1080)).run()
+    assert following(at.selectbox, "preset").value == (512, 512)
+    following(at.selectbox, "preset").set_value((1920, 1080)).run()
     assert not at.exception
     assert size_of(at) == (1920, 1080)
     at.number_input(key="width").set_value(1000).run()
-    assert at.selectbox(key="preset").value is None
+    assert following(at.selectbox, "preset").value is None
     at.number_input(key="width").set_value(1280).run()
     at.number_input(key="height").set_value(720).run()
-    assert at.selectbox(key="preset").value == (1280, 720)
+    assert following(at.selectbox, "preset").value == (1280, 720)
 
 
 def test_a_common_size_reaches_the_verdicts(open_page):
     at = open_page(gpu=["T4"])
-    at.selectbox(key="preset").set_value((1920, 1080)).run()
+    following(at.selectbox, "preset").set_value((1920, 1080)).run()
     assert at.metric[0].value == headroom(fit(GenerationRequest(width=1920, height=1080), card_named("T4")))
 
 
@@ -61,7 +61,7 @@ def test_swap_exchanges_width_and_height(open_page):
     at = open_page(width="768", height="512")
     at.button(key="swap").click().run()
     assert size_of(at) == (512, 768)
-    assert at.selectbox(key="preset").value == (512, 768)
+    assert following(at.selectbox, "preset").value == (512, 768)
     at.button(key="swap").click().run()
     assert size_of(at) == (768, 512)
 
@@ -232,3 +232,13 @@ def test_without_images_the_list_is_not_mentioned(open_page):
     at = open_page(gpu=["T4"])
     assert not at.exception and not at.error and not at.warning
     assert len(at.success) == 1 and "listed" not in answered(at)
+
+
+def test_a_link_with_an_unknown_view_says_so(open_page):
+    at = open_page(tab="Nonsense", map="by weight", images="4096xwide")
+    said = texts(at.warning)
+    assert "tab must be one of Make it fit, Sizes and map, Why, Several images, Export, got 'Nonsense'" in said
+    assert "map must be one of size by GPU, size by batch, got 'by weight'; size by GPU is shown instead" in said
+    assert "images" in said
+    assert "images" not in at.query_params
+    assert not open_page(tab="Why", map="size by batch", images="512x512").warning

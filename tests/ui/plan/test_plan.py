@@ -16,7 +16,7 @@ from planner.replay.timeline import timeline_of
 from planner.report.summary import summary
 from planner.request import GenerationRequest
 from planner.units import GIB, gib
-from tests.ui.conftest import PAGES, answered, headroom, texts
+from tests.ui.conftest import PAGES, answered, following, headroom, texts
 
 DEFAULTS = ("T4", "A10", "A100-40GB")
 BIG = GenerationRequest(width=2048, height=2048)
@@ -25,7 +25,7 @@ BIG_LINK = {"width": "2048", "height": "2048", "gpu": ["T4", "RTX 4060", "A100-4
 
 def verdicts(at) -> list[str]:
     """Return the verdict of each box, whose heading has its sign and its colour too."""
-    found = [re.fullmatch(r":\w+\[:material/\w+: (\w+)\]", header.value) for header in at.header]
+    found = [re.fullmatch(r":small\[.+\] :\w+\[:material/\w+: (\w+)\]", header.value) for header in at.header]
     return [match[1] for match in found if match]
 
 
@@ -180,30 +180,30 @@ def test_assumptions_are_listed_once_with_each_range(open_page):
 
 def test_the_gpu_in_detail_is_the_first_that_fails(open_page):
     at = open_page(**BIG_LINK, tab="Why")
-    assert at.segmented_control(key="detail").value == "RTX 4060"
+    assert following(at.segmented_control, "detail").value == "RTX 4060"
     assert "Out of memory in the VAE encoder" in texts(at.error)
-    at.segmented_control(key="detail").set_value("A100-40GB").run()
+    following(at.segmented_control, "detail").set_value("A100-40GB").run()
     assert not at.error
     assert "Memory over time on A100-40GB" in texts(at.header)
     at.number_input(key="batch").set_value(2).run()
-    assert at.segmented_control(key="detail").value == "A100-40GB"
+    assert following(at.segmented_control, "detail").value == "A100-40GB"
     at.multiselect(key="gpu").set_value(["T4"]).run()
     assert not at.exception
     # A single GPU leaves nothing to choose.
-    assert "detail" not in [control.key for control in at.segmented_control]
+    assert "GPU in detail" not in [control.label for control in at.segmented_control]
     assert "Memory over time on T4" in texts(at.header)
 
 
 def test_many_gpus_are_chosen_from_a_list(open_page):
     at = open_page(**BIG_LINK | {"gpu": [*SIX, "H100-80GB", "A40", "L40S"]}, tab="Why")
     assert not at.exception
-    assert at.selectbox(key="detail").value == "RTX 4060"
-    at.selectbox(key="detail").select("L40S").run()
+    assert following(at.selectbox, "detail").value == "RTX 4060"
+    following(at.selectbox, "detail").select("L40S").run()
     assert "Memory over time on L40S" in texts(at.header)
 
 
 def test_the_gpu_in_detail_ignores_the_basis(open_page):
-    assert open_page(**BIG_LINK, basis="formula").segmented_control(key="detail").value == "RTX 4060"
+    assert following(open_page(**BIG_LINK, basis="formula").segmented_control, "detail").value == "RTX 4060"
 
 
 def test_memory_over_time_says_where_the_peak_comes_from(open_page):

@@ -12,7 +12,7 @@ from planner.cards.lookup import card_named, described_card
 from planner.fit import fit
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
-from tests.ui.conftest import headroom, texts
+from tests.ui.conftest import following, headroom, texts
 
 BIG = GenerationRequest(width=2048, height=2048)
 
@@ -34,7 +34,7 @@ def test_remedies_show_need_cost_and_code(open_page):
     at = big(open_page, "A100-40GB", "T4")
     assert not at.exception
     # The first that does not fit.
-    assert at.segmented_control(key="detail").value == "T4"
+    assert following(at.segmented_control, "detail").value == "T4"
     found = remedies(BIG, card_named("T4"))
     shown = texts(at.markdown)
     for remedy in found.useful:
@@ -115,7 +115,7 @@ def test_undo_is_gone_after_another_change(open_page, change):
 def test_undo_stays_where_nothing_of_the_plan_changes(open_page):
     at = big(open_page, "T4", "A10")
     at.button(key="remedy-vae_tiling").click().run()
-    at.segmented_control(key="detail").set_value("A10").run()
+    following(at.segmented_control, "detail").set_value("A10").run()
     for tab in ("Several images", "Export", "Make it fit"):
         at.session_state["tab"] = tab
         at.run()
@@ -167,16 +167,16 @@ def test_changes_are_tried_for_the_gpu_in_detail_alone(open_page, monkeypatch):
     assert asked == [(GenerationRequest(), card_named("T4"))]
     assert "These changes would leave more:" in texts(at.markdown)
     assert at.button(key="remedy-offload")
-    at.segmented_control(key="detail").set_value("L4").run()
+    following(at.segmented_control, "detail").set_value("L4").run()
     assert asked[1:] == [(GenerationRequest(), card_named("L4"))]
 
 
 def test_the_chosen_gpu_stays_chosen(open_page):
     at = big(open_page, "T4", "RTX 4060")
-    at.segmented_control(key="detail").set_value("T4").run()
+    following(at.segmented_control, "detail").set_value("T4").run()
     assert "T4 is tight" in texts(at.markdown)
     at.number_input(key="width").set_value(1920).run()
-    assert at.segmented_control(key="detail").value == "T4"
+    assert following(at.segmented_control, "detail").value == "T4"
     at.multiselect(key="gpu").set_value(["RTX 4060"]).run()
     assert not at.exception and "RTX 4060 does not run" in texts(at.markdown)
 

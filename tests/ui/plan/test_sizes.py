@@ -4,7 +4,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.controls.pickable import table_key
-from pages.shared.plan.map import BY_BATCH, _offer_batch
+from pages.shared.frame.plan_state import BY_BATCH
+from pages.shared.plan.map import _offer_batch
 from pages.shared.plan.map_table import cell_text
 from pages.shared.plan.sizes import offer_of as sizes_offer
 from planner.alternatives.size_map import Cell, cell
@@ -17,7 +18,7 @@ from planner.programs.files import shipped
 from planner.request import GenerationRequest
 from planner.units import GIB
 from tests.conftest import ROOT
-from tests.ui.conftest import texts
+from tests.ui.conftest import following, texts
 
 T4 = card_named("T4")
 
@@ -113,7 +114,7 @@ def test_the_map_of_batches_marks_bounds(opened):
 def test_the_map_of_batches_is_of_the_gpu_in_detail(opened):
     at = opened(with_map=True, gpu=["T4", "RTX 4060"], width="1024", height="1024", map=BY_BATCH)
     for name in ("T4", "RTX 4060"):
-        at.segmented_control(key="detail").set_value(name).run()
+        following(at.segmented_control, "detail").set_value(name).run()
         assert f"Dry runs on {name}." in texts(at.caption)
         first = cell(GenerationRequest(width=1024, height=1024), card_named(name), shipped())
         assert map_of(at).set_index("Batch").loc["1", "1024×1024"] == cell_text(first)
