@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from planner.errors import InvalidArgument
 
@@ -18,6 +18,9 @@ from planner.errors import InvalidArgument
 Changes = Literal["memory", "time", "formula"]
 # How much a measured run tells of a request that differs from it in the field.
 Evidence = Literal["full", "half", "none"]
+# What an option of the pipeline is about, in the order in which pages and help list them; a call's arguments have none.
+Group = Literal["Pipeline", "Precision and layout", "Memory savers", "Allocator"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 def parse_whole(argument: str, text: str) -> int:
@@ -68,9 +71,9 @@ class Field:
 
     `help` is shown on the command line and beside the page's control, in Markdown. `call` is the line of code that
     switches the field on, where diffusers has one. `evidence` is about options of the pipeline: whether runs that
-    differ in one count in full, half, or not at all. `said` is how
-    `words` says a value. A field that `is_later` came after the first release: a request
-    that has it at its default keeps the id that it had before, and a file of runs may leave it out.
+    differ in one count in full, half, or not at all. `said` is how `words` says a value, and `group` what an option is
+    about. A field that `is_later` came after the first release: a request that has it at its default keeps the id that
+    it had before, and a file of runs may leave it out.
     """
 
     default: Any
@@ -80,6 +83,7 @@ class Field:
     evidence: Evidence = "none"
     call: str = ""
     said: str = ""
+    group: Group | None = None
     is_vae: bool = False
     is_later: bool = False
     # Filled in from the attribute that the field stands for.

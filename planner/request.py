@@ -9,9 +9,9 @@ controls, the history's columns, the import checks and the remedies read it as `
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from planner.components import MAX_TRACED_STEPS, VAE_TILE
 from planner.errors import InvalidArgument
@@ -55,6 +55,43 @@ def nearest_multiples(side: int) -> tuple[int, ...]:
     return tuple(s for s in (below, below + VAE_SCALE_FACTOR) if MIN_SIDE <= s <= MAX_SIDE)
 
 
+class Need(NamedTuple):
+    """Describe what an option needs of the other fields: at any value but its default, it goes with these only."""
+
+    is_met: Callable[[Mapping[str, Any]], bool]
+    rule: str
+    way_out: str
+
+
+# SlicedAttnProcessor takes the place of the IP-Adapter's processors, and fails on its pair of inputs.
+_NEEDS: dict[str, Need] = {
+    "lora_text_encoder": Need(
+        lambda values: values["lora_rank"] > 0, "needs a LoRA rank of 1 or more", "for example: 16"
+    ),
+    "ip_adapter": Need(
+        lambda values: not values["attention_slicing"],
+        "must be none with attention slicing, which replaces the IP-Adapter's attention processors",
+        "leave attention slicing off",
+    ),
+    "attention_slicing": Need(
+        lambda values: values["ip_adapter"] == "none",
+        "must be off with an IP-Adapter, whose attention processors it would replace",
+        "ip_adapter none",
+    ),
+    "hires": Need(
+        lambda values: values["task"] == "txt2img",
+        "must be 1 but for txt2img, which the first pass is",
+        "task txt2img",
+    ),
+}
+
+
+def unmet(name: str, values: Mapping[str, Any]) -> Need | None:
+    """Give what the option of this name needs and these values of all fields lack; None where it lacks nothing."""
+    need = _NEEDS.get(name)
+    return None if need is None or need.is_met(values) else need
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:
     """One call of the Stable Diffusion v1.5 pipeline.
@@ -87,6 +124,17 @@ class GenerationRequest:
             high=MAX_BATCH,
             label="Batch",
             help="Requests served together: that many prompts and, for img2img, that many images.",
+        )
+    )
+    images_per_prompt: int = row(
+        Whole(
+            default=1,
+            low=1,
+            high=MAX_BATCH,
+            label="Images per prompt",
+            help="`num_images_per_prompt`: so many pictures of each prompt. The batch times this is what the UNet and "
+            "the VAE decoder work on.",
+            is_later=True,
         )
     )
     prompt_tokens: int = row(
@@ -125,6 +173,7 @@ class GenerationRequest:
         Switch(
             default=True,
             label="Safety checker",
+            group="Pipeline",
             help="A fourth model on the GPU, run on every picture. The pipeline loads it by default.",
             evidence="full",
         )
@@ -133,6 +182,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="VAE tiling",
+            group="Memory savers",
             help="`pipe.vae.enable_tiling()`: encode and decode in tiles.",
             evidence="half",
             call="pipe.vae.enable_tiling()",
@@ -143,6 +193,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="VAE slicing",
+            group="Memory savers",
             help="`pipe.vae.enable_slicing()`: one image at a time. Does nothing at batch 1.",
             evidence="half",
             call="pipe.vae.enable_slicing()",
@@ -153,6 +204,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="Attention slicing",
+            group="Memory savers",
             help="`pipe.enable_attention_slicing()`: attention in slices, without the fused kernels.",
             call="pipe.enable_attention_slicing()",
         )
@@ -161,6 +213,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="channels_last",
+            group="Precision and layout",
             help="UNet and VAE in `torch.channels_last`, the layout that tensor cores prefer.",
         )
     )
@@ -169,21 +222,11 @@ class GenerationRequest:
             default="none",
             choices=OFFLOADS,
             label="Offload",
+            group="Memory savers",
             help="model: `pipe.enable_model_cpu_offload()` keeps one component on the GPU at a time. sequential: "
             "`pipe.enable_sequential_cpu_offload()` keeps one layer there, and is far slower.",
             evidence="half",
             call="pipe.enable_{}_cpu_offload()",
-        )
-    )
-    images_per_prompt: int = row(
-        Whole(
-            default=1,
-            low=1,
-            high=MAX_BATCH,
-            label="Images per prompt",
-            help="`num_images_per_prompt`: so many pictures of each prompt. The batch times this is what the UNet and "
-            "the VAE decoder work on.",
-            is_later=True,
         )
     )
     dtype: Dtype = row(
@@ -191,6 +234,7 @@ class GenerationRequest:
             default="float16",
             choices=DTYPES,
             label="Data type",
+            group="Precision and layout",
             help="Of all weights and activations. bfloat16 has tensor cores from compute capability 8.0 on; float32 "
             "takes twice the memory.",
             said="{}",
@@ -203,6 +247,7 @@ class GenerationRequest:
             low=0,
             high=MAX_CONTROLNETS,
             label="ControlNets",
+            group="Pipeline",
             help="ControlNets that run before each UNet call, each with its own control image; guess mode off.",
             said="ControlNets: {}",
             is_later=True,
@@ -214,6 +259,7 @@ class GenerationRequest:
             low=0,
             high=MAX_LORA_RANK,
             label="LoRA rank",
+            group="Pipeline",
             help="A LoRA on the UNet's attention, not fused. 0 is none, and a fused LoRA (`pipe.fuse_lora()`, then "
             "`pipe.unload_lora_weights()`) takes no memory.",
             said="LoRA rank {}",
@@ -224,6 +270,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="LoRA on the text encoder too",
+            group="Pipeline",
             help="Whether the LoRA's file has layers of the text encoder as well, as kohya's trainer writes them.",
             said="LoRA on the text encoder",
             is_later=True,
@@ -234,6 +281,7 @@ class GenerationRequest:
             default="none",
             choices=IP_ADAPTERS,
             label="IP-Adapter",
+            group="Pipeline",
             help="`pipe.load_ip_adapter(...)`: a picture as a prompt, with its image encoder (ViT-H) on the GPU. base "
             "adds 4 tokens, plus adds 16.",
             said="IP-Adapter {}",
@@ -245,6 +293,7 @@ class GenerationRequest:
             default="sdpa",
             choices=ATTENTION_KINDS,
             label="Attention",
+            group="Precision and layout",
             help="The attention processor of UNet and VAE. sdpa: diffusers' default, fused kernels. xformers: "
             "`pipe.enable_xformers_memory_efficient_attention()`. eager: the plain processor, which keeps a matrix of "
             "tokens by tokens.",
@@ -257,6 +306,7 @@ class GenerationRequest:
             default="default",
             choices=ALLOCATORS,
             label="Allocator",
+            group="Allocator",
             help="expandable: `PYTORCH_ALLOC_CONF=expandable_segments:True`, which wastes less reserved memory.",
             said="{} segments",
             is_later=True,
@@ -266,6 +316,7 @@ class GenerationRequest:
         Switch(
             default=False,
             label="channels_last, UNet alone",
+            group="Precision and layout",
             help="`pipe.unet.to(memory_format=torch.channels_last)`, as diffusers' documentation has it. channels_last "
             "takes the VAE as well.",
             said="channels_last UNet",
@@ -279,6 +330,7 @@ class GenerationRequest:
             high=MAX_HIRES,
             step=0.25,
             label="Hires factor",
+            group="Pipeline",
             help="Above 1: txt2img at this size, then img2img at so many times the size in the same process, as hires "
             "fix does. The worse of both passes decides.",
             said="hires {:g}",
@@ -307,14 +359,10 @@ class GenerationRequest:
         if self.images > MAX_BATCH:
             most = MAX_BATCH // self.batch
             yield "images_per_prompt", f"times the batch must be at most {MAX_BATCH}", self.images, f"nearest: {most}"
-        if self.ip_adapter != "none" and self.attention_slicing:
-            # SlicedAttnProcessor takes the place of the IP-Adapter's processors, and fails on its pair of inputs.
-            rule = "must be none with attention slicing, which replaces the IP-Adapter's attention processors"
-            yield "ip_adapter", rule, self.ip_adapter, "leave attention slicing off"
-        if self.lora_text_encoder and not self.lora_rank:
-            yield "lora_text_encoder", "needs a LoRA rank of 1 or more", True, "for example: 16"
-        if self.hires > 1 and self.task != "txt2img":
-            yield "hires", "must be 1 but for txt2img, which the first pass is", self.hires, "task txt2img"
+        values = self.to_dict()
+        for name, need in _NEEDS.items():
+            if values[name] != field_named(name).default and not need.is_met(values):
+                yield name, need.rule, values[name], need.way_out
         if self.hires > 1:
             longest = max(self.width, self.height)
             if longest * self.hires > MAX_SIDE:

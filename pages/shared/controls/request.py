@@ -5,6 +5,7 @@ from the request's fields.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import streamlit as st
@@ -16,24 +17,30 @@ from pages.shared.controls.prompt import prompt_control
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import BASIS_KEY, PUBLISHED_KEY, plan, stays_open
 from planner.errors import InvalidArgument
-from planner.fields import Choice, Field, Number, Switch, Whole
+from planner.fields import GROUPS, Choice, Field, Number, Switch, Whole
 from planner.plan import plan_field
-from planner.request import FIELDS, OPTIONS, GenerationRequest, field_named
+from planner.request import FIELDS, GenerationRequest, field_named, unmet
 
 # Those that change memory come first, and those that change the formula alone come last.
 _ORDER = ("memory", "time", "formula")
 _NUMBERS = sorted(
-    (field for field in FIELDS if isinstance(field, (Whole, Number))), key=lambda field: _ORDER.index(field.changes)
+    (field for field in FIELDS if field.group is None and isinstance(field, (Whole, Number))),
+    key=lambda field: _ORDER.index(field.changes),
 )
+# The pipeline's options by what they are about.
+_GROUPS = {group: [field for field in FIELDS if field.group == group] for group in GROUPS}
+_GROUPED = [field.name for fields in _GROUPS.values() for field in fields]
 
 
-def field_control(field: Field, *, wrap: bool = False) -> Any:
+def field_control(field: Field, *, wrap: bool = False, reason: str = "") -> Any:
     """Draw the control of a field, bound to the address, and return its value.
+
+    With a `reason` it is disabled, and its help says why.
 
     Raises:
         TypeError: fields of this kind have no control.
     """
-    name, text = field.name, field.help
+    name, text = field.name, f"{field.help}  \n**Not now**: {reason}." if reason else field.help
     if isinstance(field, (Whole, Number)):
         return st.number_input(
             field.label,
@@ -44,9 +51,10 @@ def field_control(field: Field, *, wrap: bool = False) -> Any:
             key=name,
             bind="query-params",
             help=text,
+            disabled=bool(reason),
         )
     if isinstance(field, Switch):
-        return st.toggle(field.label, field.default, key=name, bind="query-params", help=text)
+        return st.toggle(field.label, field.default, key=name, bind="query-params", help=text, disabled=bool(reason))
     if isinstance(field, Choice):
         return st.segmented_control(
             field.label,
@@ -57,6 +65,7 @@ def field_control(field: Field, *, wrap: bool = False) -> Any:
             bind="query-params",
             wrap=wrap,
             help=text,
+            disabled=bool(reason),
         )
     raise TypeError(f"{type(field).__name__} has no control")
 
@@ -67,7 +76,31 @@ def _pairs(of: Sequence[Field]) -> dict[str, Any]:
     for start in range(0, len(of), 2):
         for column, field in zip(st.columns(2), of[start : start + 2], strict=False):
             with column:
-                values[field.name] = field_control(field)
+                values[field.name] = field_control(field, reason=_why_not(field))
+    return values
+
+
+def _why_not(field: Field) -> str:
+    """Say why a control is disabled: its option needs what the others lack; empty where it applies.
+
+    An option that a link has switched on stays enabled, so that it can be switched off.
+    """
+    values = {each.name: st.session_state.get(each.name, each.default) for each in FIELDS}
+    need = unmet(field.name, values)
+    return f"it {need.rule}" if need and values[field.name] == field.default else ""
+
+
+def _options() -> dict[str, Any]:
+    """Draw the pipeline's options in their groups, numbers two in a row, and return their values by name."""
+    values = {}
+    for group, fields in _GROUPS.items():
+        with st.container(gap="small"):
+            st.markdown(f"**{group}**")
+            for is_number, of in groupby(fields, lambda field: isinstance(field, (Whole, Number))):
+                if is_number:
+                    values |= _pairs(list(of))
+                else:
+                    values |= {field.name: field_control(field, wrap=True, reason=_why_not(field)) for field in of}
     return values
 
 
@@ -89,8 +122,8 @@ def request_controls(advanced: DeltaGenerator | None = None) -> GenerationReques
     values |= _pairs([field for field in _NUMBERS if advanced is None or field.changes == "memory"])
     # Beside the numbers it is about, and not below what is folded away.
     messages = st.container()
-    with st.expander("Options", expanded=stays_open("options", [field.name for field in OPTIONS])):
-        values |= {field.name: field_control(field) for field in OPTIONS}
+    with st.expander("Options", expanded=stays_open("options", _GROUPED)):
+        values |= _options()
     with st.expander("Size from an image"):
         image_control()
     with advanced or st.expander("Prompt tokens from a prompt"):
