@@ -68,7 +68,8 @@ def _jpeg(file: BinaryIO) -> tuple[int, int]:
 def _jpeg_header(file: BinaryIO) -> bytes:
     """Copy a JPEG's frame header and the first of each kind of camera data.
 
-    All other segments are skipped unread. Pillow keeps every segment, so that a file of empty ones costs it seconds and hundreds of megabytes.
+    All other segments are skipped unread. Pillow keeps every segment, so that a file of empty ones costs it seconds and
+    hundreds of megabytes.
 
     Raises:
         ValueError: there is no frame header within the first `MAX_SEGMENTS` segments.
