@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -117,6 +119,53 @@ def test_the_health_tells_its_parts_apart(app):
         "database": True,
         "worker": True,
     }
+
+
+def drawn(page, message: BackMsg) -> list:
+    """Send a page's message, and return the elements that it draws until its script has ended."""
+    page.send(message.SerializeToString())
+    elements = []
+    while True:
+        found = ForwardMsg()
+        found.ParseFromString(page.recv(timeout=60))
+        if found.HasField("delta"):
+            elements.append(found.delta.new_element)
+        if found.HasField("script_finished") and found.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
+            return elements
+
+
+@pytest.mark.parametrize(
+    # The run that is started comes last, because Verify has no button while it is on.
+    ("headers", "may_act"),
+    [({"X-Forwarded-For": "127.0.0.1"}, False), ({"Via": "1.1 proxy"}, False), ({}, True)],
+)
+def test_only_a_visitor_of_this_machine_starts_a_run(app, headers, may_act):
+    """Press Verify as a browser does, directly and through a proxy on this machine."""
+    with connect(
+        f"{app.replace('http', 'ws', 1)}/_stcore/stream",
+        origin=app,
+        subprotocols=["streamlit"],
+        additional_headers=headers,
+        max_size=None,
+    ) as page:
+        opened = BackMsg()
+        opened.rerun_script.page_name = "Verify"
+        opened.rerun_script.query_string = "width=64&height=64&steps=1"
+        elements = drawn(page, opened)
+        [button] = [one.button.id for one in elements if one.HasField("button") and one.button.label == "Verify"]
+        pressed = BackMsg()
+        pressed.rerun_script.CopyFrom(opened.rerun_script)
+        state = pressed.rerun_script.widget_states.widgets.add()
+        state.id, state.trigger_value = button, True
+        elements = drawn(page, pressed)
+        refusals = [one.alert.body for one in elements if "own machine may do this" in one.alert.body]
+        assert len(refusals) == (0 if may_act else 1)
+        cancel = [one.button.id for one in elements if one.HasField("button") and one.button.label == "Cancel"]
+        assert len(cancel) == (1 if may_act else 0)
+        if cancel:
+            state.id = cancel[0]
+            page.send(pressed.SerializeToString())
+            page.recv(timeout=60)
 
 
 def test_a_large_question_is_refused_and_the_server_ends_amid_others(tmp_path):
