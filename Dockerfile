@@ -10,7 +10,8 @@ ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     PLANNER_DB=/data/planner.db \
-    # A container has a network of its own, so the app must listen on all of it. Who reaches it is decided outside.
+    # A container has a network of its own, so the app must listen on all of it. Who reaches it is decided outside; it
+    # answers under IP addresses, localhost and the names in PLANNER_HOSTS.
     STREAMLIT_SERVER_ADDRESS=0.0.0.0 \
     STREAMLIT_SERVER_PORT=8501 \
     STREAMLIT_SERVER_HEADLESS=true \

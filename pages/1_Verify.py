@@ -11,6 +11,7 @@ from pages.shared.controls.request import request_controls
 from pages.shared.frame import session
 from pages.shared.frame.chrome import controls_and_results, history_notice, open_page, programs_notice
 from pages.shared.frame.escape import sentence
+from pages.shared.guard.rights import login_control
 from pages.shared.verify.device import attached_cards_view, choose_device, elsewhere
 from pages.shared.verify.job import JOB_KEY, result_view, running_view
 from pages.shared.verify.start import choose_weights, run_buttons, start
@@ -20,6 +21,7 @@ from planner.report.text import verify_command
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "verify_on_colab.ipynb"
 
 open_page("Verify", "Run the planned request for real, and see how far off the prediction was.")
+login_control()
 history_notice()
 
 

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages.shared.frame.chrome import history_notice, open_page
+from pages.shared.guard.rights import login_control
 from pages.shared.history.compare import comparison
 from pages.shared.history.details import details
 from pages.shared.history.filters import count_line, filtered
@@ -11,6 +12,7 @@ from pages.shared.history.runs import Runs, find, runs
 from pages.shared.history.table import selection_bar
 
 open_page("History", "Every measured run, and how far off each prediction was.")
+login_control()
 history_notice(with_set_aside=False)
 set_aside_notice()
 

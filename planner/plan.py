@@ -319,14 +319,26 @@ class PlanAnswer(NamedTuple):
 
 
 def answer_plan(
-    plan: Plan, cards: Sequence[Card], *, library: Library | None = None, evidence: Evidence | None = None
+    plan: Plan,
+    cards: Sequence[Card],
+    *,
+    library: Library | None = None,
+    evidence: Evidence | None = None,
+    on_next: Callable[[], None] = lambda: None,
 ) -> PlanAnswer:
     """Answer the plan on these GPUs, which are those of `Plan.cards`.
+
+    `on_next` is called before each answer, of the request and of each image on each GPU; it may raise to stop.
 
     Raises:
         InvalidArgument: the request's task does not take the size of a listed image.
     """
-    answers = tuple(fit(plan.request, card, plan.basis, library=library, evidence=evidence) for card in cards)
-    rows = plan.image_rows
-    listed = answer_images(rows, plan.request, cards, plan.basis, library=library, evidence=evidence) if rows else None
-    return PlanAnswer(plan, answers, estimate(plan.request), listed)
+    answers = []
+    for card in cards:
+        on_next()
+        answers.append(fit(plan.request, card, plan.basis, library=library, evidence=evidence))
+    rows, listed = plan.image_rows, None
+    if rows:
+        by = {"library": library, "evidence": evidence, "on_next": on_next}
+        listed = answer_images(rows, plan.request, cards, plan.basis, **by)
+    return PlanAnswer(plan, tuple(answers), estimate(plan.request), listed)

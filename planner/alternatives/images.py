@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -139,12 +139,19 @@ def answer_images(
     *,
     library: Library | None = None,
     evidence: Evidence | None = None,
+    on_next: Callable[[], None] = lambda: None,
 ) -> Listed:
     """Answer each image on each GPU, with all other settings of `request`.
+
+    `on_next` is called before each answer; it may raise to stop.
 
     Raises:
         InvalidArgument: the request's task does not take one of the sizes.
     """
     each = [row.of(request) for row in rows]
-    answers = (tuple(fit(one, card, basis, library=library, evidence=evidence) for one in each) for card in cards)
-    return Listed(tuple(rows), tuple(answers))
+
+    def answer(one: GenerationRequest, card: Card) -> Answer:
+        on_next()
+        return fit(one, card, basis, library=library, evidence=evidence)
+
+    return Listed(tuple(rows), tuple(tuple(answer(one, card) for one in each) for card in cards))

@@ -29,18 +29,31 @@ latents = st.one_of(
     st.integers(LEAST, MOST),
 )
 sides = latents.map(lambda latent: latent * VAE_SCALE_FACTOR)
-# Few steps: each is traced.
+# Few steps: each is traced. The two passes of hires fix are traced as calls of their own, and what sequential offload
+# moves is on no device that a trace can tell from the meta device.
 anything = requests(
-    width=sides, height=sides, batch=batches, steps=st.integers(1, 3), guidance_scale=st.sampled_from([1.0, 7.5])
+    width=sides,
+    height=sides,
+    batch=batches,
+    steps=st.integers(1, 3),
+    guidance_scale=st.sampled_from([1.0, 7.5]),
+    offload=st.sampled_from(["none", "model"]),
+    hires=1.0,
 )
 
 # A tiled or sliced trace plays every tile of every image: more than this many take a minute.
 MOST_CALLS = 60
+# Images, masks and control images that stay real on the host: more pixels than this take gigabytes.
+MOST_PIXELS = 2**25
 
 
 def is_quick(request: GenerationRequest) -> bool:
     """Whether a live trace of the request takes seconds: one of thousands of tiles or slices takes minutes."""
-    images = request.batch if request.vae_slicing else 1
+    if request.task == "inpaint" or request.controlnets:
+        pixels = request.width * request.height * request.images * (request.controlnets + 1)
+        if pixels > MOST_PIXELS:
+            return False
+    images = request.images if request.vae_slicing else 1
     tiles = math.ceil(request.latent_height / 48) * math.ceil(request.latent_width / 48) if request.vae_tiling else 1
     slices = request.unet_batch * request.steps if request.attention_slicing else 1
     return images * tiles <= MOST_CALLS and slices <= MOST_CALLS
@@ -49,11 +62,11 @@ def is_quick(request: GenerationRequest) -> bool:
 @st.composite
 def at_an_edge(draw: st.DrawFn) -> GenerationRequest:
     """Draw a request whose largest feature map is near the size from which an upsampler copies."""
-    request = draw(anything)
+    request = replace(draw(anything), images_per_prompt=1)
     of_unet = draw(st.booleans())
     if of_unet:
         request = replace(request, channels_last=True, vae_tiling=False)
-    guided = of_unet and request.unet_batch > request.batch
+    guided = of_unet and request.unet_batch > request.images
     edge = draw(st.sampled_from(UNET_EDGES if of_unet else VAE_EDGES)) // (2 if guided else 1)
     batch = draw(st.integers(max(1, -(-edge // MOST**2)), COPIED_FROM_BATCH))
     height = draw(st.integers(max(LEAST, -(-edge // (batch * MOST))), MOST))

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from streamlit import config
 
+from pages.shared.guard import settings as guard
 from tests.conftest import ROOT
 from tests.container import (
     DOCKERFILE,
@@ -35,7 +36,8 @@ PORT, UID = 8501, "10001"
 # Each tracked file or folder is in the image, or needs a reason to stay out: it is for people who change the code.
 NOT_IN_IMAGE = {
     *(".ci", ".devcontainer", ".dockerignore", ".github", ".gitignore", ".pre-commit-config.yaml"),
-    *("CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "Makefile", "README.md", "compose.yaml", "docs", "tests"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "Makefile", "README.md", "SECURITY.md", "compose.yaml"),
+    *("docs", "tests"),
     # They install the command will-it-fit, the tools of tests, and libraries in stages of their own.
     *("pyproject.toml", "requirements-dev.txt", "requirements-plan.txt", "requirements.txt"),
     # A check for hosts without make; the image has the module that it calls.
@@ -240,7 +242,7 @@ def test_every_snippet_parses():
     for language in ("nginx", "caddyfile"):
         for text in blocks(language):
             assert text.count("{") == text.count("}") > 0
-    assert [len(blocks(name)) for name in ("yaml", "toml", "ini", "nginx", "caddyfile")] == [5, 1, 1, 1, 2]
+    assert [len(blocks(name)) for name in ("yaml", "toml", "ini", "nginx", "caddyfile")] == [5, 2, 1, 1, 2]
     # A language that is not listed would be checked by nothing.
     assert set(re.findall(r"^```(\w+)$", DOCUMENT, re.M)) == {"console", "yaml", "toml", "ini", "nginx", "caddyfile"}
 
@@ -293,6 +295,17 @@ def test_the_settings_that_the_document_lists_exist():
         assert value in in_container if value else in_container == "none", name
 
 
+def test_the_apps_own_settings_are_listed_and_handed_on():
+    listed = dict(re.findall(r"^\| `(PLANNER_\w+)` \| [^|]* \| (\w+) \|$", DOCUMENT, re.M))
+    known = {value for value in vars(guard).values() if isinstance(value, str) and value.startswith("PLANNER_")}
+    assert set(listed) == known
+    assert int(listed[guard.EVENTS]) == guard.MOST_EVENTS and int(listed[guard.SECONDS]) == guard.DEADLINE_S
+    # What is documented for a container can be set there.
+    assert set(COMPOSE["services"]["plan"]["environment"]) == known - {guard.EVENTS, guard.SECONDS}
+    published = COMPOSE["services"]["plan"]["environment"][guard.PUBLISHED]
+    assert all(port.startswith(f"{published}:") for port in COMPOSE["services"]["gpu"]["ports"])
+
+
 def test_the_unit_of_systemd_starts_the_app(tmp_path):
     [text] = blocks("ini")
     # A unit may name a key again.
@@ -313,7 +326,8 @@ def test_the_unit_of_systemd_starts_the_app(tmp_path):
 
 def test_the_proxy_hands_on_what_a_page_needs():
     [nginx] = blocks("nginx")
-    for header in ("Upgrade $http_upgrade", "Connection $connection_upgrade", "Host $http_host"):
+    handed_on = ("Upgrade $http_upgrade", "Connection $connection_upgrade", "Host $http_host")
+    for header in (*handed_on, "X-Forwarded-For $remote_addr"):
         assert f"proxy_set_header {header};" in nginx
     limit = tomllib.loads((ROOT / ".streamlit/config.toml").read_text())["server"]["maxUploadSize"]
     assert f"client_max_body_size {limit}m;" in nginx

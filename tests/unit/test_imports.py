@@ -15,7 +15,7 @@ ORDER = {
     "alternatives plan accuracy report cli",
     "cache": "records outcomes tokens refusals machine exchange history programs predictions allocations worker jobs "
     "doctor gpu_check",
-    "pages.shared": "frame controls plan history verify accuracy server",
+    "pages.shared": "frame guard controls plan history verify accuracy server",
 }
 # The packages themselves, likewise.
 PACKAGES = ("planner", "cache", "pages.shared", "pages", "streamlit_app")

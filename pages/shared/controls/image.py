@@ -15,7 +15,7 @@ _KEY = "image"
 
 
 def _fitted(uploaded: UploadedFile) -> FittedSize:
-    return fitted(*read_size(uploaded.getvalue(), uploaded.name))
+    return fitted(*read_size(uploaded, uploaded.name))
 
 
 def _take() -> None:

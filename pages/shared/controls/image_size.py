@@ -6,10 +6,13 @@ only the reader of that format is used, and the size that it returns is checked.
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from io import BytesIO
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from PIL import JpegImagePlugin, PngImagePlugin
+from PIL import JpegImagePlugin
 
 from planner.errors import InvalidArgument
 from planner.request import MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR
@@ -17,6 +20,13 @@ from planner.request import MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR
 # No camera takes larger images, but a header can claim any size.
 MAX_PIXELS = 400_000_000
 TYPES = ("png", "jpg", "jpeg", "webp")
+
+# Cameras write some hundred segments at most: a colour profile has up to 255, a depth map some dozens.
+MAX_SEGMENTS = 1024
+
+# Markers of JPEG: where the pixels begin, frame headers, and the segment with camera data.
+_SCAN, _FRAMES, _CAMERA = 0xDA, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xE1
+_CAMERA_KINDS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 
 _RULE = "must be a PNG, JPEG or WebP image"
 _ORIENTATION = 0x0112
@@ -33,14 +43,18 @@ class FittedSize(NamedTuple):
     why: str | None
 
 
-def _png(data: bytes) -> tuple[int, int]:
-    # Image.open would try other formats, and its warnings depend on the files that it has opened before.
-    with PngImagePlugin.PngImageFile(BytesIO(data)) as picture:
-        return picture.size
+def _png(file: BinaryIO) -> tuple[int, int]:
+    # The header is the first chunk. Pillow would also read all the others before the pixels, however many there are.
+    header = file.read(33)[8:]
+    length, kind, fields, check = struct.unpack(">I4s13sI", header)
+    if (length, kind) != (13, b"IHDR") or zlib.crc32(kind + fields) != check:
+        raise ValueError("no header")
+    width, height = struct.unpack(">II", fields[:8])
+    return width, height
 
 
-def _jpeg(data: bytes) -> tuple[int, int]:
-    with JpegImagePlugin.JpegImageFile(BytesIO(data)) as picture:
+def _jpeg(file: BinaryIO) -> tuple[int, int]:
+    with JpegImagePlugin.JpegImageFile(BytesIO(_jpeg_header(file))) as picture:
         width, height = picture.size
         try:
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
@@ -51,8 +65,48 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def _webp(data: bytes) -> tuple[int, int]:
+def _jpeg_header(file: BinaryIO) -> bytes:
+    """Copy a JPEG's frame header and the first of each kind of camera data.
+
+    All other segments are skipped unread. Pillow keeps every segment, so that a file of empty ones costs it seconds and
+    hundreds of megabytes.
+
+    Raises:
+        ValueError: there is no frame header within the first `MAX_SEGMENTS` segments.
+    """
+    kept: dict[bytes, bytes] = {}
+    file.seek(2)
+    for _ in range(MAX_SEGMENTS):
+        start = file.read(4)
+        if start[:2] == b"\xff\xff":
+            # A marker may have fill bytes before it.
+            file.seek(-3, os.SEEK_CUR)
+            continue
+        if len(start) < 4 or start[0] != 0xFF:
+            break
+        marker, size = start[1], int.from_bytes(start[2:], "big") - 2
+        if marker == _SCAN or size < 0:
+            break
+        if marker in _FRAMES and b"frame" not in kept:
+            kept[b"frame"] = start + file.read(size)
+        elif marker == _CAMERA:
+            kind = file.read(min(size, 29))
+            known = next((one for one in _CAMERA_KINDS if kind.startswith(one)), None)
+            if known and known not in kept:
+                kept[known] = start + kind + file.read(size - len(kind))
+            else:
+                file.seek(size - len(kind), os.SEEK_CUR)
+        else:
+            file.seek(size, os.SEEK_CUR)
+    if b"frame" not in kept:
+        raise ValueError("no frame header")
+    # An empty scan ends the header for Pillow.
+    return b"\xff\xd8" + b"".join(kept.values()) + b"\xff\xda\0\2"
+
+
+def _webp(file: BinaryIO) -> tuple[int, int]:
     # Pillow allocates whole frames as soon as it opens a WebP file, so its three kinds of headers are read here.
+    data = file.read(30)
     kind, at = data[12:16], data[20:30]
     if len(at) < 10:
         raise ValueError("too short")
@@ -66,26 +120,29 @@ def _webp(data: bytes) -> tuple[int, int]:
     raise ValueError("no frame")
 
 
-def _read(data: bytes) -> tuple[int, int] | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png(data)
-    if data.startswith(b"\xff\xd8\xff"):
-        return _jpeg(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _webp(data)
+def _read(file: BinaryIO) -> tuple[int, int] | None:
+    file.seek(0)
+    start = file.read(12)
+    file.seek(0)
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png(file)
+    if start.startswith(b"\xff\xd8\xff"):
+        return _jpeg(file)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return _webp(file)
     return None
 
 
-def read_size(data: bytes, name: str) -> tuple[int, int]:
+def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
     """Return width and height in pixels of a PNG, JPEG or WebP image, turned upright.
 
-    `name` is the name of the file in messages.
+    Only its header is read from `file`. `name` is the name of the file in messages.
 
     Raises:
         InvalidArgument: the file is no such image, is damaged, or claims more than `MAX_PIXELS`.
     """
     try:
-        size = _read(data)
+        size = _read(file)
     except Exception:
         # A hostile file can make the reader fail in any way, and each means the same to the user.
         raise InvalidArgument("image", _RULE, name, "its header is damaged") from None

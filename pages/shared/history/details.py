@@ -11,6 +11,7 @@ from pages.shared.controls.capacity import CAPACITY_KEY
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import plan
+from pages.shared.guard.rights import demand
 from pages.shared.history.run import measurement_view, what, when
 from pages.shared.history.runs import Runs
 from pages.shared.history.table import choose_runs, chosen_runs
@@ -32,6 +33,7 @@ def delete(run: Measurement) -> str | None:
     """Delete a run; return None, or why it could not be deleted."""
     store, _ = session.store()
     try:
+        demand()
         if store:
             store.delete_measurement(run.measurement_id)
     except PlannerError as error:

@@ -15,6 +15,7 @@ from cache.records import Measurement
 from pages.shared.frame import session
 from pages.shared.frame.escape import sentence
 from pages.shared.frame.uploads import upload_caption
+from pages.shared.guard.rights import demand
 from pages.shared.history.runs import BASES, Runs, spreadsheet_safe, task_of
 from planner.errors import PlannerError
 from planner.request import FIELDS
@@ -98,6 +99,7 @@ def _take_in() -> None:
     if uploaded is None:
         return
     try:
+        demand()
         if store is None:
             raise PlannerError(f"the history cannot be used: {problem}")
         done = store.import_measurements(read_runs(lines_in(uploaded)))

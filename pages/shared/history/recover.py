@@ -8,7 +8,8 @@ import streamlit as st
 
 from cache.history.recovery import put_away, recover, salvage
 from pages.shared.frame import session
-from pages.shared.frame.escape import code, sentence
+from pages.shared.frame.escape import code, plain, sentence
+from pages.shared.guard.rights import Refusal, demand, may_act
 from planner.errors import PlannerError
 
 _RESULT = "recovered"
@@ -20,6 +21,7 @@ def _runs(count: int) -> str:
 
 def _recover(path: Path) -> None:
     try:
+        demand()
         store, problem = session.store()
         if store is None:
             raise PlannerError(f"the history cannot be used: {problem}")
@@ -36,6 +38,9 @@ def _recover(path: Path) -> None:
 def _leave(path: Path) -> None:
     store, _ = session.store()
     if store is None:
+        return
+    if isinstance(found := may_act(), Refusal):
+        st.session_state[_RESULT] = (False, plain(found.sentence))
         return
     name, stays = put_away(store, path)
     kept = f"{code(path)} cannot be renamed ({stays})." if stays else f"The file is kept as {code(name)}."

@@ -41,7 +41,7 @@ def _take_uploads() -> None:
     rows, notes = [], []
     for uploaded in st.session_state[_UPLOADS]:
         try:
-            size = fitted(*read_size(uploaded.getvalue(), uploaded.name))
+            size = fitted(*read_size(uploaded, uploaded.name))
         except InvalidArgument as error:
             notes.append(sentence(str(error)))
             continue

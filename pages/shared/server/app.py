@@ -1,18 +1,34 @@
-"""Serve the HTTP answers, and the addresses of pages in small letters."""
+"""Serve the HTTP answers, the health and the addresses of pages in small letters, behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncGenerator
+from types import FrameType
+from typing import Any
 
 import streamlit as st
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from pages.shared.frame.plan_state import API_PATH
+from pages.shared.guard import settings
+from pages.shared.guard.hosts import HostGuard
 from pages.shared.server.api import ROUTES as ANSWERS
+from pages.shared.server.api import WORK, noted
+from pages.shared.server.health import LOOKS, health, metrics
 from planner.answer import SCHEMA
 
 _PAGES = ("Plan", "Verify", "History", "Accuracy")
+HEALTH_PATH, METRICS_PATH = "/healthz", "/metrics"
 
 
-def _unknown(request: Request) -> Response:
+async def _unknown(request: Request) -> Response:
     """Refuse an unknown address with status 404.
 
     Streamlit would send the Plan page with status 200.
@@ -21,9 +37,15 @@ def _unknown(request: Request) -> Response:
     return JSONResponse({"schema": SCHEMA, "error": error}, status_code=404)
 
 
+async def _metrics(request: Request) -> Response:
+    return metrics(WORK) if settings.shows_metrics() else await _unknown(request)
+
+
 def _answers(base: str = "") -> list[Route]:
     known = [Route(f"{base}{route.path}", route.endpoint, methods=["GET"]) for route in ANSWERS]
-    return [*known, Route(f"{base}/api", _unknown), Route(f"{base}/api/{{rest:path}}", _unknown)]
+    others = [Route(f"{base}{HEALTH_PATH}", health), Route(f"{base}{METRICS_PATH}", _metrics)]
+    unknown = noted(_unknown, "unknown")
+    return [*known, Route(f"{base}/api", unknown), Route(f"{base}/api/{{rest:path}}", unknown), *others]
 
 
 def _to(page: str, base: str) -> Route:
@@ -48,4 +70,45 @@ def _routes() -> list[Route]:
     return [*_answers(), *(_answers(base) if base else ()), *pages]
 
 
+def _stop() -> None:
+    WORK.close()
+    LOOKS.close()
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app: Any) -> AsyncGenerator[None]:
+    """Check the settings at the start, and give up all questions as soon as the process is told to end.
+
+    The server would otherwise wait for every answer before it ends.
+
+    Raises:
+        InvalidArgument: a setting is not understood.
+    """
+    settings.checked()
+    WORK.open()
+    LOOKS.open()
+    before: dict[int, Any] = {}
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(_stop)
+        if callable(before[number]):
+            before[number](number, frame)
+
+    # Only the main thread receives signals; a test may serve the app from another.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number)
+            if callable(before[number]):
+                signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        _stop()
+
+
 ROUTES = _routes()
+MIDDLEWARE = [Middleware(HostGuard)]

@@ -5,6 +5,7 @@ import streamlit as st
 from cache.machine.device import Device
 from cache.machine.versions import missing
 from pages.shared.frame import session
+from pages.shared.guard.rights import refused
 from planner.units import gib
 
 # The seconds between two looks at the GPUs and the worker.
@@ -56,8 +57,11 @@ def _attached_cards() -> None:
     if jobs and jobs.worker_pid and not jobs.active():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"The model stays loaded for the next run (worker {jobs.worker_pid}).", width="stretch")
-            if st.button(
-                "Free memory", icon=":material/eject:", key="release", help="Ends the worker and frees its memory."
+            if (
+                st.button(
+                    "Free memory", icon=":material/eject:", key="release", help="Ends the worker and frees its memory."
+                )
+                and not refused()
             ):
                 jobs.release()
                 st.rerun(scope="fragment")

@@ -8,6 +8,7 @@ from cache.jobs.queue import Jobs
 from cache.records import Measurement
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
+from pages.shared.guard.rights import refused
 from pages.shared.history.run import PHASE_NAMES, measurement_view
 from planner.cards.card import emulated_name
 
@@ -37,7 +38,7 @@ def _progress(jobs: Jobs, job_id: str) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             described = emulated_name(view.request.describe(), view.device.emulated_bytes)
             st.markdown(f"**Running:** {described}", width="stretch")
-            if st.button("Cancel", icon=":material/stop_circle:", key=f"cancel-{job_id}"):
+            if st.button("Cancel", icon=":material/stop_circle:", key=f"cancel-{job_id}") and not refused():
                 jobs.cancel(job_id)
         st.progress(view.fraction, _phase_line(view))
         passed = [f"{PHASE_NAMES.get(name, name)} {seconds:.1f} s" for name, seconds in view.phases]

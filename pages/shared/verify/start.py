@@ -10,6 +10,7 @@ from cache.predictions import predictions_for
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
+from pages.shared.guard.rights import demand
 from pages.shared.verify.job import JOB_KEY
 from pages.shared.verify.short_run import short_run
 from planner.components import LOAD_ORDER
@@ -115,6 +116,7 @@ def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weigh
     library, _ = session.library()
     evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
     try:
+        demand()
         job_id = jobs.submit(
             request,
             device,

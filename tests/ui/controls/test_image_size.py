@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pages.shared.controls.image_size import MAX_PIXELS, fitted, read_size
+from pages.shared.controls.image_size import MAX_PIXELS, MAX_SEGMENTS, fitted, read_size
 from planner.alternatives.images import MAX_IMAGES, ImageRow, deciding, images_text, parse_images
 from planner.cards.lookup import card_named
 from planner.errors import InvalidArgument
 from planner.fit import fit
 from planner.request import GenerationRequest
+
+
+def size_of(data: bytes, name: str) -> tuple[int, int]:
+    return read_size(BytesIO(data), name)
 
 
 def picture(form: str, size: tuple[int, int] = (120, 77), mode: str = "RGB", **options) -> bytes:
@@ -54,13 +58,13 @@ def turned(orientation: int) -> bytes:
         picture("JPEG", exif=b"Exif\0\0nonsense"),
     ],
 )
-def test_read_size(data):
-    assert read_size(data, "picture") == (120, 77)
+def test_size_of(data):
+    assert size_of(data, "picture") == (120, 77)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_the_orientation_of_a_photo_counts(orientation):
-    assert read_size(turned(orientation), "photo.jpg") == (77, 120)
+    assert size_of(turned(orientation), "photo.jpg") == (77, 120)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +73,14 @@ def test_the_orientation_of_a_photo_counts(orientation):
 )
 def test_other_files_are_refused(data):
     with pytest.raises(InvalidArgument, match=r"^image must be a PNG, JPEG or WebP image, got 'notes'$"):
-        read_size(data, "notes")
+        size_of(data, "notes")
 
 
 @pytest.mark.parametrize("data", [picture("PNG"), picture("JPEG"), picture("WEBP"), picture("WEBP", lossless=True)])
 def test_a_truncated_image_is_refused(data):
     for length in range(12, 28):
         with pytest.raises(InvalidArgument, match="image must be a PNG, JPEG or WebP image"):
-            read_size(data[:length], "half.png")
+            size_of(data[:length], "half.png")
 
 
 STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *(b"RIFF\0\0\0\0WEBP" + kind for kind in (b"VP8 ", b"VP8L", b"VP8X"))]
@@ -85,7 +89,7 @@ STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *(b"RIFF\0\0\0\0WEBP" + kind fo
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200))
 def test_any_bytes_give_a_size_or_an_error(start, rest):
     try:
-        width, height = read_size(start + rest, "any")
+        width, height = size_of(start + rest, "any")
     except InvalidArgument as error:
         assert "\n" not in str(error)
     else:
@@ -98,7 +102,7 @@ def test_a_damaged_image_gives_a_size_or_an_error(seed, form):
     for _ in range(8):
         changed[place.randrange(4, min(len(changed), 300))] = place.randrange(256)
     try:
-        assert min(read_size(bytes(changed), "any")) > 0
+        assert min(size_of(bytes(changed), "any")) > 0
     except InvalidArgument as error:
         assert error.argument == "image"
 
@@ -107,14 +111,53 @@ def test_a_decompression_bomb_is_not_unpacked():
     profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(100_000_000)))
     tracemalloc.start()
     try:
-        assert read_size(png(20_000, 20_000), "large.png") == (20_000, 20_000)
+        assert size_of(png(20_000, 20_000), "large.png") == (20_000, 20_000)
         with pytest.raises(InvalidArgument, match=r"must have at most 400,000,000 pixels, got '60000×60000'"):
-            read_size(png(60_000, 60_000), "bomb.png")
-        with pytest.raises(InvalidArgument, match="its header is damaged"):
-            read_size(png(64, 64, profile), "bomb.png")
+            size_of(png(60_000, 60_000), "bomb.png")
+        assert size_of(png(64, 64, profile), "bomb.png") == (64, 64)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+class Counted(BytesIO):
+    """A file that counts what is read from it."""
+
+    reads = size = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.reads, self.size = self.reads + 1, self.size + len(data)
+        return data
+
+
+def segments(count: int, size: int = 0) -> bytes:
+    """Segments of a JPEG that say nothing, with this many bytes each."""
+    return (b"\xff\xe2" + struct.pack(">H", size + 2) + bytes(size)) * count
+
+
+def test_segments_of_a_jpeg_are_skipped_unread():
+    plain = turned(6)
+    for count in (1, 40, MAX_SEGMENTS - 40):
+        file = Counted(plain[:2] + segments(count, 50_000 if count == 40 else 9) + plain[2:])
+        assert read_size(file, "photo.jpg") == (77, 120)
+        # Four bytes a segment, and what the plain file has of header.
+        assert file.size < 4 * count + len(plain)
+
+
+@pytest.mark.parametrize("filler", [segments(5_000_000), b"\xff" * 20_000_000, b"\xff\xe1\0\2" * 5_000_000])
+def test_a_jpeg_of_empty_segments_is_given_up(filler):
+    file = Counted(b"\xff\xd8" + filler + picture("JPEG")[2:])
+    with pytest.raises(InvalidArgument, match="its header is damaged"):
+        read_size(file, "bomb.jpg")
+    assert file.reads < 3 * MAX_SEGMENTS and file.size < 10 * MAX_SEGMENTS
+
+
+def test_chunks_of_a_png_are_not_read():
+    data = png(120, 77, *[chunk(b"tEXt", b"a\0b")] * 1000)
+    file = Counted(data)
+    assert read_size(file, "many.png") == (120, 77)
+    assert file.size < 100
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -126,7 +169,7 @@ def test_no_pixel_is_decoded(form, monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
     monkeypatch.setattr("PIL.Image.open", decode)
-    assert read_size(data, "picture") == (120, 77)
+    assert size_of(data, "picture") == (120, 77)
 
 
 @pytest.mark.parametrize(

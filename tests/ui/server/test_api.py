@@ -5,8 +5,9 @@ import shlex
 from urllib.parse import urlencode
 
 import pytest
+from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from starlette.testclient import TestClient
 from streamlit.runtime.state.query_params import QueryParams as AddressState
 
 from pages.shared.frame.plan_state import API_PATH, VIEW_KEYS
@@ -17,13 +18,13 @@ from planner.units import signed_gib
 from tests.ui.accuracy.test_accuracy import keep
 from tests.unit.measured import REQUESTS
 
+CLIENT = TestClient(Starlette(routes=ROUTES), raise_server_exceptions=False)
+
 
 def get(query: str):
     """Return the server's answer to this query: status, headers and body."""
-    [route] = [route for route in ROUTES if route.path == API_PATH]
-    scope = {"type": "http", "method": "GET", "path": route.path, "query_string": query.encode(), "headers": []}
-    response = route.endpoint(Request(scope))
-    return response.status_code, response.headers, json.loads(response.body)
+    response = CLIENT.get(f"{API_PATH}?{query}")
+    return response.status_code, response.headers, response.json()
 
 
 @pytest.mark.parametrize(
