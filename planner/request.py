@@ -540,7 +540,6 @@ FIELDS = named_fields(fields(GenerationRequest))
 # The arguments of the pipeline's call; all other fields are options of the pipeline.
 _OF_THE_CALL = ("task", "width", "height", "batch", "prompt_tokens", "guidance_scale", "steps")
 OPTIONS = tuple(field for field in FIELDS if field.name not in _OF_THE_CALL)
-DEFAULT = GenerationRequest()
 
 
 def field_named(name: str) -> Field:
@@ -553,3 +552,4 @@ def field_named(name: str) -> Field:
 
 
 _BY_NAME = {field.name: field for field in FIELDS}
+DEFAULT = GenerationRequest()
