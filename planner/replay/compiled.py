@@ -226,7 +226,7 @@ def _segment_size(size):
 
 @_jit
 def _reserve(ledger, free, blocks, size):
-    """Reserve memory of the device, after a flush of the cache if it is full; tell whether there was room."""
+    """Reserve memory, after a flush if the device is full, and tell whether there was room."""
     for is_flushed in range(2):
         wanted = ledger[RESERVED] + size
         if wanted <= ledger[CAPACITY]:
@@ -241,7 +241,10 @@ def _reserve(ledger, free, blocks, size):
 
 @_jit
 def _grow(ledger, free, blocks, pool, size):
-    """Reserve a new segment for a request of this size, and give it as one block; `NONE` where there is no room."""
+    """Reserve a new segment for a request of this size, and give it as one block.
+
+    The block is `NONE` where there is no room.
+    """
     segment = _segment_size(size)
     if not _reserve(ledger, free, blocks, segment):
         return np.int32(NONE)

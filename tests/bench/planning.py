@@ -8,6 +8,7 @@ from planner.alternatives import sizes
 from planner.alternatives.size_map import BATCHES, FEW_SIDES, by_batch, by_card, columns
 from planner.cards.lookup import CATALOGUE, DEFAULT_CARDS, SLICES, card_named
 from planner.programs.files import shipped
+from planner.replay.fast_replay import warm_up
 from planner.replay.peaks import need_bytes
 from planner.request import GenerationRequest
 
@@ -37,6 +38,7 @@ def planning() -> list[Row]:
     """Return rows for ``make bench``."""
     library, request = shipped(), GenerationRequest()
     cards = [card_named(name) for name in DEFAULT_CARDS]
+    warm_up()
     need_bytes(request, cards[0], library)
     squares, few = columns(request, is_square=True), columns(request, FEW_SIDES, is_square=True)
     one = cold_ms(lambda: need_bytes(GenerationRequest(width=904, height=712), cards[0], library), 21)
