@@ -170,3 +170,18 @@ def test_machine_code_is_kept_in_the_given_folder_and_damage_is_survived(tmp_pat
 def test_a_home_that_cannot_be_written_is_no_failure():
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache"}
     assert "its code cannot be kept on disk" in said_by(**nowhere, NUMBA_CACHE_DIR="/dev/null/numba")
+
+
+COLD = """
+import sys
+from planner.cards.lookup import DEFAULT_CARDS, card_named
+from planner.fit import fit
+from planner.request import GenerationRequest
+print([fit(GenerationRequest(), card_named(name)).verdict for name in DEFAULT_CARDS], "numba" in sys.modules)
+"""
+
+
+def test_a_cold_fit_does_not_wait_for_numba():
+    run = [sys.executable, "-c", COLD]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['fits', 'fits', 'fits'] False\n"
