@@ -258,15 +258,30 @@ def _grow(ledger, free, blocks, pool, size):
 
 
 @_jit
-def _split(free, blocks, block, size):
-    """Cut the block to this size, and make a free block of the rest."""
+def _cut(blocks, block, size):
+    """Cut the block to this size, and give the rest as a block of its own."""
     rest, after = _number(blocks), blocks.next[block]
     blocks.size[rest], blocks.address[rest] = blocks.size[block] - size, blocks.address[block] + size
     blocks.pool[rest], blocks.previous[rest], blocks.next[rest] = blocks.pool[block], block, after
     if after != NONE:
         blocks.previous[after] = rest
     blocks.next[block], blocks.size[block] = rest, size
-    _add(free, blocks, rest)
+    return rest
+
+
+@_jit
+def _replace(free, blocks, pool, place, rest):
+    """Put the rest of the free block at this place where its size belongs, which is no later."""
+    blocks.is_free[free.blocks[pool, place]] = False
+    size, address = blocks.size[rest], blocks.address[rest]
+    while place > 0 and (
+        free.sizes[pool, place - 1] > size
+        or (free.sizes[pool, place - 1] == size and blocks.address[free.blocks[pool, place - 1]] > address)
+    ):
+        free.sizes[pool, place], free.blocks[pool, place] = free.sizes[pool, place - 1], free.blocks[pool, place - 1]
+        place -= 1
+    free.sizes[pool, place], free.blocks[pool, place] = size, rest
+    blocks.is_free[rest] = True
 
 
 @_jit
@@ -360,7 +375,11 @@ def replay(
                 # Taken and given back, it would leave every block as it was.
                 most_allocated = max(most_allocated, allocated + _taken(pool, free.sizes[pool, place], size))
                 continue
-            block = _take(free, blocks, pool, place)
+            block = free.blocks[pool, place]
+            if _taken(pool, blocks.size[block], size) < blocks.size[block]:
+                _replace(free, blocks, pool, place, _cut(blocks, block, size))
+            else:
+                _take(free, blocks, pool, place)
         else:
             if flushes_first:
                 ledger[RESERVED] -= _flush(free, blocks)
@@ -375,8 +394,8 @@ def replay(
                 most_allocated = max(most_allocated, allocated + _taken(pool, blocks.size[block], size))
                 _add(free, blocks, block)
                 continue
-        if _taken(pool, blocks.size[block], size) < blocks.size[block]:
-            _split(free, blocks, block, size)
+            if _taken(pool, blocks.size[block], size) < blocks.size[block]:
+                _add(free, blocks, _cut(blocks, block, size))
         allocated += blocks.size[block]
         most_allocated = max(most_allocated, allocated)
         if kind == BIRTH:

@@ -1,7 +1,7 @@
 """Replay as `planner.replay.dry_run` does, for the peaks alone: what a boundary or a map asks hundreds of times.
 
 The weights, whose blocks are the same at every size, are loaded once. Two engines give the same answers. The readable
-one is `planner.replay.allocator`, at some milliseconds a replay. The compiled one, `planner.replay.compiled`, is ten
+one is `planner.replay.allocator`, at some milliseconds a replay. The compiled one, `planner.replay.compiled`, is twenty
 times faster, but takes two thirds of a second to load, and some seconds where its code is not on disk yet. So a process
 begins with the readable one. It loads the other once it has replayed for about as long as that takes, or when `warm_up`
 says that many replays are to come. Without numba, or where numba fails, the readable engine answers everything.
