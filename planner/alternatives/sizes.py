@@ -199,7 +199,9 @@ def _largest_size(
 ) -> Size | None:
     every = steps_of(ratio)
     steps = every if below is None else every[: max(0, below - every[0])]
-    step = _line_of_sizes(request, ratio, KernelPolicy.of(card.compute_capability), library).boundary(steps, card)
+    step = _line_of_sizes(request, ratio, KernelPolicy.of(card.compute_capability, request.dtype), library).boundary(
+        steps, card
+    )
     if step is None:
         return None
     width, height = size_at(ratio, step)
@@ -228,7 +230,7 @@ def largest_batch(request: GenerationRequest, card: Card, library: Library, belo
 
 @lru_cache(maxsize=1024)
 def _largest_batch(request: GenerationRequest, card: Card, library: Library, below: int) -> Batch:
-    line = _line_of_batches(request, KernelPolicy.of(card.compute_capability), library)
+    line = _line_of_batches(request, KernelPolicy.of(card.compute_capability, request.dtype), library)
     images = line.boundary(range(1, below), card)
     return Batch(images=images or 0, is_limit=images == MAX_BATCH)
 

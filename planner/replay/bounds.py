@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.programs.events import Flat
-from planner.programs.library import Op, features
+from planner.programs.library import Op, areas
 from planner.replay.allocator import MIN_BLOCK
 from planner.replay.kernels import KernelPolicy
 
@@ -46,13 +46,13 @@ class Bounds:
         self._counts = table[:, :-1].astype(np.float64)
         self._kernel = table[:, -1]
 
-    def peaks(self, sizes: Sequence[tuple[int, int, int]], policy: KernelPolicy) -> np.ndarray:
-        """Compute the bound at each (batch, latent height, latent width); see `dry_run.allocated_peaks`.
+    def peaks(self, sizes: Sequence[tuple[int, int]], policy: KernelPolicy) -> np.ndarray:
+        """Compute the bound at each latent (height, width); see `dry_run.allocated_peaks`.
 
         Shape:
             (sizes,), int64.
         """
-        quantities = np.stack([features(*size) for size in sizes], axis=-1)
+        quantities = np.stack([areas(*size) for size in sizes], axis=-1)
         births = _rounded(_evaluated(self._births, quantities))
         births = np.concatenate([births, _rounded(np.full((1, len(sizes)), policy.cublas_bytes))])
         convolutions, attentions = (_evaluated(rows, quantities) for rows in self._kernels)
@@ -71,7 +71,7 @@ class Bounds:
 
 
 def _evaluated(symbolic: np.ndarray, quantities: np.ndarray) -> np.ndarray:
-    """Evaluate (feature, coefficient) pairs at several sizes.
+    """Evaluate (area, coefficient) pairs at several sizes.
 
     Shape:
         that of `symbolic` with its last axis replaced by the sizes.

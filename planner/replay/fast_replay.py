@@ -17,7 +17,7 @@ import numpy as np
 
 from planner.programs.events import Events
 from planner.programs.library import Op
-from planner.replay.allocator import Block, CachingAllocator, OutOfDeviceMemory
+from planner.replay.allocator import Block, CachingAllocator, OutOfDeviceMemory, Pool
 from planner.replay.dry_run import ATTENTION, BIRTH, CONVOLUTION, DEATH
 from planner.replay.kernels import KernelPolicy
 
@@ -42,6 +42,10 @@ class Loaded(NamedTuple):
     sizes: np.ndarray
     addresses: np.ndarray
     pools: np.ndarray
+
+
+# The state before anything is loaded.
+NOTHING_LOADED = Loaded(0, 0, 0, 0, *[np.zeros(0, np.int64)] * 3)
 
 
 def loaded(events: Events) -> Loaded:
@@ -72,10 +76,11 @@ class Script(NamedTuple):
     attention_bytes: np.ndarray
     convolutions: np.ndarray
     cublas_bytes: int
+    is_expandable: bool = False
 
 
-def script(events: Events, policy: KernelPolicy, start: Loaded) -> Script:
-    """Prepare this history with kernels of this policy."""
+def script(events: Events, policy: KernelPolicy, start: Loaded, *, is_expandable: bool = False) -> Script:
+    """Prepare this history with kernels of this policy, on the default allocator or on expandable segments."""
     return Script(
         start,
         np.ascontiguousarray(events.kinds[start.events :]),
@@ -84,6 +89,7 @@ def script(events: Events, policy: KernelPolicy, start: Loaded) -> Script:
         policy.attention_bytes(events.attentions),
         events.convolutions,
         policy.cublas_bytes,
+        is_expandable,
     )
 
 
@@ -141,8 +147,8 @@ def engine() -> str:
 class WatchedAllocator(CachingAllocator):
     """Flush first where that is asked for, and remember the least that was refused."""
 
-    def __init__(self, capacity_bytes: int, *, flushes_first: bool = False):
-        super().__init__(capacity_bytes)
+    def __init__(self, capacity_bytes: int, *, flushes_first: bool = False, expandable: bool = False):
+        super().__init__(capacity_bytes, expandable)
         self.flushes_first = flushes_first
         self.refused_bytes = UNLIMITED
 
@@ -151,6 +157,11 @@ class WatchedAllocator(CachingAllocator):
             self.empty_cache()
         super()._reserve(size)
 
+    def _extend(self, pool: Pool, size: int) -> Block:
+        if self.flushes_first:
+            self.empty_cache()
+        return super()._extend(pool, size)
+
     def _has_room_for(self, size: int) -> bool:
         has_room = super()._has_room_for(size)
         if not has_room:
@@ -158,9 +169,10 @@ class WatchedAllocator(CachingAllocator):
         return has_room
 
 
-def _begun(start: Loaded, capacity_bytes: int, flushes_first: bool) -> WatchedAllocator:
+def _begun(played: Script, capacity_bytes: int, flushes_first: bool) -> WatchedAllocator:
     """Make an allocator in which the weights are loaded."""
-    allocator = WatchedAllocator(capacity_bytes, flushes_first=flushes_first)
+    start = played.start
+    allocator = WatchedAllocator(capacity_bytes, flushes_first=flushes_first, expandable=played.is_expandable)
     allocator.allocated_bytes = start.reserved_bytes - int(start.sizes.sum())
     allocator.reserved_bytes = start.reserved_bytes
     allocator.reset_peaks()
@@ -177,7 +189,7 @@ def _begun(start: Loaded, capacity_bytes: int, flushes_first: bool) -> WatchedAl
 def play_readably(played: Script, capacity_bytes: int, flushes_first: bool) -> Played:
     """Replay the script by `CachingAllocator`, which is what the compiled engine is tested against."""
     start = played.start
-    allocator = _begun(start, capacity_bytes, flushes_first)
+    allocator = _begun(played, capacity_bytes, flushes_first)
     if start.reserved_bytes > capacity_bytes:
         return Played(False, start.reserved_bytes, allocator.allocated_bytes, start.reserved_bytes)
     malloc, free = allocator.malloc, allocator.free
@@ -229,7 +241,9 @@ class _Engine:
         if self._compiled is None and not self._is_tried and self._played >= PATIENCE:
             self.load(waits=False)
         self._played += 1
-        return (self._compiled or play_readably)(played, capacity_bytes, flushes_first)
+        # The compiled engine knows the default allocator alone.
+        chosen = None if played.is_expandable else self._compiled
+        return (chosen or play_readably)(played, capacity_bytes, flushes_first)
 
     def load(self, *, waits: bool = True) -> None:
         """Load the compiled engine, once in a process; unless it `waits`, not while another thread does."""
@@ -288,7 +302,7 @@ def _load_compiled() -> tuple[Play | None, str]:
 def _trial() -> Script:
     """Make a script without events, of the types that every script has."""
     numbers, rows = np.zeros(0, np.int64), np.zeros((0, 6), np.int64)
-    return Script(Loaded(0, 0, 0, 0, *[numbers] * 3), numbers, numbers, numbers, numbers, rows, 0)
+    return Script(NOTHING_LOADED, numbers, numbers, numbers, numbers, rows, 0)
 
 
 _TRIAL = _trial()

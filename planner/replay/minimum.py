@@ -44,7 +44,7 @@ def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> i
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     minimum = minimum_capacity_bytes(request, policy, library) + card.context_bytes
     own = (memory for memory in _own(card) if memory < minimum and _runs_within(request, card, library, memory))
     return next(own, minimum)
@@ -58,7 +58,7 @@ def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     capacity_bytes = card.best_bytes + MINIMUM_STEP - card.context_bytes
     form = request.replay_form()
     if any(_is_known_enough(library, form, kernels, capacity_bytes) for kernels in _cold_and_warm(policy)):
@@ -90,7 +90,7 @@ def _cold_and_warm(policy: KernelPolicy) -> tuple[KernelPolicy, KernelPolicy]:
 
 
 def _peaks_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> Peaks | None:
-    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability)
+    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability, request.dtype)
     capacity_bytes = memory_bytes - card.context_bytes
     tried = (_peaks_at(library, form, kernels, capacity_bytes) for kernels in _cold_and_warm(policy))
     return next((found for found in tried if found), None)

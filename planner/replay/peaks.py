@@ -18,7 +18,7 @@ from planner.programs.events import Play
 from planner.programs.library import Library
 from planner.replay.assumptions import assumptions
 from planner.replay.dry_run import allocated_peaks
-from planner.replay.fast_replay import Loaded, Peaks, Script, loaded, peaks, script
+from planner.replay.fast_replay import NOTHING_LOADED, Loaded, Peaks, Script, loaded, peaks, script
 from planner.replay.kernels import REPLAYED_FRACTIONS, KernelPolicy, is_large_convolution
 from planner.request import GenerationRequest
 
@@ -31,7 +31,7 @@ def fits_within(request: GenerationRequest, card: Card, library: Library, memory
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    needs = needs_of(library, request.replay_form(), KernelPolicy.of(card.compute_capability))
+    needs = needs_of(library, request.replay_form(), KernelPolicy.of(card.compute_capability, request.dtype))
     room = memory_bytes - card.context_bytes
     if needs.preferred_bytes > room:
         return False
@@ -56,7 +56,7 @@ def need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     return peaks_of(library, request.replay_form(), policy).reserved_bytes + card.context_bytes
 
 
@@ -68,7 +68,7 @@ def need_bound_bytes(request: GenerationRequest, card: Card, library: Library, *
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     policy = policy if workspace else policy.without_workspace()
     return need_bound(request, policy, library) + card.context_bytes
 
@@ -159,9 +159,10 @@ def _loaded(library: Library, request: GenerationRequest) -> Loaded:
 
 def script_of(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play = "ends") -> Script:
     """Prepare the request's events for `fast_replay.play`."""
-    # The weights that are loaded depend on these two fields alone.
-    start = _loaded(library, GenerationRequest(safety_checker=request.safety_checker, offload=request.offload))
-    return script(events_of(library, request, play), policy, start)
+    is_expandable = request.allocator == "expandable"
+    # Pages of expandable segments are mapped as they are needed, so a replay of them begins with the weights.
+    start = NOTHING_LOADED if is_expandable else _loaded(library, request.loading_form())
+    return script(events_of(library, request, play), policy, start, is_expandable=is_expandable)
 
 
 @lru_cache(maxsize=16384)
