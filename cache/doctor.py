@@ -14,6 +14,7 @@ from cache.programs import find
 from planner.components import MODEL_ID, MODEL_REVISION, SD_V15
 from planner.errors import NoGpu
 from planner.programs.files import shipped
+from planner.replay.fast_replay import engine
 from planner.units import gib
 
 
@@ -98,6 +99,14 @@ def _program_check() -> Check:
     return Check("Memory programs", "ok", f"{made}, for {text}")
 
 
+def _replay_check() -> Check:
+    said = engine()
+    if said.startswith("readable"):
+        advice = "python -m pip install -r requirements-plan.txt; answers are the same, ten times slower in searches"
+        return Check("Replay", "note", said, advice)
+    return Check("Replay", "ok", said)
+
+
 def _model_check() -> Check:
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     folder = home / "hub" / f"models--{MODEL_ID.replace('/', '--')}" / "snapshots" / MODEL_REVISION
@@ -113,4 +122,4 @@ def _model_check() -> Check:
 
 def checks() -> list[Check]:
     """Check everything that planning and measuring depend on."""
-    return [*_gpu_checks(), *_library_checks(), _program_check(), *_history_checks(), _model_check()]
+    return [*_gpu_checks(), *_library_checks(), _program_check(), _replay_check(), *_history_checks(), _model_check()]

@@ -47,9 +47,11 @@ def _from_formula(request: GenerationRequest, card: Card, facts: ModelFacts) -> 
 def _preferred(library: Library, request: GenerationRequest, policy: KernelPolicy) -> DryRun:
     """Replay the request, given in its replay form, with preferred kernels in unlimited memory."""
     from planner.programs.assemble import events_of
+    from planner.replay.allocator import CachingAllocator
     from planner.replay.dry_run import dry_run
 
-    return dry_run(events_of(library, request), policy)
+    allocator = CachingAllocator(expandable=request.allocator == "expandable")
+    return dry_run(events_of(library, request), policy, allocator=allocator)
 
 
 def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> Answer:
@@ -58,7 +60,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
     from planner.replay.minimum import minimum_bytes, peaks_within
     from planner.replay.peaks import assumed, peaks_of, worst_peaks
 
-    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability)
+    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability, request.dtype)
     preferred = _preferred(library, form, policy)
     notes = assumed(form, card, library)
     peak, worst_peak, worst_need = (preferred.peak_allocated_bytes,) * 2 + (preferred.peak_reserved_bytes,)
@@ -93,7 +95,7 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
             for stage in STAGES
         },
         assumptions=notes,
-        stack=stack(library.versions),
+        stack=stack(library.versions, request),
         worst_need_bytes=worst_need if notes else None,
         capped_allocated_bytes=capped.allocated_bytes if capped else None,
         capped_reserved_bytes=capped.reserved_bytes if capped else None,

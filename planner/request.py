@@ -522,6 +522,19 @@ class GenerationRequest:
             channels_last_unet=self.channels_last_unet and not self.channels_last,
         )
 
+    def loading_form(self) -> "GenerationRequest":
+        """Give the smallest request that loads the same weights."""
+        return GenerationRequest(
+            task="inpaint" if self.task == "inpaint" else "img2img",
+            safety_checker=self.safety_checker,
+            offload=self.offload,
+            dtype=self.dtype,
+            controlnets=self.controlnets,
+            lora_rank=self.lora_rank,
+            lora_text_encoder=self.lora_text_encoder,
+            ip_adapter=self.ip_adapter,
+        )
+
     def replay_form(self) -> Self:
         """Give the allocation form in landscape, unless the image is tiled.
 

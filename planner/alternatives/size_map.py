@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from planner.answer import MINIMUM_STEP, Verdict
 from planner.cards.lookup import Card
 from planner.programs.library import Library
+from planner.replay.fast_replay import warm_up
 from planner.replay.minimum import may_run
 from planner.replay.peaks import fits_within, need_bound_bytes, need_bytes
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
@@ -118,6 +119,7 @@ def by_card(
     Raises:
         NoProgram: no program was compiled for what the requests ask for.
     """
+    warm_up()
     columns = []
     order = _halving(sorted(range(len(cards)), key=lambda place: cards[place].best_bytes))
     for done, request in enumerate(requests):
@@ -155,6 +157,7 @@ def by_batch(
     Raises:
         NoProgram: no program was compiled for what the requests ask for.
     """
+    warm_up()
     rows = []
     for done, batch in enumerate(batches):
         row = [replace(request, batch=batch) for request in requests]

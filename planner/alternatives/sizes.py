@@ -17,7 +17,9 @@ from planner.answer import Basis
 from planner.cards.lookup import Card
 from planner.programs.files import shipped
 from planner.programs.library import Library
-from planner.replay.peaks import fits_within, need_bound_bytes
+from planner.replay.fast_replay import warm_up
+from planner.replay.kernels import Capability, KernelPolicy
+from planner.replay.peaks import Needs, assumed, fits_within, need_bound, needs_of
 from planner.request import MAX_BATCH, MAX_SIDE, MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
 # The ratios of width to height.
@@ -105,8 +107,43 @@ def fits(request: GenerationRequest, card: Card, library: Library) -> bool:
     return fits_within(request, card, library, card.usable_bytes)
 
 
-def _may_fit(request: GenerationRequest, card: Card, library: Library) -> bool:
-    return need_bound_bytes(request, card, library) <= card.usable_bytes
+class _Line:
+    """Hold what was asked of the requests along one line, of sizes or of batches, with kernels of one policy.
+
+    All GPUs whose kernels are alike ask the same line. `at` gives the request of a step.
+    """
+
+    def __init__(self, at: Callable[[int], GenerationRequest], policy: KernelPolicy, library: Library):
+        self._at, self._policy, self._library = at, policy, library
+        self._bounds: dict[int, int] = {}
+        self._needs: dict[int, Needs] = {}
+        self._assumed: dict[tuple[int, Capability], bool] = {}
+
+    def may_fit(self, step: int, card: Card) -> bool:
+        """Tell whether the lower bound of the need fits the GPU."""
+        if step not in self._bounds:
+            self._bounds[step] = need_bound(self._at(step), self._policy, self._library)
+        return self._bounds[step] + card.context_bytes <= card.usable_bytes
+
+    def fits(self, step: int, card: Card) -> bool:
+        """Tell what `fits` tells of the step's request."""
+        needs = self._needs.get(step)
+        if needs is None:
+            needs = self._needs[step] = needs_of(self._library, self._at(step).replay_form(), self._policy)
+        room = card.usable_bytes - card.context_bytes
+        if needs.preferred_bytes > room:
+            return False
+        return not self._is_assumed(step, card) or needs.is_worst_within(room)
+
+    def boundary(self, steps: range, card: Card) -> int | None:
+        """Find the step that `boundary` finds for this GPU."""
+        return boundary(steps, lambda step: self.may_fit(step, card), lambda step: self.fits(step, card))
+
+    def _is_assumed(self, step: int, card: Card) -> bool:
+        key = step, card.compute_capability
+        if key not in self._assumed:
+            self._assumed[key] = bool(assumed(self._at(step), card, self._library))
+        return self._assumed[key]
 
 
 def boundary(steps: range, may_fit: Callable[[int], bool], does_fit: Callable[[int], bool]) -> int | None:
@@ -160,21 +197,24 @@ def largest_size(
 def _largest_size(
     request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None
 ) -> Size | None:
-    def at(step: int) -> GenerationRequest:
-        width, height = size_at(ratio, step)
-        return replace(request, width=width, height=height)
-
     every = steps_of(ratio)
     steps = every if below is None else every[: max(0, below - every[0])]
-    step = boundary(
-        steps,
-        lambda step: _may_fit(at(step), card, library),
-        lambda step: fits(at(step), card, library),
+    step = _line_of_sizes(request, ratio, KernelPolicy.of(card.compute_capability, request.dtype), library).boundary(
+        steps, card
     )
     if step is None:
         return None
     width, height = size_at(ratio, step)
     return Size(width=width, height=height, is_limit=step == every[-1])
+
+
+@lru_cache(maxsize=256)
+def _line_of_sizes(request: GenerationRequest, ratio: tuple[int, int], policy: KernelPolicy, library: Library) -> _Line:
+    def at(step: int) -> GenerationRequest:
+        width, height = size_at(ratio, step)
+        return replace(request, width=width, height=height)
+
+    return _Line(at, policy, library)
 
 
 def largest_batch(request: GenerationRequest, card: Card, library: Library, below: int = MAX_BATCH + 1) -> Batch:
@@ -190,15 +230,14 @@ def largest_batch(request: GenerationRequest, card: Card, library: Library, belo
 
 @lru_cache(maxsize=1024)
 def _largest_batch(request: GenerationRequest, card: Card, library: Library, below: int) -> Batch:
-    def at(batch: int) -> GenerationRequest:
-        return replace(request, batch=batch)
-
-    images = boundary(
-        range(1, below),
-        lambda images: _may_fit(at(images), card, library),
-        lambda images: fits(at(images), card, library),
-    )
+    line = _line_of_batches(request, KernelPolicy.of(card.compute_capability, request.dtype), library)
+    images = line.boundary(range(1, below), card)
     return Batch(images=images or 0, is_limit=images == MAX_BATCH)
+
+
+@lru_cache(maxsize=64)
+def _line_of_batches(request: GenerationRequest, policy: KernelPolicy, library: Library) -> _Line:
+    return _Line(lambda batch: replace(request, batch=batch), policy, library)
 
 
 def smaller_size(request: GenerationRequest, card: Card, library: Library) -> Size | None:
@@ -239,6 +278,7 @@ def sizes(
         NoProgram: no program was compiled for what the request asks for.
     """
     library = library or shipped()
+    warm_up()
     found: dict[str, Size | None] = {}
     for done, (name, ratio) in enumerate(RATIOS.items()):
         found[name] = largest_size(request, card, ratio, library)

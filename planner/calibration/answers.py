@@ -58,7 +58,7 @@ def calibrated(
     if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
         reason = "no run of such GPUs with such kernels was measured yet; --basis dry-run answers without"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
-    curve = _curve(library, request.allocation_form(), KernelPolicy.of(card.compute_capability))
+    curve = _curve(library, request.allocation_form(), KernelPolicy.of(card.compute_capability, request.dtype))
     found = calibration.answer(curve, target)
     contexts = evidence.contexts(card)
     allocated, reserved = round(found.allocated_bytes), round(found.reserved_bytes)

@@ -247,6 +247,15 @@ def history_form(request: GenerationRequest) -> GenerationRequest:
     return replace(form, width=side, height=side)
 
 
+def flat_of(library: Library, form: GenerationRequest, play: Play = "ends") -> Flat:
+    """Assemble the symbolic history of a request that is given in its `history_form`.
+
+    Raises:
+        NoProgram: no routine was compiled for what the request asks for.
+    """
+    return _flat(library, form, play)
+
+
 def events_of(library: Library, request: GenerationRequest, play: Play = "ends") -> Events:
     """Assemble the request's whole history in bytes: weights, then the call or the two calls of hires fix.
 

@@ -21,16 +21,14 @@ CONFIRMED_PIXELS_75 = 512 * 512
 RUN_TO_RUN = 0.0025
 
 
-def assumptions(
-    request: GenerationRequest, capability: Capability, *, has_large: bool = False, dtype: str = "float16"
-) -> list[str]:
+def assumptions(request: GenerationRequest, capability: Capability, *, has_large: bool = False) -> list[str]:
     """List what the dry run assumes of this request on this compute capability, in words.
 
-    `has_large` says that a convolution of the request is a large one, `dtype` in which data type the pipeline runs.
-    Where anything is assumed, the allocated peak is
+    `has_large` says that a convolution of the request is a large one. Where anything is assumed, the allocated peak is
     a range: from kernels without workspace to the most that kernels of any of `REPLAYED_FRACTIONS` allocate.
     """
     # Reference runs confirm the workspace of float16 alone.
+    dtype = request.dtype
     found = [] if dtype == "float16" else [_of_data_type(capability, dtype)]
     if has_large:
         found.append(
@@ -85,8 +83,16 @@ def _of_data_type(capability: Capability, dtype: str) -> str:
     )
 
 
-def stack(versions: Mapping[str, str], dtype: str = "float16") -> tuple[str, ...]:
-    """List what the dry run assumes of the user's software, in words.
+_ATTENTION = {
+    "sdpa": "fused attention as diffusers sets it (an eager processor needs more)",
+    "xformers": "xformers' attention, whose kernels are taken to need what torch's fused ones do",
+    "eager": "eager attention processors in UNet and VAE",
+}
+_ALLOCATOR = {"default": "torch's default CUDA allocator", "expandable": "expandable segments"}
+
+
+def stack(versions: Mapping[str, str], request: GenerationRequest) -> tuple[str, ...]:
+    """List what the dry run of this request assumes of the user's software, in words.
 
     `versions` are those that the programs were compiled with. Of 45 reference runs with the eager attention processor
     of 2022 that were out of memory, the dry run says ``fits`` of 34: right with fused attention, and wrong for such a
@@ -94,8 +100,8 @@ def stack(versions: Mapping[str, str], dtype: str = "float16") -> tuple[str, ...
     """
     releases = ", ".join(f"{name} {versions[name].partition('+')[0]}" for name in ("torch", "diffusers"))
     return (
-        dtype,
-        "fused attention as diffusers sets it (an eager processor needs more)",
+        request.dtype,
+        _ATTENTION[request.attention],
         "torch.backends.cudnn.benchmark off",
-        f"{releases}, and torch's default CUDA allocator",
+        f"{releases}, and {_ALLOCATOR[request.allocator]}",
     )

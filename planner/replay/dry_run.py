@@ -6,15 +6,17 @@ simulated allocator what the process reserves for it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from planner.components import STAGES
-from planner.programs.assemble import events_of
+from planner.programs.assemble import events_of, flat_of, history_form
 from planner.programs.events import Events
 from planner.programs.library import Library, Op
 from planner.replay.allocator import MIN_BLOCK, Block, CachingAllocator, OutOfDeviceMemory
+from planner.replay.bounds import Bounds
 from planner.replay.kernels import KernelPolicy
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest
 
@@ -206,11 +208,45 @@ def allocated_peaks(
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
+    if request.hires > 1:
+        # Each pass of hires fix bounds the peak of both.
+        of_passes = [_at(request, size).passes() for size in sizes]
+        return np.array([max(_peak_of_pass(library, one, policy) for one in passes) for passes in of_passes])
     peaks = np.empty(len(sizes), dtype=np.int64)
+    alike: dict[GenerationRequest, list[int]] = {}
     for index, (height, width) in enumerate(sizes):
-        at = replace(request, height=height * VAE_SCALE_FACTOR, width=width * VAE_SCALE_FACTOR)
-        peaks[index] = _rounded_peak(events_of(library, at), policy)
+        at = _at(request, (height, width))
+        form = history_form(at)
+        if form == at.allocation_form():
+            # A history of its own is not worth the preparation that many sizes share.
+            peaks[index] = _rounded_peak(flat_of(library, form).at(height, width), policy)
+        else:
+            alike.setdefault(form, []).append(index)
+    for form, indices in alike.items():
+        bounds = _bounds_of(library, form)
+        for start in range(0, len(indices), _AT_ONCE):
+            part = indices[start : start + _AT_ONCE]
+            peaks[part] = bounds.peaks([sizes[index] for index in part], policy)
     return peaks
+
+
+# So many sizes are evaluated at once, for the sake of memory.
+_AT_ONCE = 256
+
+
+def _at(request: GenerationRequest, size: tuple[int, int]) -> GenerationRequest:
+    """Give the request at this latent (height, width)."""
+    return replace(request, height=size[0] * VAE_SCALE_FACTOR, width=size[1] * VAE_SCALE_FACTOR)
+
+
+def _peak_of_pass(library: Library, one: GenerationRequest, policy: KernelPolicy) -> int:
+    flat = flat_of(library, history_form(one))
+    return _rounded_peak(flat.at(one.latent_height, one.latent_width), policy)
+
+
+@lru_cache(maxsize=16)
+def _bounds_of(library: Library, form: GenerationRequest) -> Bounds:
+    return Bounds(flat_of(library, form))
 
 
 def _rounded_peak(events: Events, policy: KernelPolicy) -> int:

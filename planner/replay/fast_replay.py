@@ -1,42 +1,51 @@
-"""Replay as `planner.replay.dry_run` does, written for speed.
+"""Replay as `planner.replay.dry_run` does, for the peaks alone: what a boundary or a map asks hundreds of times.
 
-The result is the two peaks, or None where memory ran out. A map asks for hundreds of replays. Here numpy prepares the
-events beforehand, blocks are numbers in lists, and the weights, whose blocks are the same at every size, are loaded
-once. A workspace that finds room is not allocated: taken and given back, it would leave everything as it was.
-`planner.replay.allocator` explains the rules; tests hold both to the same answers.
+The weights, whose blocks are the same at every size, are loaded once. Two engines give the same answers. The readable
+one is `planner.replay.allocator`, at some milliseconds a replay. The compiled one, `planner.replay.compiled`, is twenty
+times faster, but takes two thirds of a second to load, and some seconds where its code is not on disk yet. So a process
+begins with the readable one. It loads the other once it has replayed for about as long as that takes, or when `warm_up`
+says that many replays are to come. Without numba, or where numba fails, the readable engine answers everything.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from planner.programs.events import Events
 from planner.programs.library import Op
-from planner.replay.allocator import MIN_BLOCK, SMALL_SIZE, CachingAllocator
+from planner.replay.allocator import Block, CachingAllocator, OutOfDeviceMemory, Pool
 from planner.replay.dry_run import ATTENTION, BIRTH, CONVOLUTION, DEATH
 from planner.replay.kernels import KernelPolicy
 
-# The kinds of events that move memory.
-_BIRTH, _DEATH, _WORKSPACE, _HANDLE, _FLUSH = range(5)
+EMPTY_CACHE, PRODUCT = int(Op.EMPTY_CACHE), int(Op.PRODUCT)
+UNLIMITED = 1 << 62
 
-_NONE = -1
+# So many readable replays take about as long as loading the compiled engine from disk.
+PATIENCE = 150
 
 
 class Loaded(NamedTuple):
     """Hold the state of the allocator once the weights are loaded.
 
-    `events` and `births` count those so far. `free` has the (size, address) of each free block, of the small pool and
-    of the large one.
+    `events` and `births` count those so far. `sizes`, `addresses` and `pools` have a row for each free block, sorted;
+    the pool is 0 for the small one and 1 for the large.
     """
 
     events: int
     births: int
     reserved_bytes: int
     next_address: int
-    free: tuple[tuple[tuple[int, int], ...], ...]
+    sizes: np.ndarray
+    addresses: np.ndarray
+    pools: np.ndarray
+
+
+# The state before anything is loaded.
+NOTHING_LOADED = Loaded(0, 0, 0, 0, *[np.zeros(0, np.int64)] * 3)
 
 
 def loaded(events: Events) -> Loaded:
@@ -47,51 +56,41 @@ def loaded(events: Events) -> Loaded:
     for size in sizes:
         allocator.malloc(size)
     pools = (allocator.small, allocator.large)
-    free = tuple(tuple((size, address) for size, address, _ in pool.free) for pool in pools)
-    return Loaded(until, len(sizes), allocator.reserved_bytes, allocator._next_address, free)
+    free = [(size, address, number) for number, pool in enumerate(pools) for size, address, _ in pool.free]
+    columns = np.array(free, dtype=np.int64).reshape(-1, 3).T
+    return Loaded(
+        until, len(sizes), allocator.reserved_bytes, allocator._next_address, *map(np.ascontiguousarray, columns)
+    )
 
 
 class Script(NamedTuple):
-    """Hold a history from `Loaded` on, prepared for `peaks`.
+    """Hold a history from `Loaded` on, with the workspace of each of its kernels.
 
-    `values` has bytes or the number of a storage, `shapes` the number of a convolution's shape.
+    `kinds` and `values` are those of `Events`. `convolution_bytes` and `attention_bytes` have a row for each kernel.
     """
 
     start: Loaded
-    kinds: list[int]
-    values: list[int]
-    shapes: list[int]
+    kinds: np.ndarray
+    values: np.ndarray
+    convolution_bytes: np.ndarray
+    attention_bytes: np.ndarray
+    convolutions: np.ndarray
+    cublas_bytes: int
+    is_expandable: bool = False
 
 
-def script(events: Events, policy: KernelPolicy, start: Loaded, *, has_end: bool = False) -> Script:
-    """Prepare this history with kernels of this policy; `has_end` also for a capacity."""
-    kinds, values = events.kinds[start.events :], events.values[start.events :].copy()
-    shapes = np.full(len(kinds), _NONE)
-    plain = np.full(len(kinds), _NONE)
-    for op, kind in ((BIRTH, _BIRTH), (DEATH, _DEATH), (int(Op.EMPTY_CACHE), _FLUSH)):
-        plain[kinds == op] = kind
-    for op, sizes in (
-        (CONVOLUTION, policy.convolution_bytes(events.convolutions)),
-        (ATTENTION, policy.attention_bytes(events.attentions)),
-    ):
-        at = np.flatnonzero(kinds == op)
-        rows = values[at]
-        if op == CONVOLUTION and has_end:
-            shapes[at] = _numbered(events.convolutions)[rows]
-        values[at] = sizes[rows]
-        plain[at[values[at] > 0]] = _WORKSPACE
-    products = np.flatnonzero(kinds == Op.PRODUCT)[:1]
-    plain[products], values[products] = _HANDLE, policy.cublas_bytes
-    sized = np.isin(plain, (_BIRTH, _WORKSPACE, _HANDLE))
-    values[sized] = np.maximum(-(-values[sized] // MIN_BLOCK) * MIN_BLOCK, MIN_BLOCK)
-    kept = plain != _NONE
-    return Script(start, plain[kept].tolist(), values[kept].tolist(), shapes[kept].tolist())
-
-
-def _numbered(rows: np.ndarray) -> np.ndarray:
-    """Number the rows, equal rows alike."""
-    numbers: dict[tuple[int, ...], int] = {}
-    return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows.tolist()], dtype=np.int64)
+def script(events: Events, policy: KernelPolicy, start: Loaded, *, is_expandable: bool = False) -> Script:
+    """Prepare this history with kernels of this policy, on the default allocator or on expandable segments."""
+    return Script(
+        start,
+        np.ascontiguousarray(events.kinds[start.events :]),
+        events.values[start.events :],
+        policy.convolution_bytes(events.convolutions),
+        policy.attention_bytes(events.attentions),
+        events.convolutions,
+        policy.cublas_bytes,
+        is_expandable,
+    )
 
 
 class Peaks(NamedTuple):
@@ -101,139 +100,210 @@ class Peaks(NamedTuple):
     allocated_bytes: int
 
 
+class Played(NamedTuple):
+    """Hold the end of a replay.
+
+    At every capacity from `reserved_bytes` until below `refused_bytes` the allocator decides alike, and the replay ends
+    the same: `refused_bytes` is the least that the device was asked to reserve in all and had no room for.
+    """
+
+    is_ok: bool
+    reserved_bytes: int
+    allocated_bytes: int
+    refused_bytes: int
+
+
 def peaks(played: Script, capacity_bytes: int | None = None, *, flushes_first: bool = False) -> Peaks | None:
     """Replay the script within `capacity_bytes` and give its peaks, None if out of memory.
 
     `flushes_first` flushes the cache before it asks for any segment, and so reserves about as little as a run can.
     """
+    found = play(played, capacity_bytes, flushes_first=flushes_first)
+    return Peaks(found.reserved_bytes, found.allocated_bytes) if found.is_ok else None
+
+
+def play(played: Script, capacity_bytes: int | None = None, *, flushes_first: bool = False) -> Played:
+    """Replay the script within `capacity_bytes`, by the engine that is ready; see `peaks`."""
+    return _engine.play(played, UNLIMITED if capacity_bytes is None else capacity_bytes, flushes_first)
+
+
+def warm_up(*, in_background: bool = False) -> None:
+    """Load the compiled engine, for a process in which many replays are to come.
+
+    `in_background` returns at once; until the engine is there, the readable one goes on to answer.
+    """
+    if in_background:
+        threading.Thread(target=_engine.load, name="load-compiled-replay", daemon=True).start()
+    else:
+        _engine.load()
+
+
+def engine() -> str:
+    """Say which engine answers once it is loaded, and why: for people."""
+    _engine.load()
+    return _engine.said
+
+
+class WatchedAllocator(CachingAllocator):
+    """Flush first where that is asked for, and remember the least that was refused."""
+
+    def __init__(self, capacity_bytes: int, *, flushes_first: bool = False, expandable: bool = False):
+        super().__init__(capacity_bytes, expandable)
+        self.flushes_first = flushes_first
+        self.refused_bytes = UNLIMITED
+
+    def _reserve(self, size: int) -> None:
+        if self.flushes_first:
+            self.empty_cache()
+        super()._reserve(size)
+
+    def _extend(self, pool: Pool, size: int) -> Block:
+        if self.flushes_first:
+            self.empty_cache()
+        return super()._extend(pool, size)
+
+    def _has_room_for(self, size: int) -> bool:
+        has_room = super()._has_room_for(size)
+        if not has_room:
+            self.refused_bytes = min(self.refused_bytes, self.reserved_bytes + size)
+        return has_room
+
+
+def _begun(played: Script, capacity_bytes: int, flushes_first: bool) -> WatchedAllocator:
+    """Make an allocator in which the weights are loaded."""
     start = played.start
-    room = 1 << 62 if capacity_bytes is None else capacity_bytes
-    reserved = most = start.reserved_bytes
-    allocated = most_allocated = start.reserved_bytes - sum(size for pieces in start.free for size, _ in pieces)
-    if reserved > room:
-        return None
-    next_address = start.next_address
-    # Block 0 stands for everything that is never freed.
-    size, address, before, after, pool_of, is_free = [0], [0], [_NONE], [_NONE], [0], [False]
-    pools: tuple[list[tuple[int, int, int]], ...] = ([], [])
-    for pool, pieces in enumerate(start.free):
-        for piece_size, piece_address in pieces:
-            pools[pool].append((piece_size, piece_address, len(size)))
-            for column, value in (
-                (size, piece_size),
-                (address, piece_address),
-                (before, 0),
-                (after, _NONE),
-                (pool_of, pool),
-                (is_free, True),
-            ):
-                column.append(value)  # ty: ignore[invalid-argument-type]
-    blocks = [_NONE] * start.births
-    fallen_back: set[int] = set()
+    allocator = WatchedAllocator(capacity_bytes, flushes_first=flushes_first, expandable=played.is_expandable)
+    allocator.allocated_bytes = start.reserved_bytes - int(start.sizes.sum())
+    allocator.reserved_bytes = start.reserved_bytes
+    allocator.reset_peaks()
+    allocator._next_address = start.next_address
+    pools = (allocator.small, allocator.large)
+    for size, address, number in zip(start.sizes.tolist(), start.addresses.tolist(), start.pools.tolist(), strict=True):
+        block = Block(pools[number], address, size)
+        # What lies before it in the segment is never freed.
+        block.previous = Block(pools[number], address, 0)
+        block.pool.add(block)
+    return allocator
 
-    def flush() -> int:
-        """Give back every segment that is free as a whole, and return the bytes given back."""
-        given = 0
-        for free in pools:
-            whole = [entry for entry in free if before[entry[2]] == _NONE and after[entry[2]] == _NONE]
-            for entry in whole:
-                given += entry[0]
-                free.remove(entry)
-        return given
 
-    for kind, value, shape in zip(played.kinds, played.values, played.shapes, strict=True):
-        if kind == _DEATH:
-            block = blocks[value]
-            whole, other = size[block], before[block]
-            allocated -= whole
-            free = pools[pool_of[block]]
-            if other > 0 and is_free[other]:
-                del free[bisect_left(free, (size[other], address[other]))]
-                whole += size[other]
-                address[block] = address[other]
-                is_free[other] = False
-                other = before[block] = before[other]
-                if other >= 0:
-                    after[other] = block
-            other = after[block]
-            if other >= 0 and is_free[other]:
-                del free[bisect_left(free, (size[other], address[other]))]
-                whole += size[other]
-                is_free[other] = False
-                other = after[block] = after[other]
-                if other >= 0:
-                    before[other] = block
-            size[block] = whole
-            is_free[block] = True
-            insort(free, (whole, address[block], block))
-            continue
-        if kind == _FLUSH:
-            reserved -= flush()
-            continue
-        pool = 0 if value <= SMALL_SIZE else 1
-        free = pools[pool]
-        if kind == _WORKSPACE and shape in fallen_back:
-            continue
-        place = bisect_left(free, (value,))
-        if kind == _WORKSPACE and place < len(free):
-            have = free[place][0]
-            rest = have - value
-            taken = value if rest > SMALL_SIZE or (rest and not pool) else have
-            if allocated + taken > most_allocated:
-                most_allocated = allocated + taken
-            continue
-        if place < len(free):
-            have, _, block = free.pop(place)
-            is_free[block] = False
-        else:
-            have = CachingAllocator.segment_size(value)
-            if flushes_first:
-                reserved -= flush()
-            if reserved + have > room:
-                reserved -= flush()
-                if reserved + have > room:
-                    if shape == _NONE:
-                        return None
-                    fallen_back.add(shape)
-                    continue
-            reserved += have
-            if reserved > most:
-                most = reserved
-            block = len(size)
-            size.append(have)
-            address.append(next_address)
-            before.append(_NONE)
-            after.append(_NONE)
-            pool_of.append(pool)
-            is_free.append(False)
-            next_address += have + MIN_BLOCK
-            if kind == _WORKSPACE:
-                is_free[block] = True
-                insort(free, (have, address[block], block))
-                rest = have - value
-                taken = value if rest > SMALL_SIZE or (rest and not pool) else have
-                if allocated + taken > most_allocated:
-                    most_allocated = allocated + taken
-                continue
-        rest = have - value
-        if rest > SMALL_SIZE or (rest and not pool):
-            piece, other = len(size), after[block]
-            place_of = address[block] + value
-            size.append(rest)
-            address.append(place_of)
-            before.append(block)
-            after.append(other)
-            pool_of.append(pool)
-            is_free.append(True)
-            if other >= 0:
-                before[other] = piece
-            after[block] = piece
-            size[block] = value
-            insort(free, (rest, place_of, piece))
-            have = value
-        allocated += have
-        if allocated > most_allocated:
-            most_allocated = allocated
-        if kind == _BIRTH:
-            blocks.append(block)
-    return Peaks(most, most_allocated)
+def play_readably(played: Script, capacity_bytes: int, flushes_first: bool) -> Played:
+    """Replay the script by `CachingAllocator`, which is what the compiled engine is tested against."""
+    start = played.start
+    allocator = _begun(played, capacity_bytes, flushes_first)
+    if start.reserved_bytes > capacity_bytes:
+        return Played(False, start.reserved_bytes, allocator.allocated_bytes, start.reserved_bytes)
+    malloc, free = allocator.malloc, allocator.free
+    convolutions, attentions = played.convolution_bytes.tolist(), played.attention_bytes.tolist()
+    # Weights are never freed, so their blocks do not matter.
+    blocks = [Block(allocator.small, 0, 0)] * start.births
+    fallen_back: set[bytes] = set()
+    has_handle, is_ok = False, True
+    try:
+        for kind, value in zip(played.kinds.tolist(), played.values.tolist(), strict=True):
+            if kind == BIRTH:
+                blocks.append(malloc(value))
+            elif kind == DEATH:
+                free(blocks[value])
+            elif kind == CONVOLUTION:
+                if convolutions[value] and not (fallen_back and played.convolutions[value].tobytes() in fallen_back):
+                    try:
+                        free(malloc(convolutions[value]))
+                    except OutOfDeviceMemory:
+                        fallen_back.add(played.convolutions[value].tobytes())
+            elif kind == ATTENTION:
+                if attentions[value]:
+                    free(malloc(attentions[value]))
+            elif kind == PRODUCT and not has_handle:
+                malloc(played.cublas_bytes)
+                has_handle = True
+            elif kind == EMPTY_CACHE:
+                allocator.empty_cache()
+    except OutOfDeviceMemory:
+        is_ok = False
+    return Played(is_ok, allocator.peak_reserved_bytes, allocator.peak_allocated_bytes, allocator.refused_bytes)
+
+
+Play = Callable[[Script, int, bool], Played]
+
+
+class _Engine:
+    """Choose between the engines: the readable one until the compiled one is loaded."""
+
+    def __init__(self):
+        self._compiled: Play | None = None
+        self._lock = threading.Lock()
+        self._is_tried = False
+        self._played = 0
+        self.said = ""
+
+    def play(self, played: Script, capacity_bytes: int, flushes_first: bool) -> Played:
+        """Replay by the engine that is ready."""
+        if self._compiled is None and not self._is_tried and self._played >= PATIENCE:
+            self.load(waits=False)
+        self._played += 1
+        # The compiled engine knows the default allocator alone.
+        chosen = None if played.is_expandable else self._compiled
+        return (chosen or play_readably)(played, capacity_bytes, flushes_first)
+
+    def load(self, *, waits: bool = True) -> None:
+        """Load the compiled engine, once in a process; unless it `waits`, not while another thread does."""
+        if self._is_tried or not self._lock.acquire(blocking=waits):
+            return
+        try:
+            if not self._is_tried:
+                self._compiled, self.said = _load_compiled()
+                self._is_tried = True
+        finally:
+            self._lock.release()
+
+
+def _load_compiled() -> tuple[Play | None, str]:
+    """Import numba and compile the engine, or load its code from disk; say in words what was found."""
+    try:
+        from planner.replay import compiled
+    except Exception as error:
+        # A broken installation of numba raises more than ImportError, and no answer depends on numba.
+        return None, f"readable, for numba cannot be imported ({type(error).__name__}: {error})"
+
+    def play_compiled(played: Script, capacity_bytes: int, flushes_first: bool) -> Played:
+        start = played.start
+        return Played(
+            *compiled.replay(
+                played.kinds,
+                played.values,
+                played.convolution_bytes,
+                played.attention_bytes,
+                played.convolutions,
+                played.cublas_bytes,
+                start.births,
+                start.sizes,
+                start.addresses,
+                start.pools,
+                start.reserved_bytes,
+                start.next_address,
+                capacity_bytes,
+                flushes_first,
+            )
+        )
+
+    try:
+        play_compiled(_TRIAL, UNLIMITED, False)
+    except Exception:
+        # The code on disk may be damaged, or the disk full.
+        compiled.forget_cache()
+        try:
+            play_compiled(_TRIAL, UNLIMITED, False)
+        except Exception as error:
+            return None, f"readable, for numba cannot compile it ({type(error).__name__}: {error})"
+    kept = "its code is kept in the user's cache" if compiled.is_cached() else "its code cannot be kept on disk"
+    return play_compiled, f"compiled by numba; {kept}"
+
+
+def _trial() -> Script:
+    """Make a script without events, of the types that every script has."""
+    numbers, rows = np.zeros(0, np.int64), np.zeros((0, 6), np.int64)
+    return Script(NOTHING_LOADED, numbers, numbers, numbers, numbers, rows, 0)
+
+
+_TRIAL = _trial()
+_engine = _Engine()

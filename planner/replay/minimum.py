@@ -15,7 +15,7 @@ from planner.answer import MINIMUM_STEP
 from planner.cards.lookup import Card
 from planner.programs.events import Play
 from planner.programs.library import Library
-from planner.replay.fast_replay import Peaks, Script, peaks
+from planner.replay.fast_replay import Peaks, Played, Script, play
 from planner.replay.kernels import KernelPolicy
 from planner.replay.peaks import peaks_of, script_of
 from planner.request import GenerationRequest
@@ -44,7 +44,7 @@ def minimum_bytes(request: GenerationRequest, card: Card, library: Library) -> i
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     minimum = minimum_capacity_bytes(request, policy, library) + card.context_bytes
     own = (memory for memory in _own(card) if memory < minimum and _runs_within(request, card, library, memory))
     return next(own, minimum)
@@ -58,7 +58,7 @@ def may_run(request: GenerationRequest, card: Card, library: Library) -> bool:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     capacity_bytes = card.best_bytes + MINIMUM_STEP - card.context_bytes
     form = request.replay_form()
     if any(_is_known_enough(library, form, kernels, capacity_bytes) for kernels in _cold_and_warm(policy)):
@@ -90,7 +90,7 @@ def _cold_and_warm(policy: KernelPolicy) -> tuple[KernelPolicy, KernelPolicy]:
 
 
 def _peaks_within(request: GenerationRequest, card: Card, library: Library, memory_bytes: int) -> Peaks | None:
-    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability)
+    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability, request.dtype)
     capacity_bytes = memory_bytes - card.context_bytes
     tried = (_peaks_at(library, form, kernels, capacity_bytes) for kernels in _cold_and_warm(policy))
     return next((found for found in tried if found), None)
@@ -100,9 +100,30 @@ def _runs_within(request: GenerationRequest, card: Card, library: Library, memor
     return _peaks_within(request, card, library, memory_bytes) is not None
 
 
-@lru_cache(maxsize=16384)
 def _peaks_at(library: Library, request: GenerationRequest, policy: KernelPolicy, capacity_bytes: int) -> Peaks | None:
-    return peaks(_script(library, request, policy, "ends"), capacity_bytes)
+    if capacity_bytes >= (unlimited := peaks_of(library, request, policy)).reserved_bytes:
+        return unlimited
+    found = _played(library, request, policy, "ends", capacity_bytes)
+    return Peaks(found.reserved_bytes, found.allocated_bytes) if found.is_ok else None
+
+
+def _played(
+    library: Library, request: GenerationRequest, policy: KernelPolicy, play_of: Play, capacity_bytes: int
+) -> Played:
+    """Replay within this capacity, unless an earlier replay at another capacity decided everything alike."""
+    known = _replays(library, request, policy, play_of)
+    for found in known:
+        if found.reserved_bytes <= capacity_bytes < found.refused_bytes:
+            return found
+    found = play(_script(library, request, policy, play_of), capacity_bytes)
+    known.append(found)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _replays(library: Library, request: GenerationRequest, policy: KernelPolicy, play_of: Play) -> list[Played]:
+    """Keep the replays that were made within a capacity."""
+    return []
 
 
 def _is_known_enough(library: Library, request: GenerationRequest, policy: KernelPolicy, capacity_bytes: int) -> bool:
@@ -134,14 +155,13 @@ def _is_enough(library: Library, request: GenerationRequest, policy: KernelPolic
     return low < limit and high <= limit
 
 
-@lru_cache(maxsize=16384)
-def _runs_at(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play, steps: int) -> bool:
-    return peaks(_script(library, request, policy, play), steps * MINIMUM_STEP) is not None
+def _runs_at(library: Library, request: GenerationRequest, policy: KernelPolicy, play_of: Play, steps: int) -> bool:
+    return _played(library, request, policy, play_of, steps * MINIMUM_STEP).is_ok
 
 
 @lru_cache(maxsize=4)
-def _script(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play) -> Script:
-    return script_of(library, request, policy, play, has_end=True)
+def _script(library: Library, request: GenerationRequest, policy: KernelPolicy, play_of: Play) -> Script:
+    return script_of(library, request, policy, play_of)
 
 
 def _search(library: Library, request: GenerationRequest, policy: KernelPolicy, limit: float) -> tuple[int, int]:
@@ -151,8 +171,8 @@ def _search(library: Library, request: GenerationRequest, policy: KernelPolicy, 
     played once, and only then tries the whole history.
     """
 
-    def runs(steps: int, play: Play = "first") -> bool:
-        return _runs_at(library, request, policy, play, steps)
+    def runs(steps: int, play_of: Play = "first") -> bool:
+        return _runs_at(library, request, policy, play_of, steps)
 
     smallest = peaks_of(library, request, policy.without_workspace(), flushes_first=True)
     enough = -(-peaks_of(library, request, policy).reserved_bytes // MINIMUM_STEP)

@@ -7,6 +7,8 @@ Functions with a cache take a request in its `replay_form`; those that take a GP
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,7 +18,7 @@ from planner.programs.events import Play
 from planner.programs.library import Library
 from planner.replay.assumptions import assumptions
 from planner.replay.dry_run import allocated_peaks
-from planner.replay.fast_replay import Loaded, Peaks, Script, loaded, peaks, script
+from planner.replay.fast_replay import NOTHING_LOADED, Loaded, Peaks, Script, loaded, peaks, script
 from planner.replay.kernels import REPLAYED_FRACTIONS, KernelPolicy, is_large_convolution
 from planner.request import GenerationRequest
 
@@ -29,13 +31,11 @@ def fits_within(request: GenerationRequest, card: Card, library: Library, memory
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    form, policy = request.replay_form(), KernelPolicy.of(card.compute_capability)
+    needs = needs_of(library, request.replay_form(), KernelPolicy.of(card.compute_capability, request.dtype))
     room = memory_bytes - card.context_bytes
-    if peaks_of(library, form, policy).reserved_bytes > room:
+    if needs.preferred_bytes > room:
         return False
-    if not assumed(request, card, library):
-        return True
-    return all(peaks_of(library, form, one).reserved_bytes <= room for one in _possible(library, form, policy))
+    return not assumed(request, card, library) or needs.is_worst_within(room)
 
 
 def assumed(request: GenerationRequest, card: Card, library: Library) -> tuple[str, ...]:
@@ -56,26 +56,74 @@ def need_bytes(request: GenerationRequest, card: Card, library: Library) -> int:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     return peaks_of(library, request.replay_form(), policy).reserved_bytes + card.context_bytes
 
 
 def need_bound_bytes(request: GenerationRequest, card: Card, library: Library, *, workspace: bool = True) -> int:
     """Compute a lower bound of the need; without `workspace`, a lower bound of the minimum too.
 
-    It takes a quarter of a millisecond, for it replays no allocator.
+    It replays no allocator.
 
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    policy = KernelPolicy.of(card.compute_capability)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
     policy = policy if workspace else policy.without_workspace()
-    return _bound(library, request.replay_form(), policy) + card.context_bytes
+    return need_bound(request, policy, library) + card.context_bytes
+
+
+def need_bound(request: GenerationRequest, policy: KernelPolicy, library: Library) -> int:
+    """Compute a lower bound of the need with kernels of this policy, without the CUDA context.
+
+    Raises:
+        NoProgram: no program was compiled for what the request asks for.
+    """
+    return _bound(library, request.replay_form(), policy)
 
 
 @lru_cache(maxsize=16384)
 def _has_large(library: Library, request: GenerationRequest) -> bool:
     return bool(is_large_convolution(events_of(library, request).convolutions).any())
+
+
+class Needs:
+    """Hold what one request reserves with kernels of one policy, and replay only as much as is asked."""
+
+    def __init__(self, library: Library, request: GenerationRequest, policy: KernelPolicy):
+        self._of = library, request, policy
+        self._waiting: Iterator[KernelPolicy] | None = None
+        self._preferred_bytes: int | None = None
+        self._worst_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def preferred_bytes(self) -> int:
+        """Compute the reserved peak with preferred kernels."""
+        if self._preferred_bytes is None:
+            self._preferred_bytes = peaks_of(*self._of).reserved_bytes
+        return self._preferred_bytes
+
+    def is_worst_within(self, room_bytes: int) -> bool:
+        """Tell whether the reserved peaks of all that kernels could take are at most this."""
+        library, request, policy = self._of
+        with self._lock:
+            if self._waiting is None:
+                self._waiting = iter(_possible(library, request, policy))
+            # What is known to be too much for little room is remembered for the next question.
+            while self._worst_bytes <= room_bytes:
+                kernels = next(self._waiting, None)
+                if kernels is None:
+                    return True
+                reserved = peaks_of(library, request, kernels).reserved_bytes
+                self._worst_bytes = max(self._worst_bytes, reserved)
+            return False
+
+
+@lru_cache(maxsize=16384)
+def needs_of(library: Library, request: GenerationRequest, policy: KernelPolicy) -> Needs:
+    """Give what is known of this request, in its replay form, with kernels of this policy."""
+    return Needs(library, request, policy)
 
 
 @lru_cache(maxsize=16384)
@@ -95,8 +143,10 @@ def _possible(library: Library, request: GenerationRequest, policy: KernelPolicy
     Of kernels that take the same workspace, only one is given.
     """
     convolutions = events_of(library, request).convolutions
+    # Without a large convolution, both choices for those are one.
+    choices = (True, False) if is_large_convolution(convolutions).any() else (True,)
     distinct: dict[bytes, KernelPolicy] = {}
-    for fraction, are_alike in itertools.product(reversed(REPLAYED_FRACTIONS), (True, False)):
+    for fraction, are_alike in itertools.product(reversed(REPLAYED_FRACTIONS), choices):
         kernels = replace(policy, workspace_fraction=fraction, are_large_like_others=are_alike)
         distinct.setdefault(kernels.convolution_bytes(convolutions).tobytes(), kernels)
     return tuple(distinct.values())
@@ -107,13 +157,12 @@ def _loaded(library: Library, request: GenerationRequest) -> Loaded:
     return loaded(events_of(library, request))
 
 
-def script_of(
-    library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play = "ends", *, has_end: bool = False
-) -> Script:
-    """Prepare the request's events for `fast_replay.peaks`; `has_end` also for a capacity."""
-    # The weights that are loaded depend on these two fields alone.
-    start = _loaded(library, GenerationRequest(safety_checker=request.safety_checker, offload=request.offload))
-    return script(events_of(library, request, play), policy, start, has_end=has_end)
+def script_of(library: Library, request: GenerationRequest, policy: KernelPolicy, play: Play = "ends") -> Script:
+    """Prepare the request's events for `fast_replay.play`."""
+    is_expandable = request.allocator == "expandable"
+    # Pages of expandable segments are mapped as they are needed, so a replay of them begins with the weights.
+    start = NOTHING_LOADED if is_expandable else _loaded(library, request.loading_form())
+    return script(events_of(library, request, play), policy, start, is_expandable=is_expandable)
 
 
 @lru_cache(maxsize=16384)

@@ -13,6 +13,7 @@ from planner.components import STAGES
 from planner.programs.assemble import events_of
 from planner.programs.events import Events
 from planner.programs.library import Library, Op
+from planner.replay.allocator import CachingAllocator
 from planner.replay.dry_run import DryRun, dry_run
 from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
@@ -115,8 +116,10 @@ def timeline_of(request: GenerationRequest, card: Card, library: Library) -> Tim
         NoProgram: no program was compiled for what the request asks for.
     """
     events = events_of(library, request)
-    policy = KernelPolicy.of(card.compute_capability)
-    run = dry_run(events, policy, max(0, card.usable_bytes - card.context_bytes), with_timeline=True)
+    policy = KernelPolicy.of(card.compute_capability, request.dtype)
+    room = max(0, card.usable_bytes - card.context_bytes)
+    allocator = CachingAllocator(room, expandable=request.allocator == "expandable")
+    run = dry_run(events, policy, with_timeline=True, allocator=allocator)
     assert run.timeline is not None
     used = run.timeline
     stages = [STAGES[index] if index >= 0 else LOADING for index in events.stages()[: len(used)].tolist()]

@@ -478,6 +478,8 @@ def trace_attention(pipeline: Any, request: GenerationRequest) -> list[Event]:
         Routines(recorder).mark(stack, pipeline)
         _mark_slices(stack, recorder)
         with recorder.watching(_module_names(pipeline)), _no_collector():
+            recorder.see(embeddings)
+            recorder.see(pictures)
             for name, path, _ in _blocks(pipeline):
                 if name in done or ".attn" not in path:
                     continue

@@ -125,7 +125,9 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder):
 def test_the_core_imports_the_standard_library_and_numpy():
     core = [name for name in FILES if is_within(name, "planner") and not is_within(name, "planner.cli", *RUNS_TORCH)]
     known = {"planner", "numpy", *sys.stdlib_module_names} - STORE
-    assert [(name, tops(name) - known) for name in core if tops(name) - known] == []
+    others = {name: tops(name) - known for name in core if tops(name) - known}
+    # The compiled replay alone needs more, and every answer is found without it.
+    assert others == {"planner.replay.compiled": {"numba"}}
 
 
 def test_the_cache_knows_no_page():

@@ -357,18 +357,17 @@ def test_an_unknown_data_type_is_refused():
 
 
 def test_what_is_assumed_of_a_data_type_is_said_first():
-    plain = GenerationRequest()
-    [bfloat16] = assumptions(plain, (8, 0), dtype="bfloat16")
+    [bfloat16] = assumptions(GenerationRequest(dtype="bfloat16"), (8, 0))
     assert bfloat16.startswith("bfloat16: kernels are taken to need what those of float16 need")
-    [tf32] = assumptions(plain, (8, 6), dtype="float32")
+    [tf32] = assumptions(GenerationRequest(dtype="float32"), (8, 6))
     assert "TF32" in tf32
     # Measured on float16 alone: what is known of 7.0, and of large images on 7.5.
     for capability in ((6, 1), (7, 0), (7, 5)):
-        [before] = assumptions(GenerationRequest(width=1024, height=1024), capability, dtype="float32")
+        [before] = assumptions(GenerationRequest(width=1024, height=1024, dtype="float32"), capability)
         assert "no workspace" in before and "TF32" not in before
-    assert "batch 4" in assumptions(GenerationRequest(batch=4), (8, 0), dtype="float32")[1]
-    assert stack(shipped().versions, "bfloat16")[0] == "bfloat16"
-    assert stack(shipped().versions)[0] == "float16"
+    assert "batch 4" in assumptions(GenerationRequest(batch=4, dtype="float32"), (8, 0))[1]
+    assert stack(shipped().versions, GenerationRequest(dtype="bfloat16"))[0] == "bfloat16"
+    assert stack(shipped().versions, GenerationRequest())[0] == "float16"
 
 
 def test_what_was_not_measured_is_named():

@@ -8,7 +8,7 @@ from planner.programs.assemble import events_of
 from planner.programs.files import shipped
 from planner.replay.allocator import CachingAllocator
 from planner.replay.dry_run import dry_run
-from planner.replay.fast_replay import loaded, peaks, script
+from planner.replay.fast_replay import loaded, peaks, script, warm_up
 from planner.replay.kernels import KernelPolicy
 from tests.unit.alternatives.test_sizes import random_request
 
@@ -27,6 +27,7 @@ CAPABILITIES = ((6, 1), (7, 5), (8, 6), (9, 0))
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fast_replay_equals_the_dry_run(seed):
     rng, ended, retried = random.Random(seed), set(), 0
+    warm_up()
     for _ in range(25):
         request, policy = random_request(rng, 500), KernelPolicy.of(rng.choice(CAPABILITIES))
         events = events_of(shipped(), request, rng.choice(["ends", "first"]))
@@ -37,7 +38,7 @@ def test_the_fast_replay_equals_the_dry_run(seed):
         bare = script(events, policy.without_workspace(), start)
         expected = (smallest.peak_reserved_bytes, smallest.peak_allocated_bytes)
         assert peaks(bare, flushes_first=True) == expected, request
-        played = script(events, policy, start, has_end=True)
+        played = script(events, policy, start)
         for _ in range(4):
             capacity = rng.randrange(smallest.peak_allocated_bytes * 98 // 100, whole.peak_reserved_bytes + 1)
             run = dry_run(events, policy, capacity)
@@ -51,5 +52,5 @@ def test_the_fast_replay_equals_the_dry_run(seed):
 def test_weights_alone_may_be_too_many():
     events = events_of(shipped(), random_request(random.Random(0)))
     policy = KernelPolicy.of((8, 0))
-    played = script(events, policy, loaded(events), has_end=True)
+    played = script(events, policy, loaded(events))
     assert peaks(played, played.start.reserved_bytes - 1) is None
