@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Self
 
-from planner.components import MAX_TRACED_STEPS, VAE_TILE
+from planner.components import CONTROLNET_CLASSES, MAX_TRACED_STEPS, PIPELINE_CLASSES, VAE_TILE
 from planner.errors import InvalidArgument
 from planner.fields import Choice, Field, Number, Switch, Whole, did_you_mean, named_fields, row
 
@@ -373,6 +373,21 @@ class GenerationRequest:
     def images(self) -> int:
         """Count the pictures of one call: the batch times the images of each prompt."""
         return self.batch * self.images_per_prompt
+
+    @property
+    def most_batch(self) -> int:
+        """Give the largest batch that the planner accepts with so many images of each prompt."""
+        return MAX_BATCH // self.images_per_prompt
+
+    @property
+    def most_side(self) -> int:
+        """Give the longest side, in pixels, that the planner accepts with this factor of hires fix."""
+        return int(MAX_SIDE / self.hires)
+
+    @property
+    def class_name(self) -> str:
+        """Name diffusers' class of this call."""
+        return (CONTROLNET_CLASSES if self.controlnets else PIPELINE_CLASSES)[self.task]
 
     @property
     def is_half(self) -> bool:

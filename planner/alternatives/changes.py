@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.cards.lookup import Card
-from planner.components import PIPELINE_CLASSES, SD_V15, STAGES, VAE_TILE
+from planner.components import SD_V15, STAGES, VAE_TILE
+from planner.errors import InvalidArgument
 from planner.request import VAE_SCALE_FACTOR, GenerationRequest, field_named
 from planner.units import gib
 
 _VAE = ("vae_encoder", "vae_decoder")
-_MOVED_BYTES = sum(SD_V15.weights_bytes(component) for component in ("text_encoder", "unet", "vae"))
+_FLOAT16_BYTES = sum(SD_V15.weights_bytes(component) for component in ("text_encoder", "unet", "vae"))
 _BOTH = ("pipe.unet", "pipe.vae")
 
 
@@ -78,8 +79,43 @@ _SETTINGS = (
         "model",
         title="Model offload",
         rank=5,
-        cost=f"The same pictures. Every call copies {gib(_MOVED_BYTES)} of weights over PCIe to the GPU, and host "
-        "memory must hold them in between. It stands in place of pipe.to.",
+        cost="The same pictures. Every call copies {moved} of weights over PCIe to the GPU, and host memory must hold "
+        "them in between. It stands in place of pipe.to.",
+    ),
+    Change(
+        key="allocator",
+        title="Expandable segments",
+        fields=(("allocator", "expandable"),),
+        rank=1.5,
+        cost="The same pictures, as fast. torch reads the variable as the process first uses the GPU; it is for Linux.",
+        code=('os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"',),
+    ),
+    Change(
+        key="channels_last_unet",
+        title="channels_last, UNet alone",
+        fields=(("channels_last_unet", True),),
+        rank=2.1,
+        touches=("unet",),
+        cost="The same pictures but for rounding, as a rule no slower on tensor cores. What it saves is an assumption "
+        "that no measured run has confirmed.",
+        code=("pipe.unet.to(memory_format=torch.channels_last)",),
+    ),
+    Change(
+        key="offload_sequential",
+        title="Sequential offload",
+        fields=(("offload", "sequential"),),
+        rank=6.5,
+        cost="The same pictures, many times slower: each layer's weights are copied over PCIe whenever it runs, in "
+        "every step. It stands in place of pipe.to.",
+        code=("pipe.enable_sequential_cpu_offload()",),
+    ),
+    Change(
+        key="ip_adapter",
+        title="No IP-Adapter",
+        fields=(("ip_adapter", "none"),),
+        rank=9.6,
+        cost="Another picture: nothing follows the reference picture any more. A last resort. A little faster.",
+        code=("pipe.unload_ip_adapter()",),
     ),
     _switched(
         "attention_slicing",
@@ -129,7 +165,44 @@ _UNDONE = (
         code=tuple(f"{module}.to(memory_format=torch.contiguous_format)" for module in _BOTH),
     ),
     Change(
-        key="offload",
+        key="channels_last_unet",
+        title="channels_last off, UNet alone",
+        fields=(("channels_last_unet", False),),
+        rank=2.1,
+        touches=("unet",),
+        cost="The same pictures but for rounding; the default layout may be slower on tensor cores.",
+        code=("pipe.unet.to(memory_format=torch.contiguous_format)",),
+    ),
+    Change(
+        key="attention",
+        title="Fused attention",
+        fields=(("attention", "sdpa"),),
+        rank=0.1,
+        cost="None: the same pictures but for rounding, and fused kernels are faster. It is diffusers' default; set it "
+        "before an IP-Adapter is loaded, which sets processors of its own.",
+        code=tuple(f"{module}.set_attn_processor(AttnProcessor2_0())" for module in _BOTH),
+    ),
+    Change(
+        key="lora_rank",
+        title="LoRA fused",
+        fields=(("lora_rank", 0), ("lora_text_encoder", False)),
+        rank=0.2,
+        touches=("text_encoder", "unet"),
+        cost="The same pictures but for rounding, and faster: the LoRA becomes part of the weights. Its scale is fixed "
+        "from then on, and another LoRA takes a new pipeline.",
+        code=("pipe.fuse_lora()", "pipe.unload_lora_weights()"),
+    ),
+    Change(
+        key="dtype",
+        title="float16",
+        fields=(("dtype", "float16"),),
+        rank=0.3,
+        cost="The same pictures but for rounding, and faster on tensor cores.",
+        code=('pipe = {pipeline}.from_pretrained(..., variant="fp16", dtype=torch.float16)',),
+    ),
+    Change(
+        # An offload of the other kind has the key of its field.
+        key="no_offload",
         title="Offload off",
         fields=(("offload", "none"),),
         rank=0.5,
@@ -140,26 +213,76 @@ _UNDONE = (
 )
 
 
+# What takes something from the picture that was asked for. Combinations leave these out.
+LAST_RESORTS = ("ip_adapter", "controlnets")
+
+
 def settings_for(request: GenerationRequest) -> Iterator[Change]:
     """List the changes of settings that this request has left, in the order to try."""
-    on = [change for change in _SETTINGS if _is_open(change, request)]
-    undone = [change for change in _UNDONE if _is_open(change, request)]
-    for change in sorted(undone + on, key=lambda change: change.rank):
-        yield replace(change, code=tuple(line.format(pipeline=PIPELINE_CLASSES[request.task]) for line in change.code))
+    every = [*_UNDONE, *_SETTINGS, *_fewer(request)]
+    for change in sorted((one for one in every if _is_open(one, request)), key=lambda one: one.rank):
+        pipeline = change.of(request).class_name
+        code = tuple(line.replace("{pipeline}", pipeline) for line in change.code)
+        yield replace(change, code=code, cost=change.cost.replace("{moved}", _moved(request)))
+
+
+def _moved(request: GenerationRequest) -> str:
+    """Say how many bytes of weights model offload copies for each call."""
+    adds = request.controlnets or request.lora_rank or request.ip_adapter != "none"
+    return ("more than " if adds else "") + gib(_FLOAT16_BYTES * request.element_bytes // 2)
+
+
+def _fewer(request: GenerationRequest) -> Iterator[Change]:
+    """List the changes that ask for less of what this request has several of."""
+    if request.images_per_prompt > 1:
+        yield Change(
+            key="images_per_prompt",
+            title="1 image per prompt",
+            fields=(("images_per_prompt", 1),),
+            rank=3.9,
+            cost=f"As many pictures from {request.images_per_prompt} calls in place of one; small batches keep the GPU "
+            "less busy.",
+            code=("pipe(..., num_images_per_prompt=1)",),
+        )
+    if request.controlnets:
+        left = request.controlnets - 1
+        nets = "" if not left else ", controlnet=controlnets[0]" if left == 1 else f", controlnet=controlnets[:{left}]"
+        yield Change(
+            key="controlnets",
+            title={0: "No ControlNet", 1: "1 ControlNet"}.get(left, f"{left} ControlNets"),
+            fields=(("controlnets", left),),
+            rank=9.5,
+            cost="Another picture: it no longer follows one of the control images. A last resort. Faster.",
+            code=(f"pipe = {{pipeline}}.from_pretrained(...{nets})",),
+        )
 
 
 def _is_open(change: Change, request: GenerationRequest) -> bool:
+    """Tell whether the change applies to this request: it changes something, and nothing refuses the result."""
     if change.key == "guidance_scale":
         # A request without guidance has no use for another scale below 1.
         return request.guidance_scale > 1
-    return any(getattr(request, name) != value for name, value in change.fields)
+    if change.key == "channels_last_unet" and request.channels_last:
+        return False
+    if change.key == "attention" and request.attention != "eager":
+        return False
+    if change.key == "dtype" and request.is_half:
+        return False
+    if change.key == "lora_rank" and not request.lora_rank:
+        return False
+    try:
+        return change.of(request) != request
+    except InvalidArgument:
+        # Attention slicing, for one, goes with no IP-Adapter.
+        return False
 
 
 def why_inert(change: Change, request: GenerationRequest) -> str | None:
     """Say why this change moves no memory of this request, or None where it moves some."""
-    if change.key == "vae_slicing" and request.batch == 1:
+    if change.key == "vae_slicing" and request.images == 1:
         return "Does nothing at batch 1: there are no images to take one by one."
-    if change.key == "vae_tiling" and max(request.latent_width, request.latent_height) <= VAE_TILE:
+    passes = request.passes()
+    if change.key == "vae_tiling" and max(max(one.latent_width, one.latent_height) for one in passes) <= VAE_TILE:
         side = VAE_TILE * VAE_SCALE_FACTOR
         return f"Does nothing up to {side}×{side}: the image is a single tile."
     return None
@@ -168,7 +291,8 @@ def why_inert(change: Change, request: GenerationRequest) -> str | None:
 def to_batch(request: GenerationRequest, batch: int) -> Change:
     """Split the same work into several calls."""
     calls = -(-request.batch // batch)
-    images = f", images[:{batch}]" if request.task == "img2img" else ""
+    images = "" if request.task == "txt2img" else f", images[:{batch}]"
+    images += f", masks[:{batch}]" if request.task == "inpaint" else ""
     return Change(
         key="batch",
         title=f"Batch {batch}",
@@ -185,7 +309,6 @@ def to_size(request: GenerationRequest, width: int, height: int, beyond: str | N
     `beyond` is a larger size that fits although the request's own does not.
     """
     share = width * height / (request.effective_width * request.effective_height)
-    is_image = request.task == "img2img"
     return Change(
         key="size",
         title=f"{width}×{height}",
@@ -193,9 +316,30 @@ def to_size(request: GenerationRequest, width: int, height: int, beyond: str | N
         rank=10,
         cost=f"A smaller picture: {share:.0%} of the pixels, in less time."
         + (f" Needs jump from size to size: {beyond}, larger than asked for, fits too." if beyond else ""),
-        code=(f"image = image.resize(({width}, {height}))",)
-        if is_image
-        else (f"pipe(..., width={width}, height={height})",),
+        code=_sized(request, width, height),
+    )
+
+
+def _sized(request: GenerationRequest, width: int, height: int) -> tuple[str, ...]:
+    """Write the line that sets the size: img2img takes its image's, unless it has ControlNets."""
+    if request.task == "img2img" and not request.controlnets:
+        return (f"image = image.resize(({width}, {height}))",)
+    return (f"pipe(..., width={width}, height={height})",)
+
+
+def to_near_size(request: GenerationRequest, width: int, height: int) -> Change:
+    """Make the picture a few pixels smaller or larger, where blocks of memory happen to be cut better."""
+    share = width * height / (request.effective_width * request.effective_height)
+    pixels = abs(width - request.effective_width)
+    size = "larger" if share > 1 else "smaller"
+    return Change(
+        key="near_size",
+        title=f"{width}×{height}, {pixels} pixels {size}",
+        fields=(("width", width), ("height", height)),
+        rank=3.5,
+        cost=f"A slightly {size} picture: {share:.1%} of the pixels. Needs jump from size to size, as blocks of memory "
+        "happen to be cut.",
+        code=_sized(request, width, height),
     )
 
 

@@ -48,7 +48,7 @@ def _stage(answer: Answer) -> str:
 
 
 def _inside(stage: str) -> str:
-    return stage if stage.startswith(("UNet", "VAE")) else stage[:1].lower() + stage[1:]
+    return stage if stage.startswith(("UNet", "VAE", "ControlNet")) else stage[:1].lower() + stage[1:]
 
 
 def remark(base: Answer, answer: Answer, effect: Effect, *, touches: bool, why: str = "") -> str:

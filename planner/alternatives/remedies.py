@@ -6,7 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
 
-from planner.alternatives.changes import Change, settings_for, to_batch, to_card, to_size, to_workers, why_inert
+from planner.alternatives.changes import (
+    LAST_RESORTS,
+    Change,
+    settings_for,
+    to_batch,
+    to_card,
+    to_near_size,
+    to_size,
+    to_workers,
+    why_inert,
+)
 from planner.alternatives.effects import Effect, effect_of, remark
 from planner.alternatives.search import may_run, next_card
 from planner.alternatives.sizes import fits, largest_size, ratio_of, smaller_batch, smaller_size
@@ -16,12 +26,14 @@ from planner.errors import NoProgram
 from planner.fit import fit
 from planner.programs.files import shipped
 from planner.programs.library import Library
-from planner.request import GenerationRequest
+from planner.request import MIN_SIDE, VAE_SCALE_FACTOR, GenerationRequest
 
 _ORDER: tuple[Effect, ...] = ("fits", "tight", "saves", "nothing")
 # Further combinations would repeat one another.
 _MOST_COMBINATIONS = 2
 _LARGEST_COMBINATION = 3
+# All pairs of ten settings are fewer. Of more, the cheapest are tried, for each takes a dry run.
+_MOST_TRIED = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,12 @@ def _joined(titles: list[str]) -> str:
     return " and ".join([", ".join([first, *others[:-1]]), *others[-1:]])
 
 
+def _contradict(changes: Iterable[Change]) -> bool:
+    """Tell whether two of these changes set the same field."""
+    names = [name for change in changes for name, _ in change.fields]
+    return len(set(names)) < len(names)
+
+
 class _Search:
     """Search the remedies of one request on one GPU."""
 
@@ -107,6 +125,8 @@ class _Search:
             found += self._each(self._smaller())
             found += self._fewer_workers()
             found += self._larger_card()
+        sized = [remedy.request for remedy in found if remedy.keys == ("size",)]
+        found += [remedy for remedy in self._near_size() if remedy.request not in sized]
         found.sort(key=lambda remedy: (_ORDER.index(remedy.effect), remedy.rank))
         return Remedies(request=self.request, base=self.base, found=tuple(found))
 
@@ -129,6 +149,27 @@ class _Search:
             most = largest_size(self.request, self.card, ratio_of(self.request), self.library)
             yield to_size(self.request, size.width, size.height, None if most == size else str(most))
 
+    def _near_size(self) -> Iterator[Remedy]:
+        """Find the nearest size, at most two steps away, that needs less than its pixels explain.
+
+        A larger size counts where it saves anything, a smaller one where it saves twice its share of the need, or makes
+        the request fit or run.
+        """
+        request, base = self.request, self.base
+        width, height = request.effective_width, request.effective_height
+        found = []
+        for step in (1, -1, 2, -2):
+            near = width + step * VAE_SCALE_FACTOR, height + step * VAE_SCALE_FACTOR
+            if min(near) < MIN_SIDE or max(near) > request.most_side:
+                continue
+            change = to_near_size(request, *near)
+            remedy = self._remedy((change,), self._fit(change.of(request)), None)
+            share = 1 - near[0] * near[1] / (width * height)
+            is_explained = step < 0 and -remedy.need_change_bytes <= 2 * share * (base.need_bytes or 0)
+            if remedy.effect in ("fits", "tight") or (remedy.effect == "saves" and not is_explained):
+                found.append(remedy)
+        yield from sorted(found, key=lambda remedy: _ORDER.index(remedy.effect))[:1]
+
     def _fewer_workers(self) -> Iterator[Remedy]:
         """Find the most workers with which the request fits a shared GPU.
 
@@ -148,22 +189,25 @@ class _Search:
             yield self._remedy((to_card(other),), fit(self.request, other, "dry-run", library=self.library), None)
 
     def _combined(self, settings: list[Change], singles: list[Remedy]) -> list[Remedy]:
-        """Find the first few smallest combinations that fit.
+        """Find the first few smallest combinations that fit, of the `_MOST_TRIED` cheapest of each count.
 
         Where none fits and no single setting runs, one that runs is given.
         """
-        moving = [change for change in settings if not why_inert(change, self.request)]
+        moving = [
+            change for change in settings if change.key not in LAST_RESORTS and not why_inert(change, self.request)
+        ]
+        if any(change.key == "channels_last" for change in moving):
+            # It has the UNet in it, so that only one of the two is combined.
+            moving = [change for change in moving if change.key != "channels_last_unet"]
         gentle = [change for change in moving if change.key != "attention_slicing"]
         # Where the tensors alone are too large with every setting on, no combination needs to be tried.
         if not any(may_run(self._with(changes), self.card, self.library) for changes in (moving, gentle)):
             return []
         runs_none = self.base.verdict == "no" and all(single.answer.verdict == "no" for single in singles)
         for count in range(2, _LARGEST_COMBINATION + 1):
-            tried = [
-                (changes, self._with(changes))
-                for changes in sorted(combinations(moving, count), key=self._rank)
-                if len({change.key for change in changes}) == count
-            ]
+            allowed = (changes for changes in combinations(moving, count) if not _contradict(changes))
+            cheapest = sorted(allowed, key=self._rank)[:_MOST_TRIED]
+            tried = [(changes, self._with(changes)) for changes in cheapest]
             enough = list(islice((c for c in tried if fits(c[1], self.card, self.library)), _MOST_COMBINATIONS))
             if not enough and runs_none:
                 likely = (pair for pair in tried if may_run(pair[1], self.card, self.library))

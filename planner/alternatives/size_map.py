@@ -52,7 +52,7 @@ def scaled(request: GenerationRequest, shorter_side: int, *, is_square: bool) ->
     width, height = (1, 1) if is_square else (request.latent_width, request.latent_height)
     step = shorter_side // VAE_SCALE_FACTOR
     width, height = (side * step // min(width, height) * VAE_SCALE_FACTOR for side in (width, height))
-    if max(width, height) > MAX_SIDE or min(width, height) < MIN_SIDE:
+    if max(width, height) > request.most_side or min(width, height) < MIN_SIDE:
         return None
     return replace(request, width=width, height=height)
 

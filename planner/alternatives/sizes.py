@@ -90,10 +90,10 @@ def ratio_of(request: GenerationRequest) -> tuple[int, int]:
     return next(named, (width // gcd(width, height), height // gcd(width, height)))
 
 
-def steps_of(ratio: tuple[int, int]) -> range:
-    """List the steps at which both sides are allowed."""
-    last = MAX_SIDE // VAE_SCALE_FACTOR
-    while max(size_at(ratio, last)) > MAX_SIDE:
+def steps_of(ratio: tuple[int, int], most_side: int = MAX_SIDE) -> range:
+    """List the steps at which both sides are allowed, up to `most_side` pixels."""
+    last = most_side // VAE_SCALE_FACTOR
+    while max(size_at(ratio, last)) > most_side:
         last -= 1
     return range(_FIRST_STEP, last + 1)
 
@@ -197,7 +197,7 @@ def largest_size(
 def _largest_size(
     request: GenerationRequest, card: Card, ratio: tuple[int, int], library: Library, below: int | None
 ) -> Size | None:
-    every = steps_of(ratio)
+    every = steps_of(ratio, request.most_side)
     steps = every if below is None else every[: max(0, below - every[0])]
     step = _line_of_sizes(request, ratio, KernelPolicy.of(card.compute_capability, request.dtype), library).boundary(
         steps, card
@@ -231,8 +231,8 @@ def largest_batch(request: GenerationRequest, card: Card, library: Library, belo
 @lru_cache(maxsize=1024)
 def _largest_batch(request: GenerationRequest, card: Card, library: Library, below: int) -> Batch:
     line = _line_of_batches(request, KernelPolicy.of(card.compute_capability, request.dtype), library)
-    images = line.boundary(range(1, below), card)
-    return Batch(images=images or 0, is_limit=images == MAX_BATCH)
+    images = line.boundary(range(1, min(below, request.most_batch + 1)), card)
+    return Batch(images=images or 0, is_limit=images == request.most_batch)
 
 
 @lru_cache(maxsize=64)

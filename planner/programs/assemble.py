@@ -262,7 +262,16 @@ def events_of(library: Library, request: GenerationRequest, play: Play = "ends")
     Raises:
         NoProgram: no routine was compiled for what the request asks for.
     """
-    found = [
-        _flat(library, history_form(one), play).at(one.latent_height, one.latent_width) for one in request.passes()
-    ]
-    return found[0] if len(found) == 1 else joined(*found)
+    if len(request.passes()) == 1:
+        return _events_of_pass(library, request, play)
+    return _both_passes(library, request, play)
+
+
+def _events_of_pass(library: Library, request: GenerationRequest, play: Play) -> Events:
+    return _flat(library, history_form(request), play).at(request.latent_height, request.latent_width)
+
+
+@lru_cache(maxsize=4)
+def _both_passes(library: Library, request: GenerationRequest, play: Play) -> Events:
+    # Joining takes longer than a replay, and the same events are replayed with kernels of many kinds.
+    return joined(*(_events_of_pass(library, one, play) for one in request.passes()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from planner.components import CONTROLNET_CLASSES, MODEL_ID, MODEL_REVISION, PIPELINE_CLASSES
+from planner.components import MODEL_ID, MODEL_REVISION
 from planner.request import GenerationRequest, field_named
 
 # Source: diffusers 0.42.1, StableDiffusionImg2ImgPipeline.__call__.
@@ -25,11 +25,6 @@ ALLOCATOR_LINE = 'os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"'
 _SWITCHED = ("vae_tiling", "vae_slicing", "attention_slicing")
 
 
-def class_name(request: GenerationRequest) -> str:
-    """Name diffusers' class of this request's call."""
-    return (CONTROLNET_CLASSES if request.controlnets else PIPELINE_CLASSES)[request.task]
-
-
 def attention_lines(request: GenerationRequest) -> list[str]:
     """List the lines that set the attention processors; none for diffusers' default."""
     if request.attention == "xformers":
@@ -42,7 +37,7 @@ def attention_lines(request: GenerationRequest) -> list[str]:
 
 
 def _imports(request: GenerationRequest) -> list[str]:
-    names = {class_name(one) for one in request.passes()} | ({"ControlNetModel"} if request.controlnets else set())
+    names = {one.class_name for one in request.passes()} | ({"ControlNetModel"} if request.controlnets else set())
     lines = ["import torch", f"from diffusers import {', '.join(sorted(names))}"]
     if request.attention == "eager":
         lines.append("from diffusers.models.attention_processor import AttnProcessor")
@@ -62,7 +57,7 @@ def _loading(request: GenerationRequest) -> Iterator[str]:
         for name in CONTROLNET_IDS[: request.controlnets]:
             yield f'    ControlNetModel.from_pretrained("{name}", torch_dtype={dtype}),'
         yield "]"
-    yield f"pipe = {class_name(request)}.from_pretrained("
+    yield f"pipe = {request.class_name}.from_pretrained("
     if request.task == "inpaint":
         yield f'    "{INPAINT_MODEL_ID}",'
     else:
@@ -162,7 +157,7 @@ def _second(request: GenerationRequest) -> Iterator[str]:
     has_checker = request.safety_checker
     yield ""
     # from_pipe would cast to float32 unless it is told the type, and loses the hooks of offload.
-    yield f"again = {class_name(second)}(**pipe.components, requires_safety_checker={has_checker})"
+    yield f"again = {second.class_name}(**pipe.components, requires_safety_checker={has_checker})"
     if request.offload != "none":
         yield _placing(request, "again")
     if request.images_per_prompt > 1:

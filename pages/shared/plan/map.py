@@ -145,7 +145,7 @@ def _by_card(request: GenerationRequest, cards: Sequence[Card], library: Library
 
 def _by_batch(request: GenerationRequest, card: Card, library: Library) -> None:
     requests = columns(request, FEW_SIDES, is_square=_is_square(request))
-    batches = sorted({*BATCHES, request.batch})
+    batches = sorted(batch for batch in {*BATCHES, request.batch} if batch <= request.most_batch)
     report, end = progress("Replaying each batch at each size")
     rows = by_batch(requests, batches, card, library, report)
     end()

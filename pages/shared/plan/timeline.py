@@ -29,7 +29,7 @@ def _in(stage: str) -> str:
 
 def _inside(stage: str) -> str:
     name = stage_name(stage)
-    return name if name.startswith(("UNet", "VAE")) else name[:1].lower() + name[1:]
+    return name if name.startswith(("UNet", "VAE", "ControlNet")) else name[:1].lower() + name[1:]
 
 
 _AT = {

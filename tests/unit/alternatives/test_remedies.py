@@ -27,7 +27,7 @@ from planner.cards.lookup import CATALOGUE, SLICES, card_named, described_card, 
 from planner.errors import NoProgram
 from planner.fit import fit
 from planner.programs.files import shipped
-from planner.request import GenerationRequest
+from planner.request import TASKS, GenerationRequest
 from tests.unit.strategies import requests
 
 BIG = GenerationRequest(width=2048, height=2048)
@@ -97,7 +97,7 @@ def test_where_a_setting_alone_is_too_little_two_together_are_found():
 @given(request=requests(), data=st.data())
 def test_what_is_said_to_move_nothing_moves_nothing(request, data):
     small = replace(request, width=min(request.width, 512), height=min(request.height, 512), batch=1)
-    small = replace(small, vae_slicing=False, vae_tiling=False)
+    small = replace(small, vae_slicing=False, vae_tiling=False, images_per_prompt=1, hires=1.0)
     inert = [change for change in settings_for(small) if why_inert(change, small)]
     assert {change.key for change in inert} == {"vae_slicing", "vae_tiling"}
     change = data.draw(st.sampled_from(inert))
@@ -264,33 +264,110 @@ def test_without_programs_there_are_none():
         remedies(GenerationRequest(), card_named("T4"), replace(shipped(), routines={}))
 
 
-@pytest.mark.parametrize("task", ["img2img", "txt2img"])
+CODE_CASES = [
+    ({}, {}),
+    ({"attention_slicing": True, "channels_last": True, "offload": "model"}, {}),
+    ({"attention": "eager", "dtype": "float32", "lora_rank": 8, "channels_last_unet": True}, {}),
+    ({"controlnets": 2, "ip_adapter": "base", "offload": "sequential"}, {"images_per_prompt": 2}),
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_every_line_of_code_names_what_the_real_pipeline_has(task):
+    import os
+
     import diffusers
     import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
     from PIL import Image
 
-    from planner.tracing.pipeline import PIPELINES, assemble, component_modules
+    from planner.tracing.pipeline import assemble, component_modules
 
-    pipeline = assemble(component_modules(), task)
-    names = {"pipe": pipeline, "torch": torch, "image": Image.Image}
-    everything_on = {"attention_slicing": True, "channels_last": True, "offload": "model"}
-    changes = [
-        change for options in ({}, everything_on) for change in settings_for(GenerationRequest(task=task, **options))
-    ]
+    pipeline = assemble(component_modules(GenerationRequest(task=task)), GenerationRequest(task=task))
+    names = {"pipe": pipeline, "torch": torch, "image": Image.Image, "os": os, "AttnProcessor2_0": AttnProcessor2_0}
+    changes, checked = [], 0
+    for options, more in CODE_CASES:
+        changes += settings_for(GenerationRequest(task=task, **options, **more))
     request = GenerationRequest(task=task, width=2048, height=2048, batch=4)
     sized = [remedy for remedy in remedies(request, card_named("T4")).found if remedy.keys in (("batch",), ("size",))]
     assert len(sized) == 2
-    lines = {line for change in [*changes, *sized] for line in change.code}
-    checked = 0
-    for line in lines:
+    keys = {change.key for change in changes}
+    assert keys >= {"allocator", "offload_sequential", "dtype", "attention", "lora_rank", "images_per_prompt"}
+    assert keys >= {"ip_adapter", "controlnets", "channels_last_unet"}
+    for line in {line for change in [*changes, *sized] for line in change.code}:
         for node in ast.walk(ast.parse(line)):
             if isinstance(node, ast.Attribute):
                 checked += 1
                 owner = eval(ast.unparse(node.value), vars(diffusers) | names)
                 assert hasattr(owner, node.attr), line
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe":
-                accepted = inspect.signature(PIPELINES[task].__call__).parameters
+                accepted = inspect.signature(type(pipeline).__call__).parameters
                 assert {keyword.arg for keyword in node.keywords} <= set(accepted), line
                 checked += 1
-    assert checked >= 15
+    assert checked >= 20
+
+
+EVERYTHING = {
+    "dtype": "float32",
+    "attention": "eager",
+    "lora_rank": 64,
+    "lora_text_encoder": True,
+    "ip_adapter": "plus",
+    "controlnets": 2,
+    "images_per_prompt": 2,
+}
+
+
+def test_options_that_cost_memory_are_taken_back_and_the_picture_is_touched_last():
+    found = remedies(GenerationRequest(width=768, height=768, **EVERYTHING), card_named("T4"))
+    by = by_key(found)
+    assert by[("lora_rank",)].changes == (("lora_rank", 0), ("lora_text_encoder", False))
+    assert by[("lora_rank",)].need_change_bytes < 0 and by[("dtype",)].need_change_bytes < 0
+    assert by[("attention",)].request.attention == "sdpa"
+    assert by[("images_per_prompt",)].need_change_bytes < 0
+    assert by[("controlnets",)].title == "1 ControlNet" and by[("controlnets",)].need_change_bytes < -(2**29)
+    assert by[("offload_sequential",)].need_change_bytes < by[("offload",)].need_change_bytes < 0
+    # Attention slicing would replace the IP-Adapter's processors.
+    assert ("attention_slicing",) not in by
+    last = max((change for change in settings_for(found.request)), key=lambda change: change.rank)
+    assert last.key == "ip_adapter" and "last resort" in last.cost
+    assert all(not {"ip_adapter", "controlnets"} & set(keys) for keys in by if len(keys) > 1)
+
+
+def test_the_last_controlnet_gives_way_to_the_plain_pipeline():
+    changes = {change.key: change for change in settings_for(GenerationRequest(task="inpaint", controlnets=1))}
+    assert changes["controlnets"].title == "No ControlNet"
+    assert changes["controlnets"].code == ("pipe = StableDiffusionInpaintPipeline.from_pretrained(...)",)
+
+
+def test_expandable_segments_are_suggested_with_their_variable_and_what_they_save():
+    found = by_key(remedies(GenerationRequest(width=600, height=600), card_named("T4")))
+    allocator = found[("allocator",)]
+    assert allocator.code == ('os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"',)
+    assert (allocator.effect, allocator.request.allocator) == ("saves", "expandable")
+
+
+@pytest.mark.parametrize("side", [600, 776, 1048])
+def test_a_size_one_or_two_steps_away_is_named_where_it_needs_less_than_its_pixels_explain(side):
+    request, card = GenerationRequest(width=side, height=side), card_named("A10")
+    base = fit(request, card, "dry-run")
+    needs = {step: fit(request_at(request, step), card, "dry-run").need_bytes for step in (-2, -1, 1, 2)}
+    saved = {step: base.need_bytes - need for step, need in needs.items()}
+    share = {step: 1 - (side + 8 * step) ** 2 / side**2 for step in needs}
+    named = [
+        step
+        for step, bytes_ in saved.items()
+        if bytes_ >= 16 * 2**20 and (step > 0 or bytes_ > 2 * share[step] * base.need_bytes)
+    ]
+    found = by_key(remedies(request, card)).get(("near_size",))
+    assert (found is not None) == bool(named)
+    if found:
+        step = (found.request.width - side) // 8
+        assert step in named and found.need_change_bytes == -saved[step]
+        assert found.title == f"{side + 8 * step}×{side + 8 * step}, {8 * abs(step)} pixels " + (
+            "larger" if step > 0 else "smaller"
+        )
+
+
+def request_at(request: GenerationRequest, step: int) -> GenerationRequest:
+    return replace(request, width=request.width + 8 * step, height=request.height + 8 * step)

@@ -9,7 +9,7 @@ from hypothesis import given
 from PIL import Image
 
 from planner.components import MODEL_ID, MODEL_REVISION
-from planner.report.script import INPAINT_MODEL_ID, IP_ADAPTER_FILES, LORA_FILE, class_name, snippet
+from planner.report.script import INPAINT_MODEL_ID, IP_ADAPTER_FILES, LORA_FILE, snippet
 from planner.request import FIELDS, GenerationRequest
 from tests.unit.strategies import requests
 
@@ -64,7 +64,7 @@ class Pipelines:
         self.modules = real.component_modules(self.plain)
         base = diffusers.DiffusionPipeline
         for task in {one.task for one in request.passes()}:
-            one = getattr(diffusers, class_name(GenerationRequest(task=task, controlnets=request.controlnets)))
+            one = getattr(diffusers, GenerationRequest(task=task, controlnets=request.controlnets).class_name)
             monkeypatch.setattr(one, "__call__", self.call_of(one))
         first = real.pipeline_class(request)
         monkeypatch.setattr(first, "from_pretrained", classmethod(self.from_pretrained))
