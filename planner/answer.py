@@ -42,6 +42,17 @@ class AfterCall(NamedTuple):
         return self.allocated_bytes + self.cached_bytes + self.context_bytes
 
 
+class Copies(NamedTuple):
+    """Count the processes that run the request at once on a whole GPU, each at its worst need.
+
+    `separate` processes have a CUDA context each. `shared_context` counts one context for all, as NVIDIA's MPS keeps it
+    in its server: an estimate, for no run has measured what a client of MPS takes for itself.
+    """
+
+    separate: int
+    shared_context: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Hold the answer of one basis to one request on one GPU.
@@ -56,7 +67,7 @@ class Answer:
     run. `stack` lists what the dry run assumes of the user's software, whatever the request and the GPU. `evidence`
     names the measured runs behind the answer in words, and `runs` has their ids. `after_call` is what stays on the GPU
     after the call; None where no dry run answers, where preferred kernels do not fit, and with offload, whose last move
-    off the GPU is not replayed.
+    off the GPU is not replayed. `peak_pass` is the pass of hires fix that allocates most, 1 or 2; None without it.
     """
 
     card: Card
@@ -80,12 +91,22 @@ class Answer:
     capped_allocated_bytes: int | None = None
     capped_reserved_bytes: int | None = None
     after_call: AfterCall | None = None
+    peak_pass: int | None = None
 
     @property
     def less_on_card_bytes(self) -> int | None:
         """Give the allocated peak within this GPU's memory where the limit lowers it, else None."""
         capped, unlimited = self.capped_allocated_bytes, self.peak_allocated_bytes
         return capped if capped is not None and unlimited is not None and capped < unlimited else None
+
+    @property
+    def copies(self) -> Copies | None:
+        """Count how many of this run at once on the whole GPU; None without a need."""
+        need = self.worst_need_bytes or self.need_bytes
+        if not need:
+            return None
+        usable, context = self.card.whole.usable_bytes, self.context_bytes or 0
+        return Copies(usable // need, max(0, usable - context) // max(1, need - context))
 
     @property
     def headroom_bytes(self) -> int | None:

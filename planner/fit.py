@@ -99,8 +99,17 @@ def _from_dry_run(request: GenerationRequest, card: Card, library: Library) -> A
         worst_need_bytes=worst_need if notes else None,
         capped_allocated_bytes=capped.allocated_bytes if capped else None,
         capped_reserved_bytes=capped.reserved_bytes if capped else None,
+        peak_pass=_peak_pass(library, form, policy, peak),
         after_call=_after_call(preferred, card) if form.offload == "none" else None,
     )
+
+
+def _peak_pass(library: Library, request: GenerationRequest, policy: KernelPolicy, peak_bytes: int) -> int | None:
+    """Find the pass of hires fix that allocates most, by the first pass alone; None for a single call."""
+    first, *others = request.passes()
+    if not others:
+        return None
+    return 1 if _preferred(library, first, policy).peak_allocated_bytes >= peak_bytes else 2
 
 
 def _after_call(run: DryRun, card: Card) -> AfterCall | None:

@@ -17,7 +17,7 @@ from cache.tokens import count_tokens
 from planner.cards.lookup import CATALOGUE, SLICES, Card
 from planner.cli.output import say
 from planner.errors import InvalidArgument
-from planner.fields import Choice, Field, Number, Switch, Whole
+from planner.fields import GROUPS, Choice, Field, Number, Switch, Whole
 from planner.plan import ATTACHED, GPU_KEY, PLAN_FIELDS, Plan
 from planner.report.markdown import FORMATS
 from planner.request import DEFAULT, FIELDS, MAX_PROMPT_TOKENS, GenerationRequest, field_named
@@ -35,6 +35,22 @@ _FLAGS = {"published": "--no-reference"}
 _OFF_HELP = {"safety_checker": "Load no safety checker.", "published": "Leave out the reference runs that ship."}
 # Errors of these fields use the names of their options; those of other fields use the field's own name.
 _SAID_AS_OPTIONS = (GPU_KEY, "gpu_memory", "compute_capability", "workers")
+
+
+class GroupedCommand(click.Command):
+    """List the pipeline's options in `--help` under the headings of their groups, after all other options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for the command's own options and one for each group."""
+        group_of = {field.name: field.group for field in FIELDS}
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{group: [] for group in GROUPS}}
+        for option in self.get_params(ctx):
+            if (record := option.get_help_record(ctx)) is not None:
+                sections[group_of.get(option.name or "") or "Options"].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
 
 def _metavar(field: Field) -> str:

@@ -3,7 +3,14 @@
 import click
 
 from planner.answer import EXIT_CODES
-from planner.cli.arguments import cards_of, evidence_for, format_options, plan_options, request_options
+from planner.cli.arguments import (
+    GroupedCommand,
+    cards_of,
+    evidence_for,
+    format_options,
+    plan_options,
+    request_options,
+)
 from planner.cli.output import library_here, print_json, say
 from planner.plan import Plan, answer_plan
 from planner.report.markdown import fit_markdown, fit_notes
@@ -20,7 +27,7 @@ Exit codes: 0 fits, 11 tight, 10 no, 12 unknown; the worst GPU decides.
 """
 
 
-@click.command("fit", epilog=_EXAMPLES)
+@click.command("fit", cls=GroupedCommand, epilog=_EXAMPLES)
 @request_options
 @plan_options("gpu_memory", "compute_capability", "workers", "basis", "published")
 @format_options

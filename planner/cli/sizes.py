@@ -10,7 +10,7 @@ import click
 from planner.alternatives.sizes import RATIOS, Batch, CardSizes, Size, sizes, smallest_card
 from planner.answer import SCHEMA
 from planner.cards.lookup import Card
-from planner.cli.arguments import cards_of, json_option, plan_options, request_options
+from planner.cli.arguments import GroupedCommand, cards_of, json_option, plan_options, request_options
 from planner.cli.output import library_here, print_json, say
 from planner.plan import Plan
 from planner.report.text import card_notes, text_table
@@ -68,7 +68,7 @@ def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
     return f"{request.describe()}\n\n{text_table(header, rows, right=range(1, 3 + len(RATIOS)))}"
 
 
-@click.command("sizes", epilog="\b\nExample:\n  will-it-fit sizes --batch 4 --gpu T4 --gpu A10")
+@click.command("sizes", cls=GroupedCommand, epilog="\b\nExample:\n  will-it-fit sizes --batch 4 --gpu T4 --gpu A10")
 @request_options
 @plan_options("gpu_memory", "compute_capability", "workers")
 @json_option

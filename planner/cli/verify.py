@@ -27,7 +27,7 @@ from cache.programs import find
 from cache.records import Measurement
 from planner.answer import EXIT_CODES, SCHEMA, worst
 from planner.cards.card import emulated_name
-from planner.cli.arguments import json_option, request_options
+from planner.cli.arguments import GroupedCommand, json_option, request_options
 from planner.cli.exchange import reading
 from planner.cli.history import measurement_text, open_store, percent_text, size_text
 from planner.cli.output import print_json, say
@@ -176,7 +176,7 @@ Exit codes: 0 ran to the end, 11 with allocator retries, 10 out of memory,
 """
 
 
-@click.command("verify", epilog=_EXAMPLES)
+@click.command("verify", cls=GroupedCommand, epilog=_EXAMPLES)
 @request_options
 @click.option(
     "--weights", metavar="|".join(WEIGHTS), help=f"hub downloads the pinned revision. [default: {WEIGHTS[0]}]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from planner.alternatives.images import Listed
 from planner.answer import SIGNS, Answer
 from planner.formula import not_in_the_formula
-from planner.report.text import card_notes, threshold_notes
+from planner.report.text import card_notes, copies_words, threshold_notes
 from planner.request import GenerationRequest
 from planner.units import gib, signed_gib
 
@@ -19,6 +19,8 @@ def fit_notes(request: GenerationRequest, answers: Sequence[Answer]) -> list[str
     notes += [a.evidence for a in answers if a.evidence and a.evidence not in (a.reason or "")]
     notes += card_notes([answer.card for answer in answers])
     notes += threshold_notes(answers)
+    # Those who ask for shares of a GPU ask how many there could be.
+    notes += [words for answer in answers if answer.card.workers > 1 and (words := copies_words(answer))]
     assumed = dict.fromkeys(note for answer in answers for note in answer.assumptions)
     notes += [f"assumed - {assumption}" for assumption in assumed]
     granted = dict.fromkeys(item for answer in answers for item in answer.stack)

@@ -34,12 +34,13 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "capped_allocated_bytes": answer.capped_allocated_bytes,
         "capped_reserved_bytes": answer.capped_reserved_bytes,
         "after_call": None if answer.after_call is None else answer.after_call._asdict(),
+        "copies": None if answer.copies is None else answer.copies._asdict(),
         "assumptions": list(answer.assumptions),
         "stack": list(answer.stack),
         "evidence": answer.evidence,
         "reason": answer.reason,
         "notes": list(answer.card.notes),
-    }
+    } | ({} if answer.peak_pass is None else {"peak_pass": answer.peak_pass})
 
 
 def formula_row(breakdown: Breakdown) -> dict[str, int]:
@@ -153,6 +154,18 @@ def card_notes(cards: Sequence[Card]) -> list[str]:
         for note in card.notes:
             names.setdefault(note, []).append(card.name)
     return [f"{', '.join(of)}: {note}" for note, of in names.items()]
+
+
+def copies_words(answer: Answer) -> str:
+    """Say how many copies run at once on the whole GPU, empty without an answer."""
+    if answer.copies is None:
+        return ""
+    separate, shared = answer.copies
+    what = "copy" if separate == 1 else "copies"
+    return (
+        f"{separate} {what} of this fit {answer.card.whole.name} as processes with a CUDA context each, {shared} if "
+        "they share one, as with MPS; what a client of MPS takes for itself is estimated as nothing and not measured"
+    )
 
 
 def verify_command(request: GenerationRequest, emulated_bytes: int | None = None) -> str:

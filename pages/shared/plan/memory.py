@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from planner.answer import Answer
-from planner.components import STAGES
+from planner.components import FLOAT16_BYTES, STAGES
+from planner.programs.assemble import components_of
 from planner.programs.library import Library
+from planner.programs.names import weights_name
 from planner.replay.timeline import Part
 from planner.request import GenerationRequest
 
 # The stages that the published formula has a term for.
 FORMULA_STAGES = ("vae_encoder", "unet", "vae_decoder")
-COMPONENTS = ("vae", "text_encoder", "unet")
 # Labels for each kind of a timeline's parts, in the order in which a bar stacks them.
 KINDS = {
     "weights": "Weights",
@@ -27,9 +28,26 @@ _SMALL = 0.001
 
 
 def weights_bytes(request: GenerationRequest, library: Library) -> int:
-    """Return the bytes of parameters and buffers of every component that the request loads."""
-    checker = ("safety_checker",) if request.safety_checker else ()
-    return sum(library.weights_bytes(component) for component in (*COMPONENTS, *checker))
+    """Return the bytes of parameters and buffers of every component that the request loads, adapters included."""
+    total = 0
+    for component in components_of(request):
+        scale = request.element_bytes // FLOAT16_BYTES
+        count = request.controlnets if component == "controlnet" else 1
+        for one in library.weights_of(weights_name(component, request)):
+            size = one.size_bytes * (request.lora_rank if one.is_adapter else 1)
+            total += count * size * (1 if one.is_buffer else scale)
+    return total
+
+
+def stages_of(request: GenerationRequest) -> tuple[str, ...]:
+    """Return the stages that the request's calls run, in their order."""
+    optional = {
+        "image_encoder": request.ip_adapter != "none",
+        "vae_encoder": any(one.task != "txt2img" for one in request.passes()),
+        "controlnet": request.controlnets > 0,
+        "safety_checker": request.safety_checker,
+    }
+    return tuple(stage for stage in STAGES if optional.get(stage, True))
 
 
 def need_parts(answer: Answer, request: GenerationRequest, library: Library | None) -> list[tuple[str, int]]:
@@ -100,14 +118,6 @@ def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, li
     without_weights = request.offload == "none"
     # The formula has no term for this stage, so the stage holds only the base.
     base, weights = formula.stages["text_encoder"], weights_bytes(request, library)
-    not_run = {
-        stage
-        for stage, runs in (
-            ("vae_encoder", request.task == "img2img"),
-            ("safety_checker", request.safety_checker),
-        )
-        if not runs
-    }
     rows = [BesideRow("weights", base, weights)] if without_weights else []
     rows += [
         BesideRow(
@@ -115,8 +125,7 @@ def beside_rows(formula: Answer, dry_run: Answer, request: GenerationRequest, li
             formula.stages[stage] - without_weights * base if stage in FORMULA_STAGES else None,
             dry_run.stages[stage] - without_weights * weights,
         )
-        for stage in STAGES
-        if stage not in not_run
+        for stage in stages_of(request)
     ]
     return [*rows, BesideRow("need", formula.need_bytes, dry_run.need_bytes)]
 
