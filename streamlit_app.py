@@ -43,7 +43,7 @@ from pages.shared.plan.verdicts import (
     verdict_boxes,
     verdict_words,
 )
-from pages.shared.server.app import ROUTES
+from pages.shared.server.app import ROUTES, lifespan
 from planner.cards.lookup import Card
 from planner.errors import PlannerError
 from planner.plan import answer_plan
@@ -175,4 +175,4 @@ def plan_page() -> None:
 if __name__ == "__main__":
     plan_page()
 else:
-    app = st.App(Path(__file__), routes=ROUTES)
+    app = st.App(Path(__file__), routes=ROUTES, lifespan=lifespan)

@@ -22,6 +22,7 @@ def own_history(tmp_path, monkeypatch) -> Path:
     """No test touches the user's history."""
     path = tmp_path / "planner.db"
     monkeypatch.setenv("PLANNER_DB", str(path))
+    monkeypatch.setenv("PLANNER_STATE", str(tmp_path.parent / f"{tmp_path.name}-state"))
     return path
 
 

@@ -1,13 +1,28 @@
 """Serve the HTTP answers, and the addresses of pages in small letters."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 import streamlit as st
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from cache.jobs.ending import close_all
+from cache.jobs.queue import tidy
 from pages.shared.frame.plan_state import API_PATH
 from pages.shared.server.api import ROUTES as ANSWERS
 from planner.answer import SCHEMA
+
+
+@asynccontextmanager
+async def lifespan(_app: object) -> AsyncGenerator[None]:
+    """Close what dead planners left as the server starts, and this server's own jobs before it ends."""
+    await asyncio.to_thread(tidy)
+    yield
+    await asyncio.to_thread(close_all)
+
 
 _PAGES = ("Plan", "Verify", "History", "Accuracy")
 
