@@ -61,7 +61,8 @@ def write_file(
 ) -> None:
     """Let `make` write a file beside `path`, and then give it that name.
 
-    `checked_place` has allowed the path. Without `is_forced` a file that came there meanwhile stays. A file that is replaced gives its mode to the new one,
+    `checked_place` has allowed the path. Without `is_forced` a file that came there meanwhile stays. A file that is
+    replaced gives its mode to the new one,
     and `mode_of` to a file that replaces none.
 
     Raises:

@@ -143,7 +143,8 @@ def _handler(where: str) -> logging.Handler:
 def setup() -> None:
     """Open the log that ``PLANNER_LOG`` names, once in a process.
 
-    Call it again after a change of the variable. Where the file cannot be used, lines go to stderr, and the first of them says why.
+    Call it again after a change of the variable. Where the file cannot be used, lines go to stderr, and the first of
+    them says why.
     """
     global _opened
     where = os.environ.get(WHERE, "").strip()

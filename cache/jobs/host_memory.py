@@ -8,7 +8,8 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 def killed_for_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """Count the processes of this control group that were killed for memory.
 
-    The count is None if it is unknown. A worker is in the group of its parent. The count covers the group's own limit and the whole machine's memory.
+    The count is None if it is unknown. A worker is in the group of its parent. The count covers the group's own limit
+    and the whole machine's memory.
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst, oom_kill of memory.events; cgroup-v1/memory.rst,
     oom_kill of memory.oom_control.

@@ -24,7 +24,8 @@ def _file_of(history: Path, name: str) -> Path:
 def _started(pid: int) -> str | None:
     """Return when a process of this user started, or None if there is no such process.
 
-    The text tells it from every other process that has its id. Linux counts ticks since the machine started, which do not change with the clock; the machine's own start has an id.
+    The text tells it from every other process that has its id. Linux counts ticks since the machine started, which do
+    not change with the clock; the machine's own start has an id.
     """
     try:
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():

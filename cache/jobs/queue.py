@@ -195,10 +195,16 @@ class Jobs:
             self._changed.notify_all()
         return job.job_id
 
-    def queue_again(self, stopped: StoppedJob, **options: Any) -> str:
+    def queue_again(
+        self,
+        stopped: StoppedJob,
+        *,
+        predict: Callable[[GenerationRequest, Device], Sequence[Prediction]] | None = None,
+        asker: str | None = None,
+    ) -> str:
         """Queue a job again that ended with the planner, and return the new job's id.
 
-        `options` are for `submit`.
+        `predict` and `asker` are as for `submit`; `predict` is called with the request and its device.
 
         Raises:
             PlannerError: its GPU is not here, its weights are in a folder that nobody named, or `submit` refuses it.
@@ -214,7 +220,13 @@ class Jobs:
                 raise PlannerError(f"its GPU, {environment.card}, is not here - attach it, or give the run up")
         device = Device(card, environment.emulated_bytes)
         kept: Weights = "hub" if weights == "hub" else "synthetic"
-        job_id = self.submit(stopped.request, device, weights=kept, **options)
+        job_id = self.submit(
+            stopped.request,
+            device,
+            weights=kept,
+            predict=(lambda: predict(stopped.request, device)) if predict else None,
+            asker=asker,
+        )
         self.store.settle_stopped([stopped.job_id])
         return job_id
 

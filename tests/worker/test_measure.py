@@ -137,7 +137,7 @@ def test_a_host_without_memory_is_a_result_of_a_rehearsal_and_an_error_of_a_gpus
     assert measured.reason.startswith("the host's memory ran out") and "enforce fail" not in measured.reason
     # Only the kind of the device decides, so that a GPU's evidence holds no run that met the end of the host's memory.
     backend.device = torch.device("cuda")
-    with pytest.raises(RuntimeError, match="the host's memory ran out.*that says nothing of the GPU"):
+    with pytest.raises(RuntimeError, match=r"the host's memory ran out.*that says nothing of the GPU"):
         backend.measure(JOB, report)
 
 
