@@ -35,7 +35,8 @@ PORT, UID = 8501, "10001"
 # Each tracked file or folder is in the image, or needs a reason to stay out: it is for people who change the code.
 NOT_IN_IMAGE = {
     *(".ci", ".devcontainer", ".dockerignore", ".github", ".gitignore", ".pre-commit-config.yaml"),
-    *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Dockerfile", "Makefile", "README.md", "compose.yaml", "docs", "tests"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "README.md", "docs", "tests"),
+    *("Dockerfile", "Makefile", "compose.yaml"),
     # They install the command will-it-fit, the tools of tests, and libraries in stages of their own.
     *("pyproject.toml", "requirements-dev.txt", "requirements-plan.txt", "requirements.txt"),
     # A check for hosts without make; the image has the module that it calls.
