@@ -38,6 +38,16 @@ def components_of(request: GenerationRequest) -> tuple[str, ...]:
     return tuple(name for name in LOAD_ORDER if optional.get(name, True))
 
 
+def offload_order(request: GenerationRequest) -> list[str]:
+    """List the components that evict one another under model offload, in their order.
+
+    The img2img pipeline with ControlNets leaves the image encoder out: it comes and stays.
+    Source: diffusers 0.42.1, ``model_cpu_offload_seq`` of each pipeline.
+    """
+    left_out = ("image_encoder",) if request.controlnets and request.task == "img2img" else ()
+    return [name for name in OFFLOAD_ORDER if name in components_of(request) and name not in left_out]
+
+
 class Assembly:
     """Put the history of one request together, in `history`.
 
@@ -56,7 +66,7 @@ class Assembly:
         self.history = FlatBuilder(library.modules, self._owned() if request.offload == "sequential" else None)
         self._vae = VaeHalves(self.history, request, play, self.layout, self._untiled_half)
         self._on_gpu: dict[str, list[int]] = {}
-        self._moved = [name for name in OFFLOAD_ORDER if name in components_of(request)]
+        self._moved = offload_order(request)
 
     def load(self, component: str) -> None:
         """Load the component's weights onto the GPU."""
@@ -127,7 +137,8 @@ class Assembly:
 
     def _untiled_half(self, name: str, size: CallSize, layout: Layout) -> int:
         compiled = routine_name(name, self.request, size.batch, size.height, size.width, layout)
-        [number] = self._routine(compiled, size, layout)
+        # The halves are methods of the VAE.
+        [number] = self._routine(compiled, size, layout, path="vae")
         return number
 
     def _routine(
@@ -175,10 +186,14 @@ class Assembly:
                 called = history.path(here)
                 if call.batch_factor == EACH_IMAGE:
                     one = size._replace(batch=1)
-                    numbers.append([n for _ in range(size.batch) for n in self.call(call.routine, one, layout)])
+                    numbers.append(
+                        [n for _ in range(size.batch) for n in self.call(call.routine, one, layout, path=called)]
+                    )
                 elif call.batch_factor == EACH_NET:
                     nets = range(self.request.controlnets)
-                    numbers.append([n for _ in nets for n in self.call(call.routine, size, layout)])
+                    made = [n for _ in nets for n in self.call(call.routine, size, layout, path=called)]
+                    # The loop's own variable holds the last image until the list of all is gone.
+                    numbers.append([made[-1], *made[:-1]])
                 else:
                     on = size._replace(batch=_batch_of(call.batch_factor, size))
                     numbers += [[n] for n in self.call(call.routine, on, layout, full=in_full, path=called)]
