@@ -100,3 +100,7 @@ class NoProgram(PlannerError):
 
     The message says why, and what to do next.
     """
+
+
+class NoKernelRule(NoProgram):
+    """Report that no rule says what a GPU's kernels take for this data type."""
