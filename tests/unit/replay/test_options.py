@@ -147,8 +147,8 @@ def test_bfloat16_before_8_0_is_not_answered_by_rules_that_do_not_hold_there():
 
 
 # Allocated peaks that others measured and published, 512x512, one image, 50 steps: with the eager processor on an 80 GB
-# card without checker, January 2024; inpainting with checker on an A10G, 3.184 to 3.192 GiB; and sequential offload with
-# checker, the same on a P100 and a GTX 1070.
+# card without checker, January 2024; inpainting with checker on an A10G, 3.184 to 3.192 GiB; and sequential offload
+# with checker, the same on a P100 and a GTX 1070.
 PUBLISHED = [
     ({"task": "txt2img", "dtype": "float32", "attention": "eager", "safety_checker": False}, "A100-80GB", 6.116 * GIB),
     ({"task": "txt2img", "dtype": "bfloat16", "attention": "eager", "safety_checker": False}, "A100-80GB", 3.071 * GIB),
