@@ -11,6 +11,7 @@ from cache.machine.attached import AttachedCard
 from cache.machine.model_folder import fingerprint
 from cache.machine.versions import check_installed, installed
 from cache.records import REHEARSAL, Environment
+from cache.settings import MAX_PIXELS, MAX_STEPS
 from planner.cards.lookup import Card, emulated_card
 from planner.components import MODEL_ID, MODEL_REVISION
 from planner.errors import InvalidArgument
@@ -111,12 +112,27 @@ def check_capacity(device: Device) -> None:
         raise InvalidArgument("capacity", rule, shown, "leave it out to use the whole GPU")
 
 
+def check_limits(request: GenerationRequest) -> None:
+    """Check a request against the limits that are set for what may be run here.
+
+    Raises:
+        InvalidArgument: it has more steps, or more pixels in all, than may be run.
+    """
+    if request.steps > MAX_STEPS.value:
+        rule = f"must be at most {MAX_STEPS.value} here ({MAX_STEPS.name})"
+        raise InvalidArgument("steps", rule, request.steps, f"use {MAX_STEPS.value}")
+    pixels = request.effective_width * request.effective_height * request.batch
+    if pixels > MAX_PIXELS.value:
+        rule = f"times height times batch must be at most {MAX_PIXELS.value} pixels here ({MAX_PIXELS.name})"
+        raise InvalidArgument("width", rule, pixels, "smaller, or fewer at once")
+
+
 def check_runnable(request: GenerationRequest, device: Device, model_dir: str | None = None) -> None:
     """Check that a request can run on the device, before anything is started.
 
     Raises:
-        InvalidArgument: the folder is no pipeline, the capacity cannot be emulated, or the CPU rehearsal is too large
-            or asks for offload.
+        InvalidArgument: the folder is no pipeline, the capacity cannot be emulated, the request is
+            beyond a limit that is set, or the CPU rehearsal is too large or asks for offload.
         NotInstalled: a library that runs pipelines is missing.
     """
     check_installed()
@@ -129,6 +145,7 @@ def check_runnable(request: GenerationRequest, device: Device, model_dir: str | 
             rule = "must be a folder with model_index.json, as save_pretrained writes it"
             raise InvalidArgument("model_dir", rule, model_dir)
     check_capacity(device)
+    check_limits(request)
     if device.kind != "cpu":
         return
     pixels = request.effective_width * request.effective_height * request.batch
