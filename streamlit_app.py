@@ -41,7 +41,7 @@ from pages.shared.plan.remedies import applied_view, remedies_view
 from pages.shared.plan.report import report_view
 from pages.shared.plan.share import example_view, link_of, share_view
 from pages.shared.plan.sizes import sizes_view
-from pages.shared.plan.timeline import timeline_view
+from pages.shared.plan.timeline import after_view, timeline_view
 from pages.shared.plan.verdicts import (
     Answered,
     answer_view,
@@ -71,6 +71,7 @@ def why_view(request: GenerationRequest, shown: Sequence[Answered], one: Answere
     stack_view(answers)
     evidence_links([answer.card for answer in answers])
     timeline_view(request, one, library)
+    after_view(answers)
     formula_view(request, one, library)
 
 

@@ -83,11 +83,18 @@ def _pairs(of: Sequence[Field]) -> dict[str, Any]:
 def _why_not(field: Field) -> str:
     """Say why a control is disabled: its option needs what the others lack; empty where it applies.
 
-    An option that a link has switched on stays enabled, so that it can be switched off.
+    An option that was on when it ceased to apply stays enabled, so that it can be switched off.
     """
     values = {each.name: st.session_state.get(each.name, each.default) for each in FIELDS}
+    enabled: set[str] = st.session_state.setdefault("kept-enabled", set())
     need = unmet(field.name, values)
-    return f"it {need.rule}" if need and values[field.name] == field.default else ""
+    if need is None:
+        enabled.discard(field.name)
+        return ""
+    if values[field.name] != field.default:
+        # Streamlit discards what was typed into a control that the same run disables.
+        enabled.add(field.name)
+    return "" if field.name in enabled else f"it {need.rule}"
 
 
 def _options() -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from planner.answer import Answer
-from planner.components import FLOAT16_BYTES, STAGES
+from planner.components import STAGES
 from planner.programs.assemble import components_of
-from planner.programs.library import Library
+from planner.programs.library import BYTES, Library
 from planner.programs.names import weights_name
 from planner.replay.timeline import Part
 from planner.request import GenerationRequest
@@ -28,14 +28,12 @@ _SMALL = 0.001
 
 
 def weights_bytes(request: GenerationRequest, library: Library) -> int:
-    """Return the bytes of parameters and buffers of every component that the request loads, adapters included."""
+    """Return the bytes of what the request loads: parameters, buffers and adapters."""
     total = 0
     for component in components_of(request):
-        scale = request.element_bytes // FLOAT16_BYTES
-        count = request.controlnets if component == "controlnet" else 1
-        for one in library.weights_of(weights_name(component, request)):
-            size = one.size_bytes * (request.lora_rank if one.is_adapter else 1)
-            total += count * size * (1 if one.is_buffer else scale)
+        name = weights_name(component, request)
+        rows = library.weights_of(name, element_bytes=request.element_bytes, rank=request.lora_rank)
+        total += int(rows[:, BYTES].sum()) * (request.controlnets if component == "controlnet" else 1)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Draw memory over time on one GPU, and say where its peak is and where memory runs out."""
+"""Draw memory over time on one GPU: where it peaks, where it runs out, and what stays after the call."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ def peak_sentence(timeline: Timeline) -> str:
     return f"{text}."
 
 
+def pass_sentence(request: GenerationRequest, answer: Answer) -> str | None:
+    """Say which pass of hires fix allocates most; None for a single call."""
+    if answer.peak_pass is None:
+        return None
+    one = request.passes()[answer.peak_pass - 1]
+    which = ("first", "second")[answer.peak_pass - 1]
+    return f"Of the two passes the {which} allocates most: {one.task} at {one.width}×{one.height}."
+
+
 def failure_sentence(timeline: Timeline, answer: Answer, capacity_bytes: int) -> str | None:
     """Say where memory ran out, and for what; None if it did not."""
     failed = timeline.failed
@@ -107,6 +116,8 @@ def timeline_view(request: GenerationRequest, one: Answered, library: Library | 
     if failure := failure_sentence(timeline, dry_run, capacity):
         st.error(failure, icon=":material/error:")
     st.markdown(peak_sentence(timeline))
+    if of_passes := pass_sentence(request, dry_run):
+        st.markdown(of_passes)
     if trouble := trouble_sentence(timeline):
         st.markdown(trouble)
     timeline_chart(timeline, card.name, capacity)
@@ -161,4 +172,47 @@ def _table(rows: Sequence[PartRow]) -> None:
             "GiB": number("GiB", width=50, format="%.2f", help="Its memory at the peak."),
             "Share": number("Share", width=54, format="%.0f %%", help="Its share of all memory in use at the peak."),
         },
+    )
+
+
+def _after_row(answer: Answer) -> dict[str, str]:
+    after, copies = answer.after_call, answer.copies
+    sizes = {
+        "Allocated": after and after.allocated_bytes,
+        "Cached": after and after.cached_bytes,
+        "Releasable": after and after.releasable_bytes,
+        "Context": after and after.context_bytes,
+        "Stays": after and after.total_bytes,
+    }
+    row = {"GPU": answer.card.name} | {name: "–" if size is None else gib(size) for name, size in sizes.items()}
+    counts = (None, None) if copies is None else copies
+    names = ("Copies", "Copies, one context")
+    return row | {name: "–" if count is None else f"{count}" for name, count in zip(names, counts, strict=True)}
+
+
+def after_view(answers: Sequence[Answer]) -> None:
+    """Draw a row for each GPU: the memory between two calls, and the copies that fit the whole GPU."""
+    st.header("After the call, and beside others", anchor=False)
+    text = st.column_config.TextColumn
+    st.dataframe(
+        [_after_row(answer) for answer in answers],
+        hide_index=True,
+        alt="What stays on each GPU after the call, and how many copies of the request fit it",
+        column_config={
+            "GPU": text("GPU", pinned=True),
+            "Allocated": text("Allocated", help="Weights, cuBLAS's workspace and what the scheduler keeps."),
+            "Cached": text("Cached", help="Reserved by the allocator beyond what is allocated."),
+            "Releasable": text("Releasable", help="What of the cache torch.cuda.empty_cache() gives back."),
+            "Stays": text("Stays", help="What other processes cannot use: allocated, cached and the CUDA context."),
+            "Copies": text("Copies", help="Processes that fit the whole GPU at their worst need, each with a context."),
+            "Copies, one context": text(
+                "Copies, one context",
+                help="With one CUDA context for all, as NVIDIA's MPS keeps it in its server. An estimate: what a "
+                "client of MPS takes for itself was not measured.",
+            ),
+        },
+    )
+    st.caption(
+        "Between two calls a process keeps its weights and the allocator's cache; – where no dry run answers, where "
+        "the request does not fit, or with offload."
     )

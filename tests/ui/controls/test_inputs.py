@@ -9,8 +9,9 @@ from PIL import Image
 
 from pages.shared.controls.presets import PRESETS
 from planner.cards.lookup import card_named
+from planner.fields import GROUPS
 from planner.fit import fit
-from planner.request import GenerationRequest
+from planner.request import FIELDS, GenerationRequest
 from planner.units import gib
 from tests.ui.conftest import PAGES, answered, following, headroom, texts
 
@@ -88,6 +89,35 @@ def test_a_prompt_sets_the_prompt_tokens(open_page, prompt, tokens, shown):
 )
 def test_options_of_a_link_are_in_sight(open_page, no_driver, page, params, is_open):
     assert expanded(open_page(page, **params), "Options") is is_open
+
+
+def test_options_stand_in_their_groups_and_images_beside_the_batch(open_page):
+    at = open_page()
+    shown = texts(at.markdown)
+    places = [shown.index(f"**{group}**") for group in GROUPS]
+    assert places == sorted(places)
+    assert {field.name for field in FIELDS} <= {one.key for one in (*at.number_input, *at.toggle, *at.button_group)}
+    keys = [one.key for one in at.number_input]
+    assert keys.index("images_per_prompt") == keys.index("batch") + 1
+
+
+def test_an_option_that_cannot_apply_is_disabled_and_says_why(open_page):
+    at = open_page()
+    layers, hires = at.toggle(key="lora_text_encoder"), at.number_input(key="hires")
+    assert layers.disabled and "needs a LoRA rank of 1 or more" in layers.help
+    assert hires.disabled and "must be 1 but for txt2img" in hires.help
+    at = open_page(lora_rank="8", task="txt2img")
+    assert not at.toggle(key="lora_text_encoder").disabled and not at.number_input(key="hires").disabled
+    assert "Not now" not in at.number_input(key="hires").help
+
+
+def test_a_link_with_an_option_that_cannot_apply_gets_its_message_and_a_way_out(open_page):
+    at = open_page(hires="2")
+    assert "hires must be 1 but for txt2img, which the first pass is" in texts(at.error).replace("Hires", "hires")
+    hires = at.number_input(key="hires")
+    assert not hires.disabled
+    hires.set_value(1.0).run()
+    assert not at.error
 
 
 def test_options_stay_open_at_their_defaults(open_page):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from pages.shared.history.run import off_words
-from pages.shared.plan.memory import beside_rows, card_to_look_at, need_parts, part_rows, weights_bytes
-from pages.shared.plan.timeline import failure_sentence, peak_sentence, trouble_sentence
+from pages.shared.plan.memory import beside_rows, card_to_look_at, need_parts, part_rows, stages_of, weights_bytes
+from pages.shared.plan.timeline import failure_sentence, pass_sentence, peak_sentence, trouble_sentence
 from pages.shared.plan.verdicts import minimum_line, other_line, range_words
 from planner.cards.lookup import card_named
+from planner.components import STAGES
 from planner.fit import fit
 from planner.programs.files import shipped
 from planner.replay.timeline import Failed, Part, timeline_of
@@ -19,6 +20,8 @@ REQUESTS = [
     GenerationRequest(task="txt2img", width=1024, height=768, safety_checker=False),
     GenerationRequest(batch=4, offload="model"),
     GenerationRequest(width=2048, height=2048, vae_tiling=True),
+    GenerationRequest(task="txt2img", controlnets=2, lora_rank=64, ip_adapter="plus", dtype="float32", hires=1.5),
+    GenerationRequest(task="inpaint", lora_rank=8, lora_text_encoder=True, allocator="expandable"),
 ]
 T4, RTX_4060 = card_named("T4"), card_named("RTX 4060")
 
@@ -31,6 +34,35 @@ def test_the_parts_of_a_need_add_up_to_it(request_, basis):
     assert sum(size for _, size in parts) == answer.need_bytes
     assert all(size >= 0 for _, size in parts)
     assert (parts[0][0] == "Weights") == (basis == "formula" or request_.offload == "none")
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_weights_are_those_that_the_timeline_holds(request_):
+    timeline = timeline_of(request_, card_named("A100"), shipped())
+    if request_.offload == "none":
+        assert timeline.total("weights") == weights_bytes(request_, shipped())
+
+
+def test_the_stages_are_those_that_the_request_runs():
+    assert stages_of(GenerationRequest(task="txt2img", safety_checker=False)) == (
+        "text_encoder",
+        "unet",
+        "vae_decoder",
+    )
+    everything = GenerationRequest(task="txt2img", controlnets=1, ip_adapter="base", hires=2)
+    assert stages_of(everything) == STAGES
+    for request in (everything, GenerationRequest(task="inpaint"), GenerationRequest(controlnets=2)):
+        assert {band.stage for band in timeline_of(request, card_named("A100"), shipped()).bands} - {"loading"} == set(
+            stages_of(request)
+        )
+
+
+def test_the_pass_that_peaks_is_named():
+    request = GenerationRequest(task="txt2img", hires=2)
+    assert pass_sentence(request, fit(request, T4, "dry-run")) == (
+        "Of the two passes the second allocates most: img2img at 1024×1024."
+    )
+    assert pass_sentence(GenerationRequest(), fit(GenerationRequest(), T4, "dry-run")) is None
 
 
 def test_an_answer_without_a_need_has_no_parts():
@@ -61,7 +93,7 @@ def test_small_parts_are_combined():
 def test_compared_rows_follow_the_request(request_):
     formula, dry_run = (fit(request_, T4, basis) for basis in ("formula", "dry-run"))
     rows = {row.term: row for row in beside_rows(formula, dry_run, request_, shipped())}
-    assert ("vae_encoder" in rows) == (request_.task == "img2img")
+    assert ("vae_encoder" in rows) == (request_.task != "txt2img" or request_.hires > 1)
     assert ("safety_checker" in rows) == request_.safety_checker
     assert ("weights" in rows) == (request_.offload == "none")
     assert rows["text_encoder"].formula_bytes is None and rows["text_encoder"].ratio is None

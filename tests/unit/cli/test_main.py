@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from cache.jobs.queue import Jobs
 from planner.cards.lookup import CATALOGUE, SLICES, card_named
 from planner.cli.main import COMMANDS, HISTORY_COMMANDS, commands, history, main
 from planner.components import STAGES
+from planner.fields import GROUPS
 from planner.formula import estimate
-from planner.request import GenerationRequest
+from planner.request import FIELDS, GenerationRequest
 from tests.conftest import ROOT, make_environment, make_measured
 
 ANSWER_KEYS = {
@@ -38,6 +40,7 @@ ANSWER_KEYS = {
     "capped_allocated_bytes",
     "capped_reserved_bytes",
     "after_call",
+    "copies",
     "assumptions",
     "evidence",
     "reason",
@@ -49,6 +52,35 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
     code = main(argv)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_copies_divide_the_whole_gpu_and_a_shared_context_counts_once(capsys):
+    for workers in ("1", "3"):
+        _, out, err = run(capsys, "fit", "--gpu", "A10", "--workers", workers, "--json")
+        [gpu] = json.loads(out)["gpus"]
+        need, context = gpu["worst_need_bytes"], gpu["context_bytes"]
+        usable = card_named("A10").usable_bytes
+        separate, shared = gpu["copies"]["separate"], gpu["copies"]["shared_context"]
+        assert separate * need <= usable < (separate + 1) * need
+        one = need - context
+        assert context + shared * one <= usable < context + (shared + 1) * one
+        assert (f"{separate} copies of this fit A10" in err) == (workers == "3")
+
+
+def test_the_pass_that_peaks_is_in_the_json_of_hires_alone(capsys):
+    for options, expected in (([], None), (["--task", "txt2img", "--hires", "2"], 2)):
+        _, out, _ = run(capsys, "fit", "--gpu", "A10", "--json", *options)
+        assert json.loads(out)["gpus"][0].get("peak_pass") == expected
+
+
+@pytest.mark.parametrize("command", ["fit", "sizes", "verify"])
+def test_help_lists_the_options_of_the_pipeline_in_their_groups(capsys, command):
+    _, out, _ = run(capsys, command, "--help")
+    places = [out.index(f"\n{heading}:\n") for heading in ("Options", *GROUPS)]
+    assert places == sorted(places)
+    for field in FIELDS:
+        place = places[GROUPS.index(field.group) + 1] if field.group else places[0]
+        assert place < re.search(rf"\n  {field.flag}\b", out).start(), field.name
 
 
 def test_fit_json_follows_the_contract(capsys):
