@@ -87,7 +87,7 @@ _NEEDS: dict[str, Need] = {
 
 
 def unmet(name: str, values: Mapping[str, Any]) -> Need | None:
-    """Give what the option of this name needs and these values of all fields lack; None where it lacks nothing."""
+    """Give the need of this option that these values do not meet, or None."""
     need = _NEEDS.get(name)
     return None if need is None or need.is_met(values) else need
 

@@ -258,7 +258,7 @@ def _fewer(request: GenerationRequest) -> Iterator[Change]:
 
 
 def _is_open(change: Change, request: GenerationRequest) -> bool:
-    """Tell whether the change applies to this request: it changes something, and nothing refuses the result."""
+    """Tell whether the change changes something, and nothing refuses the result."""
     if change.key == "guidance_scale":
         # A request without guidance has no use for another scale below 1.
         return request.guidance_scale > 1

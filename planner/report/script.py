@@ -119,7 +119,10 @@ def _inputs(request: GenerationRequest) -> Iterator[str]:
 
 
 def _controls(request: GenerationRequest) -> int:
-    """Count the control images: one for each prompt of one ControlNet, or one for each of several ControlNets."""
+    """Count the control images.
+
+    One ControlNet takes one for each prompt, several share one each among all prompts.
+    """
     return request.batch if request.controlnets == 1 else request.controlnets
 
 

@@ -33,7 +33,15 @@ from tests.unit.strategies import requests
 BIG = GenerationRequest(width=2048, height=2048)
 # Small enough to be tried in a second.
 SIDES = st.integers(8, 160).map(lambda latent: latent * 8)
-REQUESTS = requests(width=SIDES, height=SIDES, batch=st.integers(1, 12))
+REQUESTS = requests(
+    width=SIDES,
+    height=SIDES,
+    batch=st.integers(1, 12),
+    # These make a replay several times as long.
+    controlnets=st.integers(0, 1),
+    images_per_prompt=st.integers(1, 2),
+    hires=st.just(1.0),
+)
 
 
 def by_key(found: Remedies) -> dict:
