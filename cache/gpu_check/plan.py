@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cache.jobs.resident import pipeline_key
 from cache.jobs.sweep import Entry, grid, in_order
 from cache.machine.device import Device
 from planner.answer import Verdict
@@ -49,9 +50,7 @@ class Experiment:
     @property
     def group(self) -> tuple[Any, ...]:
         """Return the key of what a worker must have loaded for it, as `Job.resident_key` does."""
-        request = self.request
-        task = request.task if request.offload != "none" else ""
-        return (self.capacity_bytes, request.safety_checker, request.channels_last, request.offload, task)
+        return (self.capacity_bytes, pipeline_key(self.request))
 
 
 def _one(task: Task, size: int | tuple[int, int], why: str, *, records: bool = False, **changes: Any) -> Experiment:

@@ -242,7 +242,7 @@ def verify_command(
 
 
 def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
-    check_runnable(request, asked.device, asked.model_dir)
+    check_runnable(request, asked.device, asked.model_dir, asked.weights)
     with _Bench(asked) as bench, tempfile.TemporaryDirectory() as folder:
         record_to = Path(folder) / "recording.json" if asked.workspaces else None
         job_id = bench.submit(request, asked.device, record_to)
@@ -320,7 +320,8 @@ def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
     device = asked.device
     # A folder without a model is an error, and not a reason to skip each request.
     check_runnable(GenerationRequest(), device, asked.model_dir)
-    planned, skipped = runnable(in_order(_entries_to_sweep(sweep, base, device)), device)
+    entries = in_order(_entries_to_sweep(sweep, base, device))
+    planned, skipped = runnable(entries, device, asked.model_dir, asked.weights)
     total = len(planned) + len(skipped)
     for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
         say(f"skipped {count} of {total}: {reason}")
