@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cache.history.file import HistoryError
+from cache.history.location import HistoryError
 from cache.history.store import Store
 from cache.machine.attached import cards, why_not_usable
 from cache.machine.versions import INSTALL, installed, missing, planned_for, torch_cuda
@@ -32,7 +32,9 @@ def _gpu_checks() -> list[Check]:
     try:
         found = cards()
     except NoGpu as error:
-        return [Check("GPU", "problem", error.reason, error.advice)]
+        # A machine without a driver or a GPU is not broken: it plans for others. A driver that does not answer is.
+        is_missing = "no NVIDIA driver" in error.reason or "lists no GPU" in error.reason
+        return [Check("GPU", "note" if is_missing else "problem", error.reason, error.advice)]
     checks = []
     for card in found:
         text = f"{card.name}, {gib(card.free_bytes)} free of {gib(card.total_bytes)}, driver {card.driver}"

@@ -14,7 +14,7 @@ from pages.shared.frame.escape import sentence
 from pages.shared.guard.rights import login_control
 from pages.shared.verify.device import attached_cards_view, choose_device, elsewhere
 from pages.shared.verify.job import JOB_KEY, result_view, running_view
-from pages.shared.verify.start import choose_weights, run_buttons, start
+from pages.shared.verify.start import choose_weights, run_buttons, start, stopped_view
 from planner.errors import PlannerError
 from planner.report.text import verify_command
 
@@ -66,6 +66,7 @@ with results:
     # A second run would only wait for the first.
     pressed = None if is_running else run_buttons(jobs, request, device, weights, force=force, is_possible=is_possible)
     if jobs is not None:
+        stopped_view(jobs)
         if pressed:
             start(jobs, pressed, device, weights, force=force)
         result_view(jobs)

@@ -2,12 +2,39 @@
 
 from typing import Any
 
+# A value of a user is repeated up to this length, which is enough to recognise it.
+MOST_OF_A_VALUE = 80
+# No message of ours is so long. A longer one repeats something that a user gave.
+MOST_OF_A_MESSAGE = 1500
+
+
+def shown(value: Any) -> str:
+    """Write a value for an error, at most `MOST_OF_A_VALUE` characters of it."""
+    # Python refuses to write out whole numbers of thousands of digits.
+    if type(value) is int and value.bit_length() > 4096:
+        return f"a whole number of {value.bit_length()} bits"
+    # The beginning of a long text is all that is shown, so the rest is not written out either.
+    text = repr(value[:MOST_OF_A_VALUE] if isinstance(value, (str, bytes)) else value)
+    is_cut = len(text) > MOST_OF_A_VALUE
+    return f"{text[: MOST_OF_A_VALUE - 3]}..." if is_cut else text
+
+
+def shortened(text: str, most: int = MOST_OF_A_MESSAGE) -> str:
+    """Cut the middle out of a text that is longer than `most`: its end says what to do."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 5]} ... {text[len(text) - end :]}"
+
 
 class PlannerError(Exception):
     """Report an error that a user can cause.
 
-    The CLI prints it and exits 2, and a page shows it in place.
+    The CLI prints it and exits 2, and a page shows it in place. A message that repeats a very long value is shortened.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(shortened(message))
 
 
 class InvalidArgument(PlannerError, ValueError):
@@ -18,12 +45,7 @@ class InvalidArgument(PlannerError, ValueError):
 
     def __init__(self, argument: str, rule: str, value: Any, nearest: str | None = None):
         self.argument, self.rule, self.value, self.nearest = argument, rule, value, nearest
-        # Python refuses to write out whole numbers of thousands of digits.
-        is_endless = type(value) is int and value.bit_length() > 4096
-        shown = f"a whole number of {value.bit_length()} bits" if is_endless else repr(value)
-        if len(shown) > 80:
-            shown = f"{shown[:77]}..."
-        super().__init__(f"{argument} {rule}, got {shown}" + (f" ({nearest})" if nearest else ""))
+        super().__init__(f"{argument} {rule}, got {shown(value)}" + (f" ({nearest})" if nearest else ""))
 
     def __reduce__(self):
         # Streamlit's cache pickles its values, and by default an exception is rebuilt from its message alone.
@@ -40,9 +62,9 @@ class UnknownCard(PlannerError, LookupError):
         self.name, self.nearest, self.parts = name, nearest, parts
         guess = f" - nearest: {nearest!r};" if nearest else " -"
         if parts:
-            each = " ".join(f"--gpu {part!r}" if " " in part else f"--gpu {part}" for part in parts)
+            each = shortened(" ".join(f"--gpu {part!r}" if " " in part else f"--gpu {part}" for part in parts), 400)
             guess = f" - name each GPU by itself: {each};"
-        super().__init__(f"unknown GPU {name!r}{guess} 'python -m planner gpus' lists them all")
+        super().__init__(f"unknown GPU {shown(name)}{guess} 'python -m planner gpus' lists them all")
 
     def __reduce__(self):
         return type(self), (self.name, self.nearest, self.parts)
@@ -78,3 +100,7 @@ class NoProgram(PlannerError):
 
     The message says why, and what to do next.
     """
+
+
+class NoKernelRule(NoProgram):
+    """Report that no rule says what a GPU's kernels take for this data type."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from planner.answer import BASES, AfterCall, Answer, not_measured, verdict_within
 from planner.cards.lookup import Card, family_of
 from planner.components import SD_V15, STAGES, ModelFacts
-from planner.errors import InvalidArgument, NoProgram
+from planner.errors import InvalidArgument, NoKernelRule, NoProgram
 from planner.formula import estimate
 from planner.request import GenerationRequest
 
@@ -139,17 +139,19 @@ def fit(
     try:
         raw = _from_dry_run(request, card, library or shipped())
     except NoProgram as error:
-        raw, lacking = None, str(error)
+        raw, lacking, has_rule = None, str(error), not isinstance(error, NoKernelRule)
     else:
-        lacking = ""
+        lacking, has_rule = "", True
     if basis in ("best", "measured"):
         measured = _from_runs(request, card, evidence, raw)
         if basis == "measured" or measured.verdict != "unknown":
             return measured
     if raw is None:
-        if basis == "best":
+        if basis == "best" and has_rule:
             return replace(_from_formula(request, card, facts), reason=f"{lacking}; the formula answers instead")
-        return Answer(card=card, basis=basis, verdict="unknown", reason=lacking)  # ty: ignore[invalid-argument-type]
+        # Of kernels that nobody has a rule for, the formula would be no better an answer.
+        of = "dry-run" if basis == "best" else basis
+        return Answer(card=card, basis=of, verdict="unknown", reason=lacking)  # ty: ignore[invalid-argument-type]
     if basis == "dry-run":
         return raw
     return _calibrated(request, card, basis, library or shipped(), evidence, raw)

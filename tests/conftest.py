@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from cache.history.schema import SET, STEPS
 from cache.history.store import Store
 from cache.records import Environment, Measured, StageMeasure
 
@@ -22,6 +23,7 @@ def own_history(tmp_path, monkeypatch) -> Path:
     """No test touches the user's history."""
     path = tmp_path / "planner.db"
     monkeypatch.setenv("PLANNER_DB", str(path))
+    monkeypatch.setenv("PLANNER_STATE", str(tmp_path.parent / f"{tmp_path.name}-state"))
     return path
 
 
@@ -40,6 +42,13 @@ def store(own_history) -> Store:
 @pytest.fixture
 def environment() -> Environment:
     return make_environment()
+
+
+def damage(path: Path) -> None:
+    """Leave of a history only what says that it was one: the row of its schema's first step."""
+    for part in path.parent.glob(f"{path.name}*"):
+        part.unlink()
+    path.write_bytes(b"not a database at all " * 1000 + f"{SET}{STEPS[0]}".encode())
 
 
 def make_environment(**changes) -> Environment:

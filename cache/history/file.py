@@ -5,6 +5,7 @@ transaction that reads and then writes fails at once under WAL when another writ
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -16,8 +17,10 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from cache.history.location import BUSY_TIMEOUT_S, HistoryError, address, checked, default_path, refused
+from cache.files import write_file
+from cache.history.location import BUSY_TIMEOUT_S, address, checked, default_path, is_default, refused
 from cache.history.migrations import migrations
+from cache.history.schema import APPLICATION_ID, check_newer, check_ours, check_tables
 from cache.refusals import Refusal, refusal_of
 
 # The endings of the files that are kept beside a history while it is in use.
@@ -27,6 +30,13 @@ _BESIDE = ("-wal", "-shm", "-journal", ".lock")
 # The endings that a file that was set aside gets, once its runs are saved or given up.
 RECOVERED, DISCARDED = ".recovered", ".discarded"
 _STAMP = re.compile(r"\d{8}T\d{12}")
+# A history is copied before its schema is changed, and this many of these copies are kept.
+KEPT_COPIES = 2
+_COPY = re.compile(r"\d{8}T\d{12}-\w+")
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
 
 def is_part_of(history: Path, path: Path) -> bool:
@@ -41,18 +51,21 @@ def is_part_of(history: Path, path: Path) -> bool:
 class HistoryFile:
     """The history's SQLite file.
 
-    Opening it makes, checks and migrates the file, and sets a damaged one aside.
+    Opening it makes, checks and migrates the file, and sets a damaged one aside. A file that was never a history is
+    refused and left as it is.
 
     `moved_aside` is the new name of a damaged file that was found, else None.
 
     Raises:
-        HistoryError: the file cannot be opened, or was written by a newer version.
+        HistoryError: the file cannot be opened, is no history, or was written by a newer version.
     """
 
     def __init__(self, path: Path | str | None = None):
         self.path = default_path() if path is None else checked(Path(path))
         self.moved_aside: Path | None = None
         try:
+            # This comes before the lock, whose file would stand beside a file of somebody else.
+            check_ours(self.path, is_default=is_default(self.path))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._file_lock():
                 self._check_or_move_aside()
@@ -88,7 +101,7 @@ class HistoryFile:
             healthy = False
         if healthy:
             return
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        stamp = _stamp()
         for suffix in ("", "-wal", "-shm"):
             part = self.path.with_name(f"{self.path.name}{suffix}")
             if part.exists():
@@ -98,16 +111,60 @@ class HistoryFile:
 
     def _migrate(self) -> None:
         with self._connection(create=True) as db:
+            # Both are checked before anything is changed, and the header of the file counts as well.
+            check_tables(db.conn, self.path)
+            check_newer(db.conn, self.path)
             db.enable_wal()
             with self._immediate(db):
-                known = {migration.name for migration in migrations._migrations}
-                unknown = [step.name for step in migrations.applied(db) if step.name not in known]
-                if unknown:
-                    raise HistoryError(
-                        f"{self.path} was written by a newer version (migration {unknown[0]} is unknown here) - "
-                        "upgrade, or set PLANNER_DB to another file"
-                    )
+                pending = {step.name for step in migrations.pending(db)}
+                applied = [step.name for step in migrations.applied(db)]
+                if applied and pending:
+                    self._keep_copy(applied[-1])
                 migrations.apply(db)
+                if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def _keep_copy(self, newest_step: str) -> None:
+        """Copy the history before its schema changes, and remove all but the newest of these copies."""
+        copy = self.path.with_name(f"{self.path.name}.before-{_stamp()}-{newest_step}")
+        write_file(copy, self.copy_to, mode_of=self.path)
+        for old in self.kept_copies()[:-KEPT_COPIES]:
+            old.unlink(missing_ok=True)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the whole history into an empty file, as it is at one moment, while others read and write it.
+
+        Raises:
+            OSError: the file cannot be written.
+            HistoryRefused: the history cannot be read.
+        """
+        with self._connect() as db, contextlib.closing(sqlite3.connect(address(path, "rw"), uri=True)) as copy:
+            try:
+                db.conn.backup(copy)
+                # The copy is one file: without this it would get two others beside it as soon as it is opened.
+                copy.execute("PRAGMA journal_mode = DELETE")
+                whole = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except sqlite3.Error as error:
+                refusal = refusal_of(error)
+                if refusal is None:
+                    raise
+                number = {Refusal.FULL: errno.ENOSPC, Refusal.READ_ONLY: errno.EROFS}.get(refusal, errno.EIO)
+                raise OSError(number, os.strerror(number)) from error
+            if whole != "ok":
+                raise OSError(errno.EIO, f"the copy is not whole: {whole}")
+
+    def kept_copies(self) -> list[Path]:
+        """List the copies from before a change of the schema, oldest first."""
+        before = f"{self.path.name}.before-"
+        try:
+            beside = [path for path in self.path.parent.iterdir() if path.name.startswith(before)]
+        except OSError:
+            return []
+        return sorted(path for path in beside if _COPY.fullmatch(path.name.removeprefix(before)))
+
+    def is_kept_copy(self, path: Path) -> bool:
+        """Tell whether this path, with links followed, is one of `kept_copies`."""
+        return os.path.realpath(path) in map(os.path.realpath, self.kept_copies())
 
     @contextlib.contextmanager
     def _connection(self, *, create: bool = False) -> Generator[Database]:

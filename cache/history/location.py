@@ -10,7 +10,7 @@ import platformdirs
 
 from cache.refusals import way_out_of_history, why
 from planner.cards.lookup import family_of
-from planner.errors import PlannerError
+from planner.errors import PlannerError, shortened
 
 BUSY_TIMEOUT_S = 30
 # The folder of the runs that ship, as lines of text that `cache.exchange.lines` reads.
@@ -29,7 +29,7 @@ class HistoryRefused(HistoryError):
 
     def __init__(self, path: object, done: str, why: str, advice: str):
         self.path, self.done, self.why, self.advice = str(path), done, why, advice
-        super().__init__(f"the history {path} cannot be {done} ({why}) - {advice}")
+        super().__init__(f"the history {shortened(str(path), 600)} cannot be {done} ({why}) - {advice}")
 
     def __reduce__(self):
         return type(self), (self.path, self.done, self.why, self.advice)
@@ -62,6 +62,15 @@ def checked(path: Path) -> Path:
     return path
 
 
+def _own_place() -> Path:
+    return Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db"
+
+
+def is_default(path: Path) -> bool:
+    """Tell whether this is where a history is kept if ``PLANNER_DB`` names no file."""
+    return path == _own_place()
+
+
 def default_path() -> Path:
     """Give the path in ``PLANNER_DB``, or ``planner.db`` in the user's data directory.
 
@@ -70,7 +79,7 @@ def default_path() -> Path:
     """
     named = os.environ.get("PLANNER_DB")
     if not named:
-        return checked(Path(platformdirs.user_data_dir("will-it-fit")) / "planner.db")
+        return checked(_own_place())
     try:
         return checked(Path(named).expanduser())
     except RuntimeError as error:

@@ -206,6 +206,18 @@ def m009_digests(db: Database) -> None:
     db.table("measurements").add_column("digest", str)
 
 
+@migrations()
+def m010_audit_and_stopped_jobs(db: Database) -> None:
+    """Keep a line for each deletion and import, and mark jobs that ended with the planner."""
+    db.table("audit").create(
+        {"id": int, "at": str, "who": str, "action": str, "runs": int, "detail": str},
+        pk="id",
+        not_null={"at", "who", "action", "runs"},
+        strict=True,
+    )
+    db.table("jobs").add_column("stopped", int)
+
+
 def request_column(field: Field) -> Any:
     """Make the step that gives requests a column for a later field; older rows have the field's default.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cache.history.curves import CurveStore
 from cache.history.location import HistoryError, default_path
 from cache.history.reader import opened, runs_in
+from cache.history.schema import check_newer
 from cache.machine.device import allocator_environment
 from cache.machine.versions import planned_for
 from cache.records import METHOD, Environment, Measured, Measurement
@@ -125,6 +126,7 @@ def observation_of(run: Measurement) -> Observation | None:
 
 def _history(path: Path) -> list[Observation]:
     with opened(path) as db:
+        check_newer(db, path)
         # An older schema lacks these: it is migrated before it is read.
         db.execute("select 1 from curves limit 1")
         db.execute("select emulated_bytes from environments limit 1")
@@ -175,7 +177,8 @@ def gather(library: Library | None, *, with_reference: bool = True, path: Path |
         if where.exists():
             observations, notice = _read(where)
     except HistoryError as error:
-        notice = str(error)
+        # Curves are kept in no file that was refused.
+        notice, where = str(error), None
     if with_reference:
         from cache.history.reference import reference_runs
 

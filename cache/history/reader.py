@@ -11,9 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cache.history.location import BUSY_TIMEOUT_S, address, default_path
+from cache.history.location import BUSY_TIMEOUT_S, address, default_path, is_default
 from cache.history.rows import BROKEN_ROW, RUN_COLUMNS, measurement_from, prediction_from, request_from
+from cache.history.schema import NotOurs, check_ours
 from cache.records import Environment, Measurement, Prediction, StageMeasure
+from cache.refusals import why
 from planner.request import GenerationRequest
 
 # From this many ids on, reading a whole table is faster than finding the rows of each id in it.
@@ -34,7 +36,12 @@ def opened(path: Path) -> Generator[sqlite3.Connection]:
 
     Raises:
         sqlite3.Error: there is no such file, or it cannot be opened.
+        NotOurs: it was never a history, so it is not even looked at with a lock.
     """
+    try:
+        check_ours(path, is_default=is_default(path))
+    except OSError as error:
+        raise sqlite3.OperationalError(why(error)) from error
     with contextlib.closing(sqlite3.connect(address(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S)) as db:
         yield db
 
@@ -137,5 +144,5 @@ def revision(path: Path | None = None) -> tuple[str, int, str] | None:
     try:
         with opened(where) as db:
             return str(where), *revision_in(db)
-    except sqlite3.Error:
+    except (sqlite3.Error, NotOurs):
         return None

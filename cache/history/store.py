@@ -1,6 +1,9 @@
 """Keep measured runs, model facts, memory programs and jobs as rows of one SQLite file, through sqlite-utils."""
 
+import contextlib
+import getpass
 import json
+import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +15,7 @@ from sqlite_utils import Database
 from cache.exchange.lines import line_of
 from cache.history.file import HistoryFile
 from cache.history.reader import revision_in, runs_in
-from cache.history.rows import digest_of
+from cache.history.rows import BROKEN_ROW, digest_of
 from cache.records import ANSWERS, SAME_KEY, Environment, Measured, Measurement, Prediction
 from planner.components import ModelFacts
 from planner.errors import InvalidArgument
@@ -35,9 +38,41 @@ def _was_squeezed(run: Measurement, free_bytes: int | None) -> bool:
     measured = run.measured
     if measured.outcome == "ok" and not measured.num_alloc_retries:
         return False
+    if run.environment.device_kind == "cpu":
+        # Other programs share the host's memory, and may have left it since.
+        return True
     # Free memory was read after our own context was made, which takes less than a GiB on every GPU.
     then = measured.free_before_bytes
     return bool(run.holders) or (free_bytes is not None and then is not None and free_bytes > then + GIB)
+
+
+def _who() -> str:
+    """Name the user and the process that change the history."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        name = f"uid {os.geteuid()}"
+    return f"{name}, process {os.getpid()}"
+
+
+class Audited(NamedTuple):
+    """Hold a line of the audit: when, who, what was done to how many runs, and which run or file."""
+
+    at: str
+    who: str
+    action: str
+    runs: int
+    detail: str | None
+
+
+class StoppedJob(NamedTuple):
+    """Hold a job that ended with the planner, and what is needed to queue it again."""
+
+    job_id: str
+    created_at: str
+    request: GenerationRequest
+    environment: Environment
 
 
 class Imported(NamedTuple):
@@ -147,7 +182,20 @@ class Store(HistoryFile):
                     raise InvalidArgument("id", rule, run.measurement_id)
             if added:
                 self._insert(db, added)
+            self._audit(db, "import", len(added), f"{len(runs) - len(added)} were known")
         return Imported(len(added), len(runs) - len(added))
+
+    @staticmethod
+    def _audit(db: Database, action: str, runs: int, detail: str | None = None) -> None:
+        """Note a change in the transaction that makes it, so that neither is there without the other."""
+        line = Audited(now(), _who(), action, runs, detail)
+        db.table("audit").insert(line._asdict())
+
+    def audit(self) -> list[Audited]:
+        """List the lines of the audit, oldest first."""
+        with self._connect() as db:
+            rows = db.execute("select at, who, action, runs, detail from audit order by id").fetchall()
+        return [Audited(*row) for row in rows]
 
     def add_recovered(self, measurements: Iterable[Measurement]) -> Imported:
         """Keep runs of a damaged history of our own, as they were.
@@ -161,6 +209,7 @@ class Store(HistoryFile):
             added = [run for run_id, run in runs.items() if run_id not in known]
             if added:
                 self._insert(db, added)
+            self._audit(db, "recover", len(added), f"{len(known)} were known")
         return Imported(len(added), len(known))
 
     def measurements(self, where: str = "1", arguments: Mapping[str, Any] | None = None) -> list[Measurement]:
@@ -232,6 +281,7 @@ class Store(HistoryFile):
                 db.table(table).delete_where("measurement_id = ?", [full_id])
             db.execute("update jobs set measurement_id = null where measurement_id = ?", [full_id])
             db.table("measurements").delete_where("id = ?", [full_id])
+            self._audit(db, "delete", 1, full_id)
 
     def already_measured(
         self, request: GenerationRequest, environment: Environment, free_bytes: int | None = None
@@ -332,11 +382,16 @@ class Store(HistoryFile):
         *,
         predictions: tuple[Prediction, ...] = (),
         holders: tuple[dict[str, Any], ...] = (),
+        is_stopped: bool = False,
     ) -> str:
-        """Keep the job's run and close the job, both or neither; returns the run's id."""
+        """Keep the job's run and close the job, both or neither; returns the run's id.
+
+        `is_stopped` says that it ended with the planner, so that it is one of `stopped_jobs`.
+        """
         with self._writing() as db:
             measurement_id = self._insert_measurement(db, request, environment, measured, predictions, holders)
             values = {"state": measured.outcome, "ended_at": now(), "reason": measured.reason}
+            values["stopped"] = 1 if is_stopped else None
             db.table("jobs").update(job_id, values | {"measurement_id": measurement_id})
         return measurement_id
 
@@ -350,18 +405,45 @@ class Store(HistoryFile):
         with self._connect() as db:
             return list(db.table("jobs").rows_where("state in ('queued', 'running')", order_by="created_at"))
 
-    def close_orphan(self, row: Mapping[str, Any], reason: str) -> None:
-        """Close a job whose owner is gone and keep a failed run for it.
+    def close_orphan(self, row: Mapping[str, Any]) -> bool:
+        """Close a job whose planner is gone, keep a run for it, and tell whether it was still open.
 
-        Do nothing if it was closed meanwhile.
+        A job that had not begun is cancelled, and one that ran is failed: its run may be what ended the planner. Both
+        are among `stopped_jobs`.
         """
         with self._writing() as db:
             current = next(iter(db.table("jobs").rows_where("id = ?", [row["id"]])), None)
             if current is None or current["state"] not in ("queued", "running"):
-                return
+                return False
             request = GenerationRequest.from_dict(json.loads(row["request"]))
             found = next(iter(db.table("environments").rows_where("id = ?", [row["environment_id"]])))
-            measured = Measured(outcome="failed", reason=reason)
+            if current["state"] == "queued":
+                measured = Measured(outcome="cancelled", reason="the planner ended before this job began")
+            else:
+                measured = Measured(outcome="failed", reason="the planner ended while this job ran")
             measurement_id = self._insert_measurement(db, request, Environment.from_row(found), measured, (), ())
-            values = {"state": "failed", "ended_at": now(), "reason": reason, "measurement_id": measurement_id}
-            db.table("jobs").update(row["id"], values)
+            values = {"state": measured.outcome, "ended_at": now(), "reason": measured.reason, "stopped": 1}
+            db.table("jobs").update(row["id"], values | {"measurement_id": measurement_id})
+        return True
+
+    def stopped_jobs(self) -> list[StoppedJob]:
+        """List the jobs that ended with the planner and were neither queued again nor given up, oldest first."""
+        query = """select j.id job_id, j.created_at job_created_at, j.request, e.* from jobs j
+            join environments e on e.id = j.environment_id where j.stopped = 1 order by j.created_at"""
+        found = []
+        with self._connect() as db:
+            for row in db.query(query):
+                # A request that a stricter rule no longer allows cannot be queued again.
+                with contextlib.suppress(*BROKEN_ROW):
+                    request = GenerationRequest.from_dict(json.loads(row["request"]))
+                    environment = Environment.from_row(row)
+                    found.append(StoppedJob(row["job_id"], row["job_created_at"], request, environment))
+        return found
+
+    def settle_stopped(self, job_ids: Iterable[str]) -> None:
+        """Take these jobs off the list of `stopped_jobs`: they were queued again, or given up."""
+        with self._writing() as db:
+            db.execute(
+                "update jobs set stopped = null where id in (select value from json_each(?))",
+                [json.dumps(list(job_ids))],
+            )

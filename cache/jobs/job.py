@@ -77,6 +77,7 @@ class Job:
     model_dir: str | None
     predictions: tuple[Prediction, ...] = ()
     record_to: str | None = None
+    asker: str | None = None
     estimate: Estimate | None = None
     state: JobState = "queued"
     phase: str | None = None

@@ -5,6 +5,7 @@ queue ends the worker after an idle time, an out-of-memory, a cancel or a failur
 """
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -15,18 +16,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cache.history.location import HistoryError
-from cache.history.store import Store, now
+from cache import logs
+from cache.history.location import HistoryError, default_path
+from cache.history.store import StoppedJob, Store, now
+from cache.jobs import ending
 from cache.jobs.estimate import Estimate, estimate
 from cache.jobs.job import ENDED, Job, JobView
+from cache.jobs.limits import QueueFull
 from cache.jobs.lock import device_lock
 from cache.jobs.owner import Owner
-from cache.jobs.worker_process import Cancelled, WorkerFailed, WorkerProcess, real_worker
+from cache.jobs.worker_process import Cancelled, HostMemoryRanOut, WorkerFailed, WorkerProcess, real_worker
 from cache.machine.attached import AttachedCard
 from cache.machine.attached import cards as attached_cards
 from cache.machine.device import Device, Weights, allocator_environment, check_runnable, environment_of
 from cache.machine.versions import installed
 from cache.records import Measured, Measurement, Prediction
+from cache.settings import MAX_SECONDS, MAX_WAITING, MAX_WAITING_EACH
 from planner.components import MODEL_ID
 from planner.errors import NoGpu, PlannerError
 from planner.request import GenerationRequest
@@ -38,11 +43,36 @@ IDLE_S = 180.0
 REMEMBERED = 50
 
 
+# The reason of each job that was open when its planner was asked to end.
+STOPPED = "stopped with the planner"
+
+_log = logs.get("jobs")
+
+
 def close_orphans(store: Store) -> None:
-    """Close jobs whose queue has ended, so that a crash of the planner leaves a row as well."""
+    """Close jobs whose planner has ended, and end the worker that it left: a crash leaves a row as well.
+
+    A server does so as it starts, and every queue does.
+    """
+    # A dead owner without an open job may have left a worker too.
+    dead = {name for name in Owner.names(store.path) if not Owner.is_alive(store.path, name)}
     for row in store.open_jobs():
-        if not Owner.is_alive(store.path, row["owner"]):
-            store.close_orphan(row, "the planner ended while this job was open")
+        is_dead = row["owner"] in dead or not Owner.is_alive(store.path, row["owner"])
+        if is_dead and store.close_orphan(row):
+            _log.event("job-closed", job=row["id"], why="its planner has ended")
+
+
+def tidy() -> None:
+    """Close what dead planners left in the history, if there is one; a server does so as it starts.
+
+    A history that cannot be used is noted in the log: pages say it to whoever opens them.
+    """
+    logs.setup()
+    try:
+        if default_path().exists():
+            close_orphans(Store())
+    except PlannerError as error:
+        _log.event("history-refused", level=logging.WARNING, why=str(error))
 
 
 class Jobs:
@@ -55,20 +85,23 @@ class Jobs:
         worker_command: Callable[[str], Sequence[str]] = real_worker,
         silence_s: float = SILENCE_S,
         idle_s: float = IDLE_S,
+        limit_s: float | None = None,
         on_unkept: Callable[[Measurement, str], None] | None = None,
     ):
-        """Close orphaned jobs, and start the thread.
+        """Close orphaned jobs, and start the thread; `cache.jobs.ending.close_all` closes the queue.
 
+        `limit_s` is the longest that a run may take, by default ``PLANNER_MAX_SECONDS``.
         `on_unkept` is called with each run that the history could not keep, and the reason.
         """
         self.store = store
         self._worker_command, self._silence_s, self._idle_s = worker_command, silence_s, idle_s
-        self._on_unkept = on_unkept
+        self._on_unkept, self._limit_s = on_unkept, limit_s
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = threading.Condition()
         self._worker: WorkerProcess | None = None
         self._resident: tuple[Any, ...] | None = None
         self._closing = False
+        logs.setup()
         # The claim lasts as long as this process, so that others know when its jobs are orphans.
         self._owner = Owner.claim(store.path)
         try:
@@ -78,6 +111,7 @@ class Jobs:
             raise
         self._thread = threading.Thread(target=self._serve, name="measuring jobs", daemon=True)
         self._thread.start()
+        ending.register(self)
 
     # These methods are for pages and the CLI.
 
@@ -91,15 +125,19 @@ class Jobs:
         predict: Callable[[], Sequence[Prediction]] | None = None,
         force: bool = False,
         record_to: Path | None = None,
+        asker: str | None = None,
     ) -> str:
         """Queue a run and return its job id.
+
+        `asker` names who asks, such as a session: only so many runs of one asker may wait.
 
         A run with the same key in the history answers at once. `predict` gives the predictions that are kept with the
         run; it is not called where the history answers, since predicting takes longer. With `record_to` the request is
         measured in any case, and the file then holds its `cache.allocations.Recording`.
 
         Raises:
-            InvalidArgument: the request cannot run on this device.
+            InvalidArgument: the request cannot run on this device, or is beyond a limit that is set.
+            QueueFull: as many runs wait as may.
             HistoryRefused: the history cannot note the job, so it could not keep its run either.
         """
         check_runnable(request, device, model_dir, weights)
@@ -113,8 +151,14 @@ class Jobs:
             weights="local" if model_dir else weights,
             model_dir=model_dir,
             record_to=str(record_to.resolve()) if record_to else None,
+            asker=asker,
         )
         known = None if force or record_to else self.store.already_measured(request, job.environment, device.free_bytes)
+        if known is None:
+            # Predicting takes a while, which a refused request must not cost.
+            with self._changed:
+                if self._open_job_like(job) is None:
+                    self._check_room(asker)
         if known is None and predict is not None:
             job.predictions = tuple(predict())
         if known is None:
@@ -132,12 +176,59 @@ class Jobs:
                 # A second press of the button joins the run that is under way.
                 return alike.job_id
             if known is None:
+                self._check_room(asker)
                 self.store.add_job(job.job_id, request, job.environment, self._owner.name)
             self._jobs[job.job_id] = job
+            _log.event(
+                "job-cached" if known else "job-queued",
+                job=job.job_id,
+                task=request.task,
+                width=request.effective_width,
+                height=request.effective_height,
+                batch=request.batch,
+                steps=request.steps,
+                device=device.key,
+                weights=job.weights,
+            )
             while len(self._jobs) > REMEMBERED and next(iter(self._jobs.values())).state in ENDED:
                 self._jobs.popitem(last=False)
             self._changed.notify_all()
         return job.job_id
+
+    def queue_again(
+        self,
+        stopped: StoppedJob,
+        *,
+        predict: Callable[[GenerationRequest, Device], Sequence[Prediction]] | None = None,
+        asker: str | None = None,
+    ) -> str:
+        """Queue a job again that ended with the planner, and return the new job's id.
+
+        `predict` and `asker` are as for `submit`; `predict` is called with the request and its device.
+
+        Raises:
+            PlannerError: its GPU is not here, its weights are in a folder that nobody named, or `submit` refuses it.
+        """
+        environment = stopped.environment
+        weights = environment.weights.partition(":")[0]
+        if weights == "local":
+            raise PlannerError("the folder of its weights is not known any more - run 'verify --model-dir' again")
+        card = None
+        if environment.device_kind == "cuda":
+            card = next((one for one in attached_cards() if one.uuid_hash == environment.uuid_hash), None)
+            if card is None:
+                raise PlannerError(f"its GPU, {environment.card}, is not here - attach it, or give the run up")
+        device = Device(card, environment.emulated_bytes)
+        kept: Weights = "hub" if weights == "hub" else "synthetic"
+        job_id = self.submit(
+            stopped.request,
+            device,
+            weights=kept,
+            predict=(lambda: predict(stopped.request, device)) if predict else None,
+            asker=asker,
+        )
+        self.store.settle_stopped([stopped.job_id])
+        return job_id
 
     def estimate(self, request: GenerationRequest, device: Device, weights: Weights = "synthetic") -> Estimate | None:
         """Estimate how long a run would take, or return None if no run here tells it.
@@ -162,6 +253,19 @@ class Jobs:
         with self._changed:
             is_resident = self.worker_pid is not None and self._resident == job.resident_key()
         return estimate(job.request, job.environment, runs, open_s, is_resident=is_resident)
+
+    def _check_room(self, asker: str | None) -> None:
+        """Check that one more run may wait; the lock is held.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
+        waiting = [job for job in self._jobs.values() if job.state == "queued"]
+        own = sum(job.asker == asker for job in waiting) if asker is not None else 0
+        for setting, count, is_own in ((MAX_WAITING_EACH, own, True), (MAX_WAITING, len(waiting), False)):
+            if count >= setting.value:
+                _log.event("job-refused", why="the queue is full", limit=setting.value, setting=setting.name)
+                raise QueueFull(setting.value, setting.name, is_own=is_own)
 
     def _open_job_like(self, job: Job) -> Job | None:
         def asks(one: Job) -> tuple[Any, ...]:
@@ -233,14 +337,25 @@ class Jobs:
         return True
 
     def close(self) -> None:
-        """Cancel all jobs, and end the worker and the thread."""
+        """Close all jobs as stopped with the planner, and end the worker and the thread.
+
+        A second call does nothing.
+        """
         with self._changed:
+            if self._closing:
+                return
             self._closing = True
+            waiting = [job for job in self._jobs.values() if job.state == "queued"]
+            for job in waiting:
+                job.state, job.started = "running", time.monotonic()
             for job in self._jobs.values():
                 job.cancelled.set()
             self._changed.notify_all()
+        for job in waiting:
+            self._finish(job, Measured(outcome="cancelled", reason=STOPPED), ())
         self._thread.join(timeout=30)
         self._owner.leave()
+        _log.event("queue-closed", stopped=len(waiting))
 
     # These methods run in the thread.
 
@@ -270,6 +385,7 @@ class Jobs:
 
         try:
             self.store.start_job(job.job_id)
+            _log.event("job-started", job=job.job_id)
             with device_lock(job.device, waiting, job.cancelled):
                 self._on_progress(job, {"phase": "starting"})
                 worker = self._worker_for(job)
@@ -284,7 +400,7 @@ class Jobs:
                 if measured.outcome != "ok" or measured.num_alloc_retries:
                     self._end_worker()
         except Cancelled:
-            measured = Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+            measured = self._cancelled(job)
         except Exception as error:
             # A bug of ours must not end the queue: it becomes a failed run, which the user sees.
             self._end_worker()
@@ -305,11 +421,19 @@ class Jobs:
             self._on_message(job, message)
 
         try:
-            return Measured.from_dict(worker.run(order, on_message, job.cancelled, self._silence_s))
+            return worker.run(order, on_message, job.cancelled, self._silence_s, self._limit_s or MAX_SECONDS.value)
         except Cancelled:
-            return Measured(outcome="cancelled", reason="cancelled", ended_in=job.phase)
+            return self._cancelled(job)
+        except HostMemoryRanOut as error:
+            # On a GPU the host's memory says nothing of the GPU's.
+            outcome = "out-of-memory" if job.device.card is None else "failed"
+            return Measured(outcome=outcome, reason=str(error), ended_in=job.phase)
         except WorkerFailed as error:
             return Measured(outcome="failed", reason=str(error), ended_in=job.phase)
+
+    def _cancelled(self, job: Job) -> Measured:
+        reason = STOPPED if self._closing else "cancelled"
+        return Measured(outcome="cancelled", reason=reason, ended_in=job.phase)
 
     def _worker_for(self, job: Job) -> WorkerProcess:
         if self._worker and self._worker.alive and self._resident == job.resident_key():
@@ -321,6 +445,8 @@ class Jobs:
         worker = WorkerProcess(self._worker_command(job.device.kind), environment)
         with self._changed:
             self._worker, self._resident = worker, job.resident_key()
+        self._owner.note_worker(worker.pid)
+        _log.event("worker-started", job=job.job_id, worker=worker.pid)
         return worker
 
     @staticmethod
@@ -346,6 +472,8 @@ class Jobs:
         # The lock is not held here, since a process may take long to end and pages must not wait for it.
         if worker:
             worker.end()
+            self._owner.note_worker(None)
+            _log.event("worker-ended", worker=worker.pid)
 
     def _on_message(self, job: Job, message: dict[str, Any]) -> None:
         if message["type"] == "progress":
@@ -360,13 +488,21 @@ class Jobs:
                 self.store.save_model_facts(model, installed(), counts)
 
     def _on_progress(self, job: Job, message: dict[str, Any]) -> None:
+        if message["phase"] != job.phase:
+            _log.event("job-phase", job=job.job_id, phase=message["phase"])
         with self._changed:
             job.enter(message, time.monotonic())
 
     def _finish(self, job: Job, measured: Measured, holders: tuple[dict[str, Any], ...]) -> None:
         try:
             job.measurement_id = self.store.end_job(
-                job.job_id, job.request, job.environment, measured, predictions=job.predictions, holders=holders
+                job.job_id,
+                job.request,
+                job.environment,
+                measured,
+                predictions=job.predictions,
+                holders=holders,
+                is_stopped=measured.outcome == "cancelled" and measured.reason == STOPPED,
             )
         except Exception as error:
             # The run has ended in any case. The run that could not be kept stays with the job, for the page that waits.
@@ -388,3 +524,15 @@ class Jobs:
             job.measured = measured
             job.state, job.reason, job.ended_at = measured.outcome, measured.reason, time.monotonic()
             self._changed.notify_all()
+        level = logging.WARNING if measured.outcome == "failed" or job.unkept else logging.INFO
+        seconds = round(job.ended_at - (job.started or job.ended_at), 3)
+        _log.event(
+            "job-ended",
+            level=level,
+            job=job.job_id,
+            outcome=measured.outcome,
+            why=measured.reason,
+            ended_in=measured.ended_in,
+            run=job.measurement_id,
+            seconds=seconds,
+        )

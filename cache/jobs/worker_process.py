@@ -14,14 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cache.jobs.host_memory import killed_for_memory
+from cache.jobs.messages import NoMessage, measured_in, message_in
+from cache.records import Measured
+from cache.settings import MAX_SECONDS
+
 ROOT = Path(__file__).parents[2]
 # No message is so long, so a longer line is none of ours.
 MAX_LINE = 1 << 20
+# So many lines wait at most: a worker that floods its pipe is held up and does not fill this process's memory.
+MAX_LINES = 1000
 POLL_S = 0.05
+# A worker has so long to end by itself before it is killed.
+GRACE_S = 2.0
 
 
 class WorkerFailed(Exception):
     """The worker died, hung or broke the protocol; the message says how."""
+
+
+class HostMemoryRanOut(WorkerFailed):
+    """The system killed the worker, because the memory of the host ran out."""
 
 
 class Cancelled(Exception):
@@ -45,7 +58,9 @@ class WorkerProcess:
             # Ctrl-C in the terminal must reach only the parent, which decides what happens to the job.
             start_new_session=True,
         )
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._kills_before = killed_for_memory()
+        self._ended = False
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._errors: deque[str] = deque(maxlen=40)
         threads = (self._read_lines, self._read_errors)
         self._threads = [threading.Thread(target=target, daemon=True) for target in threads]
@@ -65,8 +80,14 @@ class WorkerProcess:
     def _read_lines(self) -> None:
         assert self._process.stdout is not None
         while line := self._process.stdout.readline(MAX_LINE):
-            self._lines.put(line)
-        self._lines.put(None)
+            self._put(line)
+        self._put(None)
+
+    def _put(self, line: str | None) -> None:
+        while not self._ended:
+            with contextlib.suppress(queue.Full):
+                self._lines.put(line, timeout=POLL_S)
+                return
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
@@ -79,27 +100,36 @@ class WorkerProcess:
         on_message: Callable[[dict[str, Any]], None],
         cancelled: threading.Event,
         silence_s: float,
-    ) -> dict[str, Any]:
-        """Run one job and return its measured values.
+        limit_s: float,
+    ) -> Measured:
+        """Run one job and return its result.
 
         Messages before the result go to `on_message`. The child is ended if this raises.
 
         Raises:
             Cancelled: `cancelled` was set.
-            WorkerFailed: the child died, was silent for `silence_s` seconds, or sent a line that is no message.
+            WorkerFailed: the child died, was silent for `silence_s` seconds, took longer than `limit_s` seconds, or
+                sent a line that is no message.
         """
         try:
-            return self._run(job, on_message, cancelled, silence_s)
+            return self._run(job, on_message, cancelled, silence_s, limit_s)
         except BaseException:
             self.end()
             raise
 
-    def _run(self, job, on_message, cancelled, silence_s) -> dict[str, Any]:
+    def _run(self, job, on_message, cancelled, silence_s, limit_s) -> Measured:
+        with contextlib.suppress(queue.Empty):
+            # A second result of the job before would otherwise be taken for that of this one.
+            line = self._lines.get_nowait()
+            raise WorkerFailed(self._cause_of_death() if line is None else f"the worker spoke unasked: {_begin(line)}")
         self._send(job)
-        last_heard = time.monotonic()
+        began = last_heard = time.monotonic()
         while True:
             if cancelled.is_set():
                 raise Cancelled
+            if time.monotonic() - began > limit_s:
+                way = f"; {MAX_SECONDS.name} sets the limit" if limit_s == MAX_SECONDS.value else ""
+                raise WorkerFailed(f"the run took longer than {limit_s:g} s and was ended{way}")
             try:
                 line = self._lines.get(timeout=POLL_S)
             except queue.Empty:
@@ -109,9 +139,12 @@ class WorkerProcess:
             last_heard = time.monotonic()
             message = self._parse(line)
             if message["type"] == "result":
-                return message["measured"]
+                try:
+                    return measured_in(message["measured"])
+                except NoMessage as error:
+                    raise WorkerFailed(f"the worker sent a result that is none ({error})"[:2000]) from None
             if message["type"] == "failed":
-                raise WorkerFailed(str(message["reason"]))
+                raise WorkerFailed(message["reason"][:2000])
             on_message(message)
 
     def _send(self, job: Mapping[str, Any]) -> None:
@@ -126,32 +159,47 @@ class WorkerProcess:
         if line is None:
             raise WorkerFailed(self._cause_of_death())
         try:
-            message = json.loads(line)
-        except ValueError:
-            message = None
-        if not isinstance(message, dict) or message.get("type") not in (
-            "progress",
-            "environment",
-            "facts",
-            "result",
-            "failed",
-        ):
-            raise WorkerFailed(f"the worker sent a line that is no message: {line.strip()[:120]!r}")
-        return message
+            return message_in(line)
+        except NoMessage:
+            raise WorkerFailed(f"the worker sent a line that is no message: {_begin(line)}") from None
 
     def _cause_of_death(self) -> str:
-        code = self._process.wait(timeout=10)
+        """Say how the worker ended.
+
+        Raises:
+            HostMemoryRanOut: the system killed it for memory.
+            WorkerFailed: it has closed its pipe and still runs.
+        """
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            raise WorkerFailed("the worker closed its pipe and did not end") from None
         self._threads[1].join(timeout=1)
         if code < 0:
             name = signal.Signals(-code).name
+            if code == -signal.SIGKILL and self._was_killed_for_memory():
+                raise HostMemoryRanOut("the host's memory ran out: the system killed the worker (oom_kill)")
             hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
             return f"the worker was ended by {name}{hint}"
         said = f": {self._errors[-1]}" if self._errors else ""
         return f"the worker ended with exit code {code}{said}"[:2000]
 
-    def end(self) -> None:
-        """Kill the child and wait until it has ended, so that its memory on a GPU is free."""
-        # The child leads its own session, so this also kills the processes that it started.
+    def _was_killed_for_memory(self) -> bool:
+        now = killed_for_memory()
+        return now is not None and self._kills_before is not None and now > self._kills_before
+
+    def end(self, grace_s: float = GRACE_S) -> None:
+        """End the child, or kill it after a grace, and wait until it has ended.
+
+        Its memory on a GPU is free then.
+        """
+        self._ended = True
+        # The child leads its own session, so a signal also reaches the processes that it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A child that is stopped, or ignores the signal, does not end by it.
+            self._process.wait(timeout=grace_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -166,6 +214,10 @@ class WorkerProcess:
                 except BrokenPipeError:
                     # The buffer of stdin may hold a job that the child never read.
                     continue
+
+
+def _begin(line: str) -> str:
+    return repr(line.strip()[:120])
 
 
 def real_worker(device_kind: str) -> list[str]:

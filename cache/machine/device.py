@@ -13,6 +13,7 @@ from cache.machine.attached import AttachedCard
 from cache.machine.model_folder import Contents, contents_of, fingerprint
 from cache.machine.versions import check_installed, installed
 from cache.records import REHEARSAL, DeviceKind, Environment
+from cache.settings import MAX_PIXELS, MAX_STEPS
 from planner.cards.lookup import Card, emulated_card
 from planner.components import MODEL_ID, MODEL_REVISION
 from planner.errors import InvalidArgument
@@ -143,6 +144,42 @@ def check_capacity(device: Device) -> None:
         raise InvalidArgument("capacity", rule, shown, "leave it out to use the whole GPU")
 
 
+def _pixels_of(request: GenerationRequest) -> int:
+    """Count the pixels of all images of the request, of hires fix those of its larger pass."""
+    last = request.passes()[-1]
+    return last.effective_width * last.effective_height * last.images
+
+
+def check_limits(request: GenerationRequest) -> None:
+    """Check a request against the limits that are set for what may be run here.
+
+    Raises:
+        InvalidArgument: it has more steps, or more pixels in all, than may be run.
+    """
+    if request.steps > MAX_STEPS.value:
+        rule = f"must be at most {MAX_STEPS.value} here ({MAX_STEPS.name})"
+        raise InvalidArgument("steps", rule, request.steps, f"use {MAX_STEPS.value}")
+    pixels = _pixels_of(request)
+    if pixels > MAX_PIXELS.value:
+        rule = f"times height times batch must be at most {MAX_PIXELS.value} pixels here ({MAX_PIXELS.name})"
+        raise InvalidArgument("width", rule, pixels, "smaller, or fewer at once")
+
+
+def check_folder(model_dir: str) -> None:
+    """Check that a folder holds a pipeline.
+
+    Raises:
+        InvalidArgument: it does not.
+    """
+    try:
+        readable = (Path(model_dir) / "model_index.json").is_file()
+    except OSError:
+        readable = False
+    if not readable:
+        rule = "must be a folder with model_index.json, as save_pretrained writes it"
+        raise InvalidArgument("model_dir", rule, model_dir)
+
+
 def check_runnable(
     request: GenerationRequest, device: Device, model_dir: str | None = None, weights: Weights = "synthetic"
 ) -> None:
@@ -150,23 +187,19 @@ def check_runnable(
 
     Raises:
         InvalidArgument: the folder is no pipeline, the weights lack what the request needs, the attention processor
-            cannot run here, the capacity cannot be emulated, or the CPU rehearsal is too large.
+            cannot run here, the capacity cannot be emulated, the request is beyond a limit that is set, or the CPU
+            rehearsal is too large.
         NotInstalled: a library that runs pipelines is missing.
     """
     check_installed()
     if model_dir is not None:
-        try:
-            readable = (Path(model_dir) / "model_index.json").is_file()
-        except OSError:
-            readable = False
-        if not readable:
-            rule = "must be a folder with model_index.json, as save_pretrained writes it"
-            raise InvalidArgument("model_dir", rule, model_dir)
+        check_folder(model_dir)
         _check_contents(request, contents_of(model_dir), "this folder has")
     elif weights == "hub":
         _check_contents(request, Contents(), "the Hub's model has")
     _check_attention(request, device)
     check_capacity(device)
+    check_limits(request)
     if device.kind == "cpu":
         _check_rehearsal(request)
 
@@ -198,8 +231,8 @@ def _check_attention(request: GenerationRequest, device: Device) -> None:
 
 
 def _check_rehearsal(request: GenerationRequest) -> None:
-    last = request.passes()[-1]
-    if last.effective_width * last.effective_height * last.images > MAX_REHEARSAL_PIXELS:
+    if _pixels_of(request) > MAX_REHEARSAL_PIXELS:
+        last = request.passes()[-1]
         asked = f"{last.effective_width}x{last.effective_height} batch {last.images}"
         raise InvalidArgument(
             "device", "cpu rehearses at most 512x512 pixels in all", asked, "smaller, or run it on a GPU"

@@ -52,7 +52,24 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(code in str(error) for code in _OUT_OF_MEMORY)
 
 
-def _first_sentence(error: RuntimeError) -> str:
+# torch's CPU allocator says these words if the system gives it no memory.
+# Source: pytorch v2.13.0, c10/core/impl/alloc_cpu.cpp, alloc_cpu.
+_HOST_OUT_OF_MEMORY = "can't allocate memory: you tried to allocate"
+
+
+def is_host_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the memory of the host ran out, which is not that of the GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _HOST_OUT_OF_MEMORY in str(error))
+
+
+def _host_reason(error: BaseException) -> str:
+    said = str(error)
+    begin = said.find(_HOST_OUT_OF_MEMORY)
+    words = (said[begin:] if begin >= 0 else said).partition("\n")[0][:300]
+    return f"the host's memory ran out{f': {words}' if words else ''}"
+
+
+def _first_sentence(error: Exception) -> str:
     # The rest describes the state of the card, which the row holds as numbers.
     return str(error).partition(". GPU")[0].partition("\n")[0][:500]
 
@@ -250,13 +267,18 @@ class PipelineBackend:
                 stages = _Stages(self.pipeline, self.probe, report)
                 with recorder.watching(self.modules()) if recorder else contextlib.nullcontext():
                     measured = self._run(request, stages, report)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            is_host = is_host_out_of_memory(error)
+            if is_host and self.device.type != "cpu":
+                # An outcome of out of memory would be taken for evidence of the GPU.
+                raise RuntimeError(f"{_host_reason(error)}; that says nothing of the GPU") from error
+            if not is_host and not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
                 raise
             where = stages.current if stages and stages.current else phase
             if stages:
                 stages.close()
-            measured = self._summary(stages, "out-of-memory", reason=_first_sentence(error), ended_in=where)
+            reason = _host_reason(error) if is_host else _first_sentence(error)
+            measured = self._summary(stages, "out-of-memory", reason=reason, ended_in=where)
         if recorder and recorder.recording:
             # The recording of a run that was out of memory ends with the refused allocation, so it is kept as well.
             Path(job["record_to"]).write_text(recorder.recording.to_json())

@@ -1,8 +1,6 @@
-"""The commands ``history export`` and ``history import``: move runs between machines as a file."""
+"""The commands ``history export``, ``backup`` and ``import``: move runs between machines as a file, and keep a copy."""
 
 import contextlib
-import errno
-import os
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import BinaryIO
 import click
 
 from cache.exchange.lines import lines_in, lines_of, read_runs
+from cache.files import checked_place, write_file
 from cache.history.file import HistoryFile
 from cache.records import Measurement
 from planner.answer import SCHEMA
@@ -41,38 +40,37 @@ def _write(file: BinaryIO, runs: Sequence[Measurement]) -> None:
     file.writelines(f"{line}\n".encode() for line in lines_of(runs))
 
 
-def _write_at_once(path: Path, runs: Sequence[Measurement]) -> None:
-    """Write all lines at once, so that a reader finds either the old or the new file."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            _write(file, runs)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _place(name: str, history: HistoryFile, *, is_forced: bool) -> Path:
+    """Give the path to write to: not the history, nor a damaged one, nor a copy that it keeps."""
+    path = Path(name)
+    rule = None
+    # A name that is too long, or has a NUL in it, is refused by the check below.
+    with contextlib.suppress(OSError, ValueError):
+        if history.is_part(path):
+            rule = "must not be the history itself"
+        elif history.is_set_aside(path):
+            rule = "must not be a damaged history, since its runs can still be saved"
+        elif history.is_kept_copy(path):
+            rule = "must not be a copy that the history keeps from before an update"
+    if rule:
+        raise InvalidArgument("file", rule, name)
+    return checked_place(name, is_forced=is_forced)
 
 
-def _export_to(name: str, history: HistoryFile, runs: Sequence[Measurement]) -> None:
-    # A link stays a link if the file that it leads to is replaced.
-    path = Path(os.path.realpath(name))
-    if history.is_part(path):
-        raise InvalidArgument("file", "must not be the history itself", name)
-    if history.is_set_aside(path):
-        raise InvalidArgument("file", "must not be a damaged history, since its runs can still be saved", name)
-    try:
-        _write_at_once(path, runs)
-    except OSError as error:
-        raise InvalidArgument("file", "must be a file that can be written, or -", name, error.strerror) from None
+def _replace_option(command):
+    """Add ``--force``, and pass it on as `is_forced`."""
+    return click.option("--force", "is_forced", is_flag=True, help="Replace FILE if it is there.")(command)
+
+
+def _cannot_write(name: str, error: OSError) -> InvalidArgument:
+    return InvalidArgument("file", "must be a file that can be written, or -", name, error.strerror)
 
 
 @click.command("export")
 @click.argument("file")
+@_replace_option
 @json_option
-def export_command(file: str, as_json: bool) -> int:
+def export_command(file: str, is_forced: bool, as_json: bool) -> int:
     """Write own and imported runs to FILE, one a line, oldest first; - is stdout."""
     to_stdout = file == STANDARD
     if to_stdout and as_json:
@@ -83,10 +81,40 @@ def export_command(file: str, as_json: bool) -> int:
         _write(sys.stdout.buffer, runs)
         sys.stdout.buffer.flush()
     else:
-        _export_to(file, store, runs)
+        path = _place(file, store, is_forced=is_forced)
+
+        def make(part: Path) -> None:
+            with part.open("wb") as lines:
+                _write(lines, runs)
+
+        try:
+            write_file(path, make, is_forced=is_forced)
+        except OSError as error:
+            raise _cannot_write(file, error) from None
     say(f"exported {count_text(len(runs))} to {'stdout' if to_stdout else file}")
     if as_json:
         print_json({"schema": SCHEMA, "exported": len(runs)})
+    return 0
+
+
+@click.command("backup")
+@click.argument("file")
+@_replace_option
+@json_option
+def backup_command(file: str, is_forced: bool, as_json: bool) -> int:
+    """Copy the whole history to FILE, also while it is in use; PLANNER_DB=FILE then opens the copy."""
+    if file == STANDARD:
+        raise InvalidArgument("file", "must be a file: a database cannot be written to stdout", file, "name one")
+    store = open_store()
+    path = _place(file, store, is_forced=is_forced)
+    try:
+        write_file(path, store.copy_to, is_forced=is_forced, mode_of=store.path)
+    except OSError as error:
+        raise _cannot_write(file, error) from None
+    count = store.revision()[0]
+    say(f"copied the history of {count_text(count)} to {file}")
+    if as_json:
+        print_json({"schema": SCHEMA, "copied": count, "file": str(path)})
     return 0
 
 

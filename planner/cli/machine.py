@@ -12,6 +12,9 @@ from planner.answer import SCHEMA
 from planner.cli.arguments import json_option
 from planner.cli.output import print_json, say
 
+# `doctor` exits with this if something is broken; 2 is a usage error, as everywhere.
+BROKEN = 1
+
 
 @click.command("compile")
 @click.option("--force", is_flag=True, help="Compile again even if there are programs for these versions.")
@@ -48,15 +51,16 @@ def compile_command(force: bool) -> int:
 def doctor_command(as_json: bool) -> int:
     """Check GPU, driver, versions, history and model, and say what to do.
 
-    The exit code is always 0.
+    The exit code is 1 where something is broken, marked by ✕. A missing GPU is not broken.
     """
     found = checks()
+    code = BROKEN if any(check.state == "problem" for check in found) else 0
     if as_json:
         print_json({"schema": SCHEMA, "checks": [asdict(check) for check in found]})
-        return 0
+        return code
     signs = {"ok": "✓", "note": "·", "problem": "✕"}
     for check in found:
         print(f"{signs[check.state]} {check.name}: {check.found}")
         if check.advice:
             print(f"    {check.advice}")
-    return 0
+    return code

@@ -20,7 +20,7 @@ from click.shell_completion import shell_complete
 
 from planner import __version__
 from planner.cli.output import say
-from planner.errors import InvalidArgument, PlannerError
+from planner.errors import InvalidArgument, PlannerError, shortened, shown
 from planner.fields import did_you_mean
 
 USAGE_ERROR = 2
@@ -47,7 +47,7 @@ COMMANDS = {
         "estimators:estimators_command",
         "Compare other tools' formulas, the published one and the dry run by their errors.",
     ),
-    "history": ("main:history", "List, show, delete, export, import or recover measured runs."),
+    "history": ("main:history", "List, show, delete, export, back up, import or recover measured runs."),
     "compile": (
         "machine:compile_command",
         "Compile memory programs for the installed versions, unless there are some already.",
@@ -61,6 +61,10 @@ HISTORY_COMMANDS = {
     "export": (
         "exchange:export_command",
         "Write own and imported runs to FILE, one a line, oldest first; - is stdout.",
+    ),
+    "backup": (
+        "exchange:backup_command",
+        "Copy the whole history to FILE, also while it is in use; PLANNER_DB=FILE then opens the copy.",
     ),
     "import": (
         "exchange:import_command",
@@ -115,14 +119,14 @@ class _LateCommands(click.Group):
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     meant = did_you_mean(name, known)
-    return f"no {kind} {name!r}" + (f" ({meant})" if meant else "")
+    return f"no {kind} {shown(name)}" + (f" ({meant})" if meant else "")
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 history = _LateCommands(
     HISTORY_COMMANDS,
     name="history",
-    help="List, show, delete, export, import or recover measured runs.",
+    help="List, show, delete, export, back up, import or recover measured runs.",
     no_args_is_help=True,
 )
 commands = _LateCommands(
@@ -163,7 +167,7 @@ def _usage_problem(error: click.UsageError) -> str:
         options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
         problem = _unknown("option", error.option_name, options)
     else:
-        problem = error.format_message().rstrip(".")
+        problem = shortened(error.format_message().rstrip("."), 400)
         problem = problem[:1].lower() + problem[1:]
     return f"error: {problem}; '{path} --help' lists them all"
 

@@ -12,14 +12,16 @@ import click
 
 from cache.allocations import Recording, recording_report
 from cache.exchange.lines import line_of
-from cache.history.file import HistoryError
+from cache.files import checked_place, write_file
+from cache.history.location import HistoryError
 from cache.history.observations import gather
+from cache.jobs.ending import signals_as_exit
 from cache.jobs.estimate import expected_text
 from cache.jobs.job import JobView
 from cache.jobs.queue import Jobs
 from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.machine.attached import usable_card
-from cache.machine.device import Device, Weights, check_runnable
+from cache.machine.device import Device, Weights, check_folder, check_runnable
 from cache.machine.versions import check_installed, installed
 from cache.outcomes import exit_code_of, verdict_of
 from cache.predictions import peak_error, predictions_for
@@ -193,7 +195,12 @@ Exit codes: 0 ran to the end, 11 with allocator retries, 10 out of memory,
     help="Run as if the GPU had only so much memory, such as 16GiB, its CUDA context included. That emulates the "
     "capacity of a smaller GPU, not its kernels. By default the whole GPU.",
 )
-@click.option("--force", "is_forced", is_flag=True, help="Measure again even if the answer is known.")
+@click.option(
+    "--force",
+    "is_forced",
+    is_flag=True,
+    help="Measure again even if the answer is known, and replace FILE of --workspaces.",
+)
 @click.option(
     "--workspaces",
     metavar="FILE",
@@ -237,8 +244,9 @@ def verify_command(
         as_json=as_json,
     )
     if workspaces is not None:
-        _check_recordable(workspaces, asked.device, is_sweep=sweep is not None)
-    return _verify_one(asked, request) if sweep is None else _sweep(asked, request, sweep)
+        _check_recordable(workspaces, asked.device, is_sweep=sweep is not None, is_forced=is_forced)
+    with signals_as_exit():
+        return _verify_one(asked, request) if sweep is None else _sweep(asked, request, sweep)
 
 
 def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
@@ -253,7 +261,7 @@ def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
             view = bench.jobs.wait(job_id)
         measurement, cached = bench.kept(view)
         if asked.workspaces and record_to:
-            _write_workspaces(asked.workspaces, record_to, measurement, bench.library)
+            _write_workspaces(asked.workspaces, record_to, measurement, bench.library, is_forced=asked.is_forced)
     if cached:
         say(f"measured {measurement.created_at[:16]} UTC under the same key; --force measures again")
     if asked.as_json:
@@ -263,7 +271,7 @@ def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
     return exit_code_of(measurement)
 
 
-def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool) -> None:
+def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool, is_forced: bool) -> None:
     """Check before the run that a file of workspaces can be written after it."""
     if device.card is None:
         rule = "needs a GPU: on the CPU no kernel's workspace comes from an allocator with a history"
@@ -271,11 +279,12 @@ def _check_recordable(workspaces: str, device: Device, *, is_sweep: bool) -> Non
     if is_sweep:
         rule = "must not be given with --sweep: it is for one request"
         raise InvalidArgument("workspaces", rule, workspaces, "'make gpu-check' records several")
-    if not Path(workspaces).absolute().parent.is_dir():
-        raise InvalidArgument("workspaces", "must be a file in a folder that exists", workspaces)
+    checked_place(workspaces, "workspaces", is_forced=is_forced)
 
 
-def _write_workspaces(name: str, record_to: Path, measurement: Measurement, library: Library | None) -> None:
+def _write_workspaces(
+    name: str, record_to: Path, measurement: Measurement, library: Library | None, *, is_forced: bool
+) -> None:
     """Write the recording of a run beside its dry run, unless the run recorded nothing."""
     if not record_to.exists():
         say(f"{name} was not written: the run recorded nothing and its outcome is {measurement.measured.outcome}")
@@ -283,7 +292,8 @@ def _write_workspaces(name: str, record_to: Path, measurement: Measurement, libr
     found = recording_report(Recording.read(record_to), library or shipped(), measurement)
     report = {"schema": SCHEMA, "measurement": measurement.to_dict()} | found
     try:
-        Path(name).write_text(json.dumps(report, indent=1) + "\n")
+        path = checked_place(name, "workspaces", is_forced=is_forced)
+        write_file(path, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"), is_forced=is_forced)
     except OSError as error:
         raise CannotWrite(name, error.strerror or str(error), "free space there, or name another file") from error
     say(f"{name} has the workspace of {len(found['convolutions'])} convolutions")
@@ -319,7 +329,8 @@ def _entries_to_sweep(sweep: str, base: GenerationRequest, device: Device) -> li
 def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
     device = asked.device
     # A folder without a model is an error, and not a reason to skip each request.
-    check_runnable(GenerationRequest(), device, asked.model_dir)
+    if asked.model_dir is not None:
+        check_folder(asked.model_dir)
     entries = in_order(_entries_to_sweep(sweep, base, device))
     planned, skipped = runnable(entries, device, asked.model_dir, asked.weights)
     total = len(planned) + len(skipped)

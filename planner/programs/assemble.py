@@ -10,13 +10,17 @@ from functools import lru_cache
 import numpy as np
 
 from planner.components import COMPONENT_OF_STAGE, LOAD_ORDER, OFFLOAD_ORDER, STAGES, VAE_TILE
-from planner.programs.events import Events, Flat, FlatBuilder, Play, joined, played_in_full
+from planner.programs.events import Events, Flat, FlatBuilder, Piece, Play, joined, played_in_full
 from planner.programs.library import (
     AREAS,
+    BYTES,
     EACH_IMAGE,
     EACH_NET,
     EACH_PROMPT,
+    IS_BUFFER,
+    MODULE,
     ONE_IMAGE,
+    OWNER,
     CallSize,
     Library,
     Op,
@@ -38,6 +42,16 @@ def components_of(request: GenerationRequest) -> tuple[str, ...]:
     return tuple(name for name in LOAD_ORDER if optional.get(name, True))
 
 
+def offload_order(request: GenerationRequest) -> list[str]:
+    """List the components that evict one another under model offload, in their order.
+
+    The img2img pipeline with ControlNets leaves the image encoder out: it comes and stays.
+    Source: diffusers 0.42.1, ``model_cpu_offload_seq`` of each pipeline.
+    """
+    left_out = ("image_encoder",) if request.controlnets and request.task == "img2img" else ()
+    return [name for name in OFFLOAD_ORDER if name in components_of(request) and name not in left_out]
+
+
 class Assembly:
     """Put the history of one request together, in `history`.
 
@@ -56,31 +70,26 @@ class Assembly:
         self.history = FlatBuilder(library.modules, self._owned() if request.offload == "sequential" else None)
         self._vae = VaeHalves(self.history, request, play, self.layout, self._untiled_half)
         self._on_gpu: dict[str, list[int]] = {}
-        self._moved = [name for name in OFFLOAD_ORDER if name in components_of(request)]
+        self._pieces: dict[tuple, tuple[Piece, list[int]]] = {}
+        self._left: dict[tuple, list[tuple[tuple[int, int], int]]] = {}
+        self._moved = offload_order(request)
 
     def load(self, component: str) -> None:
         """Load the component's weights onto the GPU."""
-        tensors = [(size, module) for _, module, size, _ in self._weights(component)]
-        self._on_gpu[component] = self.history.load(tensors)
+        rows = np.tile(self._weights(component), (self._copies(component), 1))
+        self._on_gpu[component] = self.history.load(rows[:, [BYTES, MODULE]])
 
     def load_buffers(self, component: str) -> None:
-        """Load what of the component sequential offload keeps on the GPU: the buffers, unless a module owns tensors."""
-        self.history.load([(size, module) for _, module, size, is_buffer in self._weights(component) if is_buffer])
+        """Load what of the component sequential offload keeps on the GPU: its buffers."""
+        rows = np.tile(self._weights(component), (self._copies(component), 1))
+        self.history.load(rows[rows[:, IS_BUFFER] != 0][:, [BYTES, MODULE]])
 
-    def _weights(self, component: str) -> list[tuple[int, int, int, bool]]:
-        """List the owner, the module, the bytes and whether it is a buffer of each of the component's tensors."""
-        rows = self.library.weights_of(weights_name(component, self.request))
-        scale = self.request.element_bytes // 2
-        return [
-            (
-                one.owner,
-                one.module,
-                one.size_bytes * (1 if one.is_buffer else scale) * (self.request.lora_rank if one.is_adapter else 1),
-                one.is_buffer,
-            )
-            for _ in range(self.request.controlnets if component == "controlnet" else 1)
-            for one in rows
-        ]
+    def _copies(self, component: str) -> int:
+        return self.request.controlnets if component == "controlnet" else 1
+
+    def _weights(self, component: str) -> np.ndarray:
+        name, request = weights_name(component, self.request), self.request
+        return self.library.weights_of(name, element_bytes=request.element_bytes, rank=request.lora_rank)
 
     def _owned(self) -> dict[str, list[tuple[int, int]]]:
         """Give the parameters that sequential offload moves: (bytes, module) by the path of the owner."""
@@ -88,15 +97,14 @@ class Assembly:
         for component in components_of(self.request):
             if component == "safety_checker":
                 continue
-            each = self._weights(component)
-            nets = self.request.controlnets if component == "controlnet" else 1
-            for index in range(nets):
-                for owner, module, size, is_buffer in each[: len(each) // nets]:
-                    path = self.library.modules[owner]
-                    if nets > 1:
-                        path = path.replace("controlnet", f"controlnet.nets.{index}", 1)
-                    if not is_buffer:
-                        owned.setdefault(path, []).append((size, module))
+            rows = self._weights(component)
+            moved = rows[rows[:, IS_BUFFER] == 0][:, [BYTES, MODULE, OWNER]].tolist()
+            several = self._copies(component) > 1
+            for index in range(self._copies(component)):
+                root = f"{component}.nets.{index}" if several else component
+                for size, module, owner in moved:
+                    path = self.library.modules[owner].replace(component, root, 1)
+                    owned.setdefault(path, []).append((size, module))
         return owned
 
     def bring(self, component: str) -> None:
@@ -127,18 +135,29 @@ class Assembly:
 
     def _untiled_half(self, name: str, size: CallSize, layout: Layout) -> int:
         compiled = routine_name(name, self.request, size.batch, size.height, size.width, layout)
-        [number] = self._routine(compiled, size, layout)
+        # The halves are methods of the VAE.
+        [number] = self._routine(compiled, size, layout, path="vae")
         return number
 
     def _routine(
         self, compiled: str, size: CallSize, layout: Layout, *, full: bool = True, path: str = ""
     ) -> list[int]:
         routine = self.library.routine(compiled)
+        key = compiled, size, layout, path
         if full and routine.calls:
-            return self._with_calls(routine, size, layout, path)
+            # A call that was played before is played again from what it appended then.
+            if key in self._pieces:
+                return self.history.again(*self._pieces[key])
+            begin = self.history.place()
+            results = self._with_calls(routine, size, layout, path)
+            if self.request.offload != "sequential":
+                self._pieces[key] = self.history.since(begin, results)
+            return results
         if full:
             return self.history.routine(routine, self._symbolic(routine.sizes, size), path)
-        return [self.history.birth(symbolic, module) for symbolic, module in self._left_by(routine, size, layout, path)]
+        if key not in self._left:
+            self._left[key] = self._left_by(routine, size, layout, path)
+        return [self.history.birth(symbolic, module) for symbolic, module in self._left[key]]
 
     def _left_by(
         self, routine: Routine, size: CallSize, layout: Layout, path: str
@@ -146,8 +165,7 @@ class Assembly:
         """Give the symbolic size and the module of each storage that the routine leaves, without playing it."""
         history, sizes = self.history, self._symbolic(routine.sizes, size).tolist()
         made: list[tuple[tuple[int, int], int]] = []
-        for op, value, module in routine.ops.tolist():
-            here = history.module_at(path, module)
+        for (op, value, _), here in zip(routine.ops.tolist(), history.modules_of(routine, path), strict=True):
             if op == Op.BIRTH:
                 made.append((tuple(sizes[value]), here))
             elif op == Op.CALL:
@@ -164,8 +182,7 @@ class Assembly:
         # One number in the routine may stand for several storages here: one for each image.
         numbers: list[list[int]] = []
         full = played_in_full([(call.routine, module) for call, module in routine.called], self.play)
-        for op, value, module in routine.ops.tolist():
-            here = history.module_at(path, module)
+        for (op, value, _), here in zip(routine.ops.tolist(), history.modules_of(routine, path), strict=True):
             if op == Op.BIRTH:
                 numbers.append([history.birth(tuple(sizes[value]), here)])
             elif op == Op.DEATH:
@@ -175,10 +192,14 @@ class Assembly:
                 called = history.path(here)
                 if call.batch_factor == EACH_IMAGE:
                     one = size._replace(batch=1)
-                    numbers.append([n for _ in range(size.batch) for n in self.call(call.routine, one, layout)])
+                    numbers.append(
+                        [n for _ in range(size.batch) for n in self.call(call.routine, one, layout, path=called)]
+                    )
                 elif call.batch_factor == EACH_NET:
                     nets = range(self.request.controlnets)
-                    numbers.append([n for _ in nets for n in self.call(call.routine, size, layout)])
+                    made = [n for _ in nets for n in self.call(call.routine, size, layout, path=called)]
+                    # The loop's own variable holds the last image until the list of all is gone.
+                    numbers.append([made[-1], *made[:-1]])
                 else:
                     on = size._replace(batch=_batch_of(call.batch_factor, size))
                     numbers += [[n] for n in self.call(call.routine, on, layout, full=in_full, path=called)]

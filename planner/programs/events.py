@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,24 @@ class Flat:
         )
 
 
+class Place(NamedTuple):
+    """Say where a growing history has come to: lengths of its lists, storages, and rows of kernels."""
+
+    ops: int
+    births: int
+    storages: int
+    kernels: dict[Op, int]
+    rows: dict[Op, int]
+
+
+class Piece(NamedTuple):
+    """Hold a part of a history that can be appended again; see `FlatBuilder.since`."""
+
+    ops: np.ndarray
+    births: np.ndarray
+    kernels: dict[Op, np.ndarray]
+
+
 class FlatBuilder:
     """Grow a `Flat` history, one event or one routine at a time.
 
@@ -127,8 +145,6 @@ class FlatBuilder:
         self._rows = dict.fromkeys(_KERNEL_SIZES, 0)
         self._names = list(modules)
         self._modules = {name: index for index, name in enumerate(modules)}
-        self._inner = [index for index, name in enumerate(modules) if name.startswith(".")]
-        self._tables: dict[str, np.ndarray] = {}
         self._owned = owned
         self._brought: list[list[int]] = []
 
@@ -151,24 +167,27 @@ class FlatBuilder:
             self._names.append(name)
         return self._modules[name]
 
-    def module_at(self, path: str, number: int) -> int:
-        """Give the number of a routine's module, where the routine is a call of the module at `path`."""
-        return int(self._table(path)[number])
+    def modules_of(self, routine: Routine, path: str) -> list[int]:
+        """Give the number here of each op's module, where the routine is a call of the module at `path`."""
+        return self._numbers_of(routine, path)[routine.modules[1]].tolist()
+
+    def _numbers_of(self, routine: Routine, path: str) -> np.ndarray:
+        """Give the number here of each distinct module of the routine; names with a leading dot are inside `path`."""
+        names = self._names
+        found = routine.modules[0].tolist()
+        if not path:
+            return np.array(found, dtype=np.int64)
+        return np.array(
+            [
+                self.module(path if names[one] == "." else path + names[one]) if names[one].startswith(".") else one
+                for one in found
+            ],
+            dtype=np.int64,
+        )
 
     def path(self, number: int) -> str:
         """Give the path of the module of this number."""
         return self._names[number]
-
-    def _table(self, path: str) -> np.ndarray:
-        """Give the number here of each of the library's modules, in a call of the module at `path`."""
-        if path not in self._tables:
-            table = np.arange(len(self._names))
-            if path:
-                for index in self._inner:
-                    name = self._names[index]
-                    table[index] = self.module(path if name == "." else path + name)
-            self._tables[path] = table
-        return self._tables[path]
 
     def event(self, op: Op, value: int, module: int = 0) -> None:
         """Append an event that makes no storage and runs no kernel."""
@@ -187,8 +206,8 @@ class FlatBuilder:
         while numbers:
             self.event(Op.DEATH, numbers.pop())
 
-    def load(self, weights: Sequence[tuple[int, int]]) -> list[int]:
-        """Make the storages of these (bytes, module), and return their numbers."""
+    def load(self, weights: np.ndarray | Sequence[tuple[int, int]]) -> list[int]:
+        """Make the storages of these rows of (bytes, module), and return their numbers."""
         self._settle()
         tensors = np.array(weights, dtype=np.int64).reshape(-1, 2)
         count = len(tensors)
@@ -208,7 +227,7 @@ class FlatBuilder:
             return self._with_weights(routine, sizes, path)
         self._settle()
         ops = routine.plain_ops.astype(np.int64)
-        ops[:, 2] = self._table(path)[ops[:, 2]]
+        ops[:, 2] = self._numbers_of(routine, path)[routine.plain_modules]
         born = ops[:, 0] == Op.BIRTH
         first, count = self._storages, int(born.sum())
         self._births.append(sizes[ops[born, 1]])
@@ -222,8 +241,7 @@ class FlatBuilder:
     def _with_weights(self, routine: Routine, sizes: np.ndarray, path: str) -> list[int]:
         """Append a routine as `routine` does, with the weights that come and go."""
         numbers: list[int] = []
-        for op, value, module in routine.ops.tolist():
-            here = self.module_at(path, module)
+        for (op, value, _), here in zip(routine.ops.tolist(), self.modules_of(routine, path), strict=True):
             if op == Op.BIRTH:
                 numbers.append(self.birth(tuple(sizes[value]), here))
             elif op == Op.DEATH:
@@ -265,6 +283,42 @@ class FlatBuilder:
             self._kernels[op].append(np.concatenate([sizes[kernels[:, :width]], plain[:, None, :]], axis=1))
             ops[rows, 1] = np.arange(self._rows[op], self._rows[op] + count)
             self._rows[op] += count
+
+    def place(self) -> Place:
+        """Say where the history has come to."""
+        self._settle()
+        kernels = {op: len(rows) for op, rows in self._kernels.items()}
+        return Place(len(self._ops), len(self._births), self._storages, kernels, dict(self._rows))
+
+    def since(self, begin: Place, results: Sequence[int]) -> tuple[Piece, list[int]]:
+        """Give what was appended since that place, storages counted from there, and so the results.
+
+        What was appended frees no storage from before.
+        """
+        self._settle()
+        ops = np.concatenate([np.zeros((0, 3), np.int64), *self._ops[begin.ops :]])
+        births = np.concatenate([np.zeros((0, 2), np.int64), *self._births[begin.births :]])
+        ops[(ops[:, 0] == Op.BIRTH) | (ops[:, 0] == Op.DEATH), 1] -= begin.storages
+        kernels = {}
+        for op, rows in self._kernels.items():
+            kernels[op] = np.concatenate([rows[0][:0], *rows[begin.kernels[op] :]])
+            ops[ops[:, 0] == op, 1] -= begin.rows[op]
+        return Piece(ops, births, kernels), [number - begin.storages for number in results]
+
+    def again(self, piece: Piece, results: Sequence[int]) -> list[int]:
+        """Append a piece of history once more, and return the numbers of its results."""
+        self._settle()
+        first = self._storages
+        ops = piece.ops.copy()
+        ops[(ops[:, 0] == Op.BIRTH) | (ops[:, 0] == Op.DEATH), 1] += first
+        for op, rows in piece.kernels.items():
+            ops[ops[:, 0] == op, 1] += self._rows[op]
+            self._kernels[op].append(rows)
+            self._rows[op] += len(rows)
+        self._ops.append(ops)
+        self._births.append(piece.births)
+        self._storages += len(piece.births)
+        return [first + number for number in results]
 
     def flat(self) -> Flat:
         """Give the history so far."""

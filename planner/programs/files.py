@@ -6,14 +6,17 @@ Both are plain, so that a recompiled library can be compared byte for byte.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from planner.errors import NoProgram
-from planner.programs.library import Call, Library, Routine, Weight
+from planner.programs.library import Call, Library, Routine
+
+T = TypeVar("T")
 
 FORMAT = 2
 SHIPPED = Path(__file__).with_name("sd15")
@@ -67,7 +70,7 @@ def encode(library: Library) -> tuple[str, bytes]:
         }
         for name, routine in sorted(library.routines.items())
     }
-    weights = {name: put(np.array(tensors)) for name, tensors in library.weights.items()}
+    weights = {name: put(tensors) for name, tensors in library.weights.items()}
     header = {
         "format": FORMAT,
         "versions": dict(library.versions),
@@ -101,20 +104,37 @@ def decode(header_text: str, numbers: bytes, source: str) -> Library:
         begin, *shape = place
         return flat[begin : begin + int(np.prod(shape))].reshape(shape)
 
-    routines = {
-        name: Routine(
-            ops=get(value["ops"]),
-            sizes=get(value["sizes"]),
-            kernels=get(value["kernels"]),
-            calls=tuple(Call(*call) for call in value["calls"]),
-        )
-        for name, value in header["routines"].items()
-    }
-    weights = {
-        name: tuple(Weight(*row[:3], *map(bool, row[3:])) for row in get(place).tolist())
-        for name, place in header["weights"].items()
-    }
-    return Library(header["versions"], routines, tuple(header["modules"]), weights, source, header["sha256"])
+    def routine(value: dict[str, Any]) -> Routine:
+        calls = tuple(Call(*call) for call in value["calls"])
+        return Routine(*(get(value[name]) for name in ("ops", "sizes", "kernels")), calls)
+
+    return Library(
+        header["versions"],
+        _Lazy(header["routines"], routine),
+        tuple(header["modules"]),
+        _Lazy(header["weights"], get),
+        source,
+        header["sha256"],
+    )
+
+
+class _Lazy(Mapping[str, T]):
+    """Make each value as it is asked for: a request needs a few dozen of thousands of routines."""
+
+    def __init__(self, described: Mapping[str, Any], make: Callable[[Any], T]):
+        self._described, self._make = described, make
+        self._made: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._made:
+            self._made[name] = self._make(self._described[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
 
 
 @cache

@@ -149,6 +149,16 @@ class Routine:
         return np.setdiff1d(np.arange(births), dead)
 
     @cached_property
+    def modules(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give the distinct modules of `ops`, and for each op the place of its own among them."""
+        return np.unique(self.ops[:, 2], return_inverse=True)
+
+    @cached_property
+    def plain_modules(self) -> np.ndarray:
+        """Give the place among the distinct modules for each of `plain_ops`."""
+        return self.modules[1][self.ops[:, 0] < Op.ENTER]
+
+    @cached_property
     def plain_ops(self) -> np.ndarray:
         """Give `ops` without those that only sequential offload needs.
 
@@ -163,32 +173,24 @@ class Routine:
         return [(self.calls[index], module) for op, index, module in self.ops.tolist() if op == Op.CALL]
 
 
-class Weight(NamedTuple):
-    """Describe a parameter or a buffer of a component.
-
-    `module` and `owner` are indices in `Library.modules`: of the component, and of the module that has the tensor. An
-    adapter's `size_bytes` are those of a LoRA of rank 1.
-    """
-
-    size_bytes: int
-    module: int
-    owner: int
-    is_buffer: bool
-    is_adapter: bool
+# The columns of a table of weights. Bytes are those of two-byte elements, of an adapter those of a LoRA of rank 1. The
+# module and the owner are indices in `Library.modules`: of the component, and of the module that has the tensor.
+BYTES, MODULE, OWNER, IS_BUFFER, IS_ADAPTER = range(5)
 
 
 @dataclass(frozen=True, eq=False)
 class Library:
     """Hold every routine of one set of library versions, and the weights that they run with.
 
-    `weights` has the tensors of each component and variant, in the order in which the worker loads them.
+    `weights` has the tensors of each component and variant, in the order in which the worker loads them: (tensors, 5),
+    with the columns `BYTES` to `IS_ADAPTER`.
     `digest` is the SHA-256 of its numbers, empty where it was never encoded.
     """
 
     versions: Mapping[str, str]
     routines: Mapping[str, Routine]
     modules: tuple[str, ...]
-    weights: Mapping[str, tuple[Weight, ...]]
+    weights: Mapping[str, np.ndarray]
     source: str = ""
     digest: str = ""
 
@@ -203,17 +205,24 @@ class Library:
         except KeyError:
             raise NoProgram(f"no memory program was compiled for {name!r} - 'python -m planner compile'") from None
 
-    def weights_of(self, name: str) -> tuple[Weight, ...]:
-        """Find the weights of this component and variant.
+    def weights_of(self, name: str, *, element_bytes: int = 2, rank: int = 0) -> np.ndarray:
+        """Give the weights of this component and variant, in a data type and with a LoRA of this rank.
+
+        Shape:
+            (tensors, 5), int64.
 
         Raises:
             NoProgram: there are none.
         """
         try:
-            return self.weights[name]
+            rows = self.weights[name].astype(np.int64)
         except KeyError:
             raise NoProgram(f"no weights were listed for {name!r} - 'python -m planner compile'") from None
+        # Buffers are indices, which keep their type.
+        rows[:, BYTES] *= np.where(rows[:, IS_BUFFER] != 0, 1, element_bytes // 2)
+        rows[:, BYTES] *= np.where(rows[:, IS_ADAPTER] != 0, rank, 1)
+        return rows
 
     def weights_bytes(self, name: str, rank: int = 0) -> int:
         """Compute the bytes of the component's parameters and buffers, with a LoRA of this rank."""
-        return sum(one.size_bytes * (rank if one.is_adapter else 1) for one in self.weights_of(name))
+        return int(self.weights_of(name, rank=rank)[:, BYTES].sum())

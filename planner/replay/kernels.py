@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from planner.errors import InvalidArgument, NoProgram
+from planner.errors import InvalidArgument, NoKernelRule
 from planner.units import MIB
 
 # cuBLAS keeps one workspace a handle and stream, from the same allocator, from the first matrix product on.
@@ -76,7 +76,7 @@ class KernelPolicy:
 
         Raises:
             InvalidArgument: `dtype` is none of `ELEMENT_BYTES`.
-            NoProgram: torch runs this data type on such GPUs by kernels that no rule here covers.
+            NoKernelRule: torch runs this data type on such GPUs by kernels that no rule here covers.
         """
         convolution = preferred_convolution(capability, dtype)
         return cls(
@@ -138,7 +138,7 @@ def preferred_convolution(capability: Capability, dtype: str) -> Convolution:
 
     Raises:
         InvalidArgument: `dtype` is none of `ELEMENT_BYTES`.
-        NoProgram: it is bfloat16 before compute capability 8.0.
+        NoKernelRule: it is bfloat16 before compute capability 8.0.
     """
     if dtype not in ELEMENT_BYTES:
         raise InvalidArgument("dtype", f"must be one of {', '.join(ELEMENT_BYTES)}", dtype)
@@ -146,7 +146,7 @@ def preferred_convolution(capability: Capability, dtype: str) -> Convolution:
         return "nhwc" if capability >= (8, 0) else "plain"
     if dtype == "bfloat16" and capability < (8, 0):
         version = ".".join(map(str, capability))
-        raise NoProgram(
+        raise NoKernelRule(
             f"bfloat16 on compute capability {version} has no dry run: before 8.0 torch runs its convolutions without "
             "cuDNN and its attention without a fused kernel - choose float16"
         )

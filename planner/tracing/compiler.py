@@ -17,7 +17,7 @@ import numpy as np
 
 from planner.components import LIBRARIES, LOAD_ORDER, MAX_TRACED_STEPS
 from planner.programs.files import save
-from planner.programs.library import AREAS, CallSize, Library, Op, Routine, Weight
+from planner.programs.library import AREAS, CallSize, Library, Op, Routine
 from planner.programs.names import Layout, pipeline_name, routine_name, weights_name
 from planner.request import ATTENTION_KINDS, IP_ADAPTERS, MAX_CONTROLNETS, TASKS, GenerationRequest
 from planner.tracing.call_frames import CompileError, Frame, folded, frames_of
@@ -374,7 +374,7 @@ def compile_library(
     module = _Pool()
     module("")
     weights = {
-        name: tuple(Weight(size, module(component), module(owner), *rest) for size, component, owner, *rest in rows)
+        name: np.array([(size, module(component), module(owner), *rest) for size, component, owner, *rest in rows])
         for name, rows in sorted(compiler.weights.items())
     }
     routines = {key: routine_from(key, frames, module) for key, frames in sorted(compiler.frames.items())}

@@ -238,7 +238,13 @@ def _load_lora(modules: Mapping[str, Any], request: GenerationRequest) -> None:
 
     adapted = {"unet": UNET_LORA_TARGETS} | ({"text_encoder": TEXT_LORA_TARGETS} if request.lora_text_encoder else {})
     for name, targets in adapted.items():
-        config = LoraConfig(r=request.lora_rank, lora_alpha=request.lora_rank, target_modules=targets)
+        # By whole names, as the keys of a LoRA's file give them: an IP-Adapter's resampler has layers of the same ends.
+        layers = [
+            path
+            for path, _ in modules[name].named_modules()
+            if path.endswith(tuple(f".{target}" for target in targets)) and not path.startswith("encoder_hid_proj")
+        ]
+        config = LoraConfig(r=request.lora_rank, lora_alpha=request.lora_rank, target_modules=layers)
         modules[name].add_adapter(config)
 
 

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import random
 import re
 from collections import Counter
 
@@ -108,11 +109,81 @@ def as_programmed(library: Library, request: GenerationRequest) -> list[tuple]:
 @example(GenerationRequest(width=64, height=64, batch=32, channels_last=True, steps=1))
 @example(GenerationRequest(width=776, height=392, batch=64, vae_tiling=True, guidance_scale=1.0, steps=1))
 @example(GenerationRequest(width=8072, height=6552, batch=8, channels_last=True, steps=1))
+@example(GenerationRequest(width=72, height=64, batch=2, controlnets=2, offload="model", steps=1))
 def test_a_program_equals_a_live_trace(request_):
     live = as_traced(trace(request_))
     programmed = as_programmed(shipped(), request_)
     assert len(live) > 1000
     assert programmed == live
+
+
+# What changes allocations, with the values that differ in kind.
+PAIRED = {
+    "task": ["img2img", "txt2img", "inpaint"],
+    "images_per_prompt": [1, 2],
+    "dtype": ["float16", "bfloat16", "float32"],
+    "controlnets": [0, 1, 3],
+    "lora_rank": [0, 5],
+    "ip_adapter": ["none", "base", "plus"],
+    "attention": ["sdpa", "xformers", "eager"],
+    "attention_slicing": [False, True],
+    "memory_format": ["plain", "channels_last", "channels_last_unet"],
+    "guidance_scale": [7.5, 1.0],
+    "batch": [1, 2],
+    "offload": ["none", "model"],
+    "vae_tiling": [False, True],
+    "vae_slicing": [False, True],
+    "steps": [1, 3],
+    "sides": [(208, 152), (64, 64), (136, 520)],
+}
+
+
+def paired() -> list[GenerationRequest]:
+    """Requests in which every pair of values that may go together stands in one at least."""
+    rng = random.Random(0)
+    names = list(PAIRED)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x, y in itertools.product(range(len(PAIRED[a])), range(len(PAIRED[b])))
+        if not refused({a: PAIRED[a][x], b: PAIRED[b][y]})
+    }
+    found = []
+    while missing:
+        best: tuple[int, dict, set] = (0, {}, set())
+        seed = rng.choice(sorted(missing))
+        for _ in range(60):
+            chosen = {name: rng.randrange(len(PAIRED[name])) for name in names} | dict(seed)
+            if refused({name: PAIRED[name][index] for name, index in chosen.items()}):
+                continue
+            covered = missing & set(itertools.combinations(chosen.items(), 2))
+            best = max(best, (len(covered), chosen, covered), key=lambda one: one[0])
+        count, chosen, covered = best
+        assert count, f"{seed} cannot be made a request"
+        missing -= covered
+        found.append(as_request({name: PAIRED[name][index] for name, index in chosen.items()}))
+    return found
+
+
+def refused(values: dict) -> bool:
+    return values.get("ip_adapter", "none") != "none" and values.get("attention_slicing", False)
+
+
+def as_request(values: dict) -> GenerationRequest:
+    values = dict(values)
+    memory_format, (width, height) = values.pop("memory_format"), values.pop("sides")
+    if memory_format != "plain":
+        values[memory_format] = True
+    return GenerationRequest(**values, width=width, height=height, lora_text_encoder=values["lora_rank"] > 0)
+
+
+@pytest.mark.timeout(900)
+def test_programs_of_all_pairs_of_options_equal_live_traces():
+    requests = paired()
+    assert len(requests) < 40
+    for request_ in requests:
+        live = as_traced(trace(request_))
+        assert as_programmed(shipped(), request_) == live, request_.describe()
 
 
 def test_every_condition_on_a_shape_is_known():

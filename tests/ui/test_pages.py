@@ -11,7 +11,7 @@ from cache.records import Prediction
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.request import GenerationRequest
-from tests.conftest import make_environment, make_measured
+from tests.conftest import damage, make_environment, make_measured
 from tests.ui.conftest import PAGES, answered, texts
 
 VERIFY, HISTORY, ACCURACY = "pages/1_Verify.py", "pages/2_History.py", "pages/3_Accuracy.py"
@@ -33,7 +33,7 @@ def test_every_page_opens_by_its_link(open_page, no_driver, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_that_a_damaged_history_was_set_aside(open_page, own_history, page):
-    own_history.write_bytes(b"nonsense" * 1000)
+    damage(own_history)
     at = open_page(page)
     assert not at.exception
     assert "was set aside as" in texts(at.warning)

@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 ORDER = {
     "planner": "errors units components fields request cards answer formula programs tracing replay calibration fit "
     "alternatives plan accuracy report cli",
-    "cache": "records outcomes tokens refusals machine exchange history programs predictions allocations worker jobs "
-    "doctor gpu_check",
+    "cache": "records outcomes tokens refusals settings places logs files machine exchange history programs "
+    "predictions allocations worker jobs doctor gpu_check",
     "pages.shared": "frame guard controls plan history verify accuracy server",
 }
 # The packages themselves, likewise.

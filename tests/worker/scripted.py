@@ -6,6 +6,7 @@ The script says what happens in each job. With FILE it happens only once, so tha
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +137,31 @@ class Scripted:
     def bad_result(self) -> None:
         self._write(b'{"type": "result", "measured": {"outcome": "ok", "surprise": 1, "stages": []}}\n')
         time.sleep(3600)
+
+    def wrong_outcome(self) -> None:
+        self._write(b'{"type": "result", "measured": {"outcome": "splendid", "stages": []}}\n')
+        time.sleep(3600)
+
+    def wrong_step(self) -> None:
+        self._write(b'{"type": "progress", "phase": "unet", "step": "two", "of": null}\n')
+
+    def wrong_facts(self) -> None:
+        self._write(b'{"type": "facts", "counts": {"unet": 5}}\n')
+
+    def closes_its_pipe(self) -> None:
+        os.close(3)
+        time.sleep(3600)
+
+    def flood(self) -> None:
+        while True:
+            self._write(b'{"type": "progress", "phase": "unet", "step": 2, "of": 2}\n' * 100)
+
+    def ignores_sigterm(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+
+    def twice(self) -> None:
+        self._write(b'{"type": "result", "measured": {"outcome": "ok", "stages": []}}\n')
 
     def _write(self, data: bytes) -> None:
         # The private copy of stdout is the lowest descriptor after the standard three.

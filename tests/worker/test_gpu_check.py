@@ -566,7 +566,8 @@ def test_workspaces_are_refused_before_anything_runs(t4, tmp_path, capsys, own_h
 
 def test_a_file_of_workspaces_needs_its_folder(t4, capsys, own_history):
     assert planner_main(["verify", "--device", "0", "--workspaces", "/nowhere/file.json"]) == 2
-    said = "error: workspaces must be a file in a folder that exists, got '/nowhere/file.json'\n"
+    rule = "workspaces must be a file in a folder that exists"
+    said = f"error: {rule}, got '/nowhere/file.json' (No such file or directory)\n"
     assert capsys.readouterr().err == said and not own_history.exists()
 
 

@@ -16,7 +16,7 @@ from cache.history.location import HistoryRefused
 from cache.history.store import Store
 from cache.jobs.lock import device_lock
 from cache.jobs.owner import Owner
-from cache.jobs.queue import Jobs, close_orphans
+from cache.jobs.queue import STOPPED, Jobs, close_orphans
 from cache.jobs.worker_process import Cancelled
 from cache.machine.attached import cards
 from cache.machine.device import Device, environment_of
@@ -148,14 +148,20 @@ FAILURES = {
     "garbage": "the worker sent a line that is no message: 'Segmentation fault (core dumped)'",
     "wrong-message": "the worker sent a line that is no message",
     "endless-line": "the worker sent a line that is no message: 'xxx",
-    "bad-result": "TypeError: ",
+    "bad-result": "the worker sent a result that is none (Measured has other fields)",
+    "wrong-outcome": "the worker sent a result that is none (the result has no outcome or no stages)",
+    "wrong-step": "the worker sent a line that is no message: ",
+    "wrong-facts": "the worker sent a line that is no message: ",
+    "closes-its-pipe": "the worker closed its pipe and did not end",
+    "flood": "the run took longer than",
     "hang": "the worker said nothing for 1 s and was ended",
 }
 
 
 @pytest.mark.parametrize(("script", "reason"), FAILURES.items())
 def test_a_failure_leaves_a_row_and_the_next_job_runs_in_a_fresh_worker(jobs_with, store, tmp_path, script, reason):
-    jobs = jobs_with(script, once=tmp_path / "once", silence_s=1 if script == "hang" else 60)
+    short = {"hang": {"silence_s": 1}, "flood": {"limit_s": 2}}.get(script, {})
+    jobs = jobs_with(script, once=tmp_path / "once", **short)
     failed = jobs.wait(jobs.submit(REQUEST, CPU))
     assert failed.state == "failed"
     assert failed.reason.startswith(reason)
@@ -165,14 +171,19 @@ def test_a_failure_leaves_a_row_and_the_next_job_runs_in_a_fresh_worker(jobs_wit
     assert [run.measured.outcome for run in store.measurements()] == ["ok", "failed"]
 
 
-def test_out_of_memory_is_a_result_and_ends_the_worker(jobs_with, store, tmp_path):
-    jobs = jobs_with("out-of-memory", once=tmp_path / "once")
-    view = jobs.wait(jobs.submit(REQUEST, CPU))
+def test_out_of_memory_is_a_result_and_ends_the_worker(jobs_with, store, tmp_path, nvml):
+    jobs, device = jobs_with("out-of-memory", once=tmp_path / "once"), Device(cards()[0])
+    view = jobs.wait(jobs.submit(REQUEST, device))
     assert (view.state, view.reason) == ("out-of-memory", "CUDA out of memory")
     assert jobs.worker_pid is None
     assert store.measurements()[0].measured.ended_in == "unet"
-    assert jobs.wait(jobs.submit(REQUEST, CPU)).state == "cached"
-    assert jobs.wait(jobs.submit(REQUEST, CPU, force=True)).state == "ok"
+    assert jobs.wait(jobs.submit(REQUEST, device)).state == "cached"
+    assert jobs.wait(jobs.submit(REQUEST, device, force=True)).state == "ok"
+
+
+def test_a_rehearsal_without_memory_is_tried_again(jobs_with, tmp_path):
+    jobs = jobs_with("out-of-memory", once=tmp_path / "once")
+    assert [jobs.wait(jobs.submit(REQUEST, CPU)).state for _ in range(3)] == ["out-of-memory", "ok", "cached"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -299,6 +310,7 @@ def test_closing_ends_the_worker_and_closes_the_jobs(jobs_with, store):
     jobs.close()
     assert not psutil.pid_exists(pid)
     assert store.job(job_id)["state"] == "cancelled"
+    assert store.job(job_id)["reason"] == STOPPED
     assert store.open_jobs() == []
 
 
@@ -307,7 +319,7 @@ def test_the_worker_ends_when_its_parent_is_gone():
         "import os, sys, threading; from cache.jobs.worker_process import WorkerProcess;"
         "worker = WorkerProcess([sys.executable, '-m', 'tests.worker.scripted', 'hang'], os.environ);"
         "print(worker.pid, flush=True);"
-        "worker.run({}, lambda m: print(m, flush=True) if m.get('step') == 2 else None, threading.Event(), 60)"
+        "worker.run({}, lambda m: print(m, flush=True) if m.get('step') == 2 else None, threading.Event(), 60, 60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
@@ -333,9 +345,9 @@ def test_a_job_of_a_dead_planner_is_closed_with_a_row(store, own_history):
     other.communicate("die\n")
     close_orphans(store)
     close_orphans(store)
-    assert store.job("other's")["state"] == "failed"
+    assert store.job("other's")["state"] == "cancelled"
     (run,) = store.measurements()
-    assert run.measured.reason == "the planner ended while this job was open"
+    assert run.measured.reason == "the planner ended before this job began"
     assert run.measurement_id == store.job("other's")["measurement_id"]
     assert not list(own_history.parent.glob("*.owner-*"))
 

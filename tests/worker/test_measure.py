@@ -10,7 +10,7 @@ from diffusers import PNDMScheduler, StableDiffusionImg2ImgPipeline
 from cache.allocations import Recording
 from cache.jobs.estimate import unet_calls
 from cache.worker import pipelines
-from cache.worker.measure import PipelineBackend, is_out_of_memory
+from cache.worker.measure import PipelineBackend, is_host_out_of_memory, is_out_of_memory
 from cache.worker.probes import CudaProbe, _LiveStorages
 from cache.worker.recording import Recorder
 from planner.request import TASKS, GenerationRequest
@@ -113,6 +113,38 @@ def test_out_of_memory_while_loading_is_a_result(monkeypatch):
     _, report = reports()
     measured = PipelineBackend("cpu").measure(JOB, report)
     assert (measured.outcome, measured.ended_in, measured.stages) == ("out-of-memory", "loading", ())
+
+
+HOST_OUT_OF_MEMORY = [
+    MemoryError(),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 64000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+]
+
+
+@pytest.mark.parametrize("error", HOST_OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_host_without_memory_is_a_result_of_a_rehearsal_and_an_error_of_a_gpus(monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("cache.worker.pipelines.load", full)
+    _, report = reports()
+    backend = PipelineBackend("cpu")
+    measured = backend.measure(JOB, report)
+    assert (measured.outcome, measured.ended_in) == ("out-of-memory", "loading")
+    assert measured.reason.startswith("the host's memory ran out") and "enforce fail" not in measured.reason
+    # Only the kind of the device decides, so that a GPU's evidence holds no run that met the end of the host's memory.
+    backend.device = torch.device("cuda")
+    with pytest.raises(RuntimeError, match=r"the host's memory ran out.*that says nothing of the GPU"):
+        backend.measure(JOB, report)
+
+
+def test_torchs_own_words_for_a_host_without_memory_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_host_out_of_memory(caught.value) and not is_out_of_memory(caught.value)
 
 
 def test_another_error_is_not_taken_for_out_of_memory(backend, monkeypatch):

@@ -93,8 +93,8 @@ def test_a_failed_run_does_not_stop_the_sweep(scripted, sweep, own_history, tmp_
     assert outcomes(own_history) == ["ok", outcome, "ok"]
     assert [line.split()[-1] for line in out.splitlines()[2:]] == ["yes", "no", "no"]
     assert f"{outcome}: " in err
-    # An out-of-memory is an answer and stays one, a failure is tried again.
-    assert sweep(of_widths(*WIDTHS))[0] == (10 if outcome == "out-of-memory" else 0)
+    # Both are tried again: the memory of the host, which a rehearsal takes, may be free by then.
+    assert sweep(of_widths(*WIDTHS))[0] == 0
 
 
 def test_retries_make_the_exit_code_tight(scripted, sweep):

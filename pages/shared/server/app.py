@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from cache.jobs.ending import close_all
+from cache.jobs.queue import tidy
 from pages.shared.frame.plan_state import API_PATH
 from pages.shared.guard import settings
 from pages.shared.guard.hosts import HostGuard
@@ -23,6 +25,7 @@ from pages.shared.server.api import ROUTES as ANSWERS
 from pages.shared.server.api import WORK, noted
 from pages.shared.server.health import LOOKS, health, metrics
 from planner.answer import SCHEMA
+from planner.replay.fast_replay import warm_up
 
 _PAGES = ("Plan", "Verify", "History", "Accuracy")
 HEALTH_PATH, METRICS_PATH = "/healthz", "/metrics"
@@ -77,14 +80,18 @@ def _stop() -> None:
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: Any) -> AsyncGenerator[None]:
-    """Check the settings at the start, and give up all questions as soon as the process is told to end.
+    """Check the settings as the server starts, and close what is open before it ends.
 
-    The server would otherwise wait for every answer before it ends.
+    At the start also what dead planners left is closed, and the compiled replay is loaded in the background. As soon as
+    the process is told to end, all questions are given up, for the server would wait for every answer; then this
+    server's own jobs are closed.
 
     Raises:
         InvalidArgument: a setting is not understood.
     """
     settings.checked()
+    await asyncio.to_thread(tidy)
+    warm_up(in_background=True)
     WORK.open()
     LOOKS.open()
     before: dict[int, Any] = {}
@@ -108,6 +115,7 @@ async def lifespan(_app: Any) -> AsyncGenerator[None]:
             if callable(handler):
                 signal.signal(number, handler)
         _stop()
+        await asyncio.to_thread(close_all)
 
 
 ROUTES = _routes()

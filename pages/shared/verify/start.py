@@ -1,5 +1,7 @@
 """Choose the weights of a run, say how long it takes, and start it."""
 
+from uuid import uuid4
+
 import streamlit as st
 
 from cache.history.location import HistoryError
@@ -7,6 +9,7 @@ from cache.jobs.estimate import about, expected_text
 from cache.jobs.queue import Jobs
 from cache.machine.device import Device, Weights
 from cache.predictions import predictions_for
+from cache.records import Prediction
 from pages.shared.frame import session
 from pages.shared.frame.escape import plain, sentence
 from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
@@ -111,18 +114,57 @@ def _reason(shorter: GenerationRequest, request: GenerationRequest, time: str) -
     )
 
 
-def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weights, *, force: bool) -> None:
-    """Queue the run, and put its id into the address so that a reload finds it again."""
+def _asker() -> str:
+    """Return a name for this session, by which the queue counts its waiting runs."""
+    return st.session_state.setdefault("asker", uuid4().hex)
+
+
+def _predict(jobs: Jobs, request: GenerationRequest, device: Device) -> tuple[Prediction, ...]:
     library, _ = session.library()
     evidence = session.evidence(plan().get(PUBLISHED_KEY, True)).evidence
+    return predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence)
+
+
+def stopped_view(jobs: Jobs) -> None:
+    """Offer to queue the runs again that ended with a planner, or to give them up."""
+    try:
+        stopped = jobs.store.stopped_jobs()
+    except HistoryError:
+        # The page has said what is wrong with the history.
+        return
+    if not stopped:
+        return
+    runs = f"{len(stopped)} run{'' if len(stopped) == 1 else 's'}"
+    with st.container(border=True):
+        st.markdown(f"**{runs} ended with the planner** before they were measured. The first of them:")
+        st.caption(plain(stopped[0].request.describe()))
+        with st.container(horizontal=True):
+            again = st.button(f"Queue {runs} again", icon=":material/replay:", key="queue-again")
+            if st.button("Give them up", icon=":material/delete_sweep:", key="give-up"):
+                jobs.store.settle_stopped(job.job_id for job in stopped)
+                st.rerun()
+    if again:
+        try:
+            for job in stopped:
+                jobs.queue_again(job, predict=lambda request, device: _predict(jobs, request, device), asker=_asker())
+        except PlannerError as error:
+            # The rest stays on the list, and the button is there again.
+            st.error(sentence(str(error)), icon=":material/error:")
+            return
+        st.rerun()
+
+
+def start(jobs: Jobs, request: GenerationRequest, device: Device, weights: Weights, *, force: bool) -> None:
+    """Queue the run, and put its id into the address so that a reload finds it again."""
     try:
         demand()
         job_id = jobs.submit(
             request,
             device,
             weights=weights,
-            predict=lambda: predictions_for(request, device, session.facts(), jobs.worker_pid, library, evidence),
+            predict=lambda: _predict(jobs, request, device),
             force=force,
+            asker=_asker(),
         )
     except PlannerError as error:
         st.error(sentence(str(error)), icon=":material/error:")

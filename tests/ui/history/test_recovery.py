@@ -9,7 +9,7 @@ import pytest
 from cache.history.location import HistoryRefused
 from cache.history.store import Store
 from planner.request import GenerationRequest
-from tests.conftest import make_environment, make_measured
+from tests.conftest import damage, make_environment, make_measured
 from tests.ui.conftest import texts
 
 VERIFY, HISTORY = "pages/1_Verify.py", "pages/2_History.py"
@@ -66,7 +66,7 @@ def test_a_failed_recovery_is_an_error(open_page, set_aside, own_history, monkey
 
 
 def test_a_damaged_file_without_runs_says_so(open_page, own_history):
-    own_history.write_bytes(b"not a database at all " * 100)
+    damage(own_history)
     at = open_page(HISTORY)
     at.button(key="recover-0").click().run()
     assert not at.exception and "it is no SQLite file" in texts(at.error)
@@ -82,7 +82,7 @@ def test_a_damaged_file_that_disappears_says_so(open_page, set_aside):
 
 
 def test_other_pages_warn_until_the_file_is_handled(open_page, own_history, no_driver):
-    own_history.write_bytes(b"not a database at all " * 100)
+    damage(own_history)
     at = open_page(VERIFY)
     assert "was set aside as" in texts(at.warning) and "**History** page can recover the runs" in texts(at.warning)
     [aside] = Store(own_history).damaged_files()

@@ -9,7 +9,7 @@ from cache.history.location import HistoryRefused
 from cache.history.store import Store
 from pages.shared.history.details import delete
 from planner.request import GenerationRequest
-from tests.conftest import make_environment, make_measured
+from tests.conftest import damage, make_environment, make_measured
 from tests.ui.conftest import texts
 from tests.unit.exchange.test_lines import RUN
 
@@ -91,9 +91,7 @@ def test_a_history_damaged_while_serving_is_replaced(open_page, own_history):
     store.save_measurement(GenerationRequest(), make_environment(), make_measured())
     at = open_page(HISTORY)
     assert len(at.dataframe[0].value) == 1
-    for path in own_history.parent.glob("planner.db*"):
-        path.unlink()
-    own_history.write_bytes(b"not a database at all " * 1000)
+    damage(own_history)
     at.run()
     assert not at.exception and "file is not a database" in texts(at.error)
     at.run()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cache.exchange.lines import line_of
+from cache.files import write_file
 from cache.history.store import Store
 from cache.records import Measured
 from planner.cli import exchange as cli_exchange
@@ -42,7 +43,7 @@ def test_an_export_can_be_imported_and_comes_back_known(capsys, two_runs, tmp_pa
     assert run(capsys, "history", "import", str(path))[2] == "imported 2 runs, 0 were known\n"
     code, out, err = run(capsys, "history", "import", str(path), "--json")
     assert (code, json.loads(out)) == (0, {"schema": 1, "imported": 0, "known": 2})
-    code, out, _ = run(capsys, "history", "export", str(path), "--json")
+    code, out, _ = run(capsys, "history", "export", str(path), "--json", "--force")
     assert (code, json.loads(out)) == (0, {"schema": 1, "exported": 2})
     assert os.listdir(tmp_path).count("runs.jsonl") == 1
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
@@ -133,12 +134,68 @@ def test_a_link_to_the_history_is_the_history(capsys, two_runs, own_history, tmp
     assert code == 2 and "file must not be the history itself" in err
 
 
-def test_an_export_keeps_a_link(capsys, two_runs, tmp_path):
+WRITERS = ("export", "backup")
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_link_is_never_followed(capsys, two_runs, tmp_path, command, force):
     link, target = tmp_path / "link", tmp_path / "target"
-    target.write_text("old")
     link.symlink_to(target)
-    assert run(capsys, "history", "export", str(link))[0] == 0
-    assert link.is_symlink() and target.read_text().count("\n") == 2
+    for content in (None, "old"):
+        if content:
+            target.write_text(content)
+        code, _, err = run(capsys, "history", command, str(link), *force)
+        assert code == 2 and f"file must not be a link, got '{link}'"[:60] in err and f"name the file: {target}" in err
+        assert link.is_symlink() and (target.read_text() if content else not target.exists())
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_file_is_replaced_only_if_asked_and_keeps_its_mode(capsys, two_runs, tmp_path, command):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o600)
+    code, _, err = run(capsys, "history", command, str(path))
+    assert code == 2 and "file must not be there yet" in err and "--force replaces this one" in err
+    assert path.read_text() == "old"
+    assert run(capsys, "history", command, str(path), "--force")[0] == 0
+    assert path.read_bytes() != b"old" and path.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("place", ["/etc/runs.jsonl", "/proc/self/runs.jsonl", "/dev/runs.jsonl", "/usr/runs.jsonl"])
+def test_nothing_is_written_into_places_of_the_system(capsys, two_runs, command, place):
+    code, _, err = run(capsys, "history", command, place, "--force")
+    assert code == 2 and "is a folder of the system" in err
+    assert not os.path.lexists(place)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_pipe_is_no_file_to_write(capsys, two_runs, tmp_path, command):
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run(capsys, "history", command, str(tmp_path / "pipe"), "--force")
+    assert code == 2 and "it is no regular file" in err
+
+
+def test_a_file_that_came_meanwhile_stays(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(FileExistsError):
+        write_file(path, lambda part: path.write_text("theirs"))
+    assert path.read_text() == "theirs" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_backup_opens_as_a_history(capsys, two_runs, tmp_path, monkeypatch, own_history):
+    path = tmp_path / "copy.db"
+    own_history.chmod(0o600)
+    code, out, err = run(capsys, "history", "backup", str(path), "--json")
+    assert (code, json.loads(out)) == (0, {"schema": 1, "copied": 2, "file": str(path)})
+    assert err == f"copied the history of 2 runs to {path}\n" and path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("PLANNER_DB", str(path))
+    listed = json.loads(run(capsys, "history", "list", "--json")[1])["measurements"]
+    assert sorted(one["id"] for one in listed) == sorted(two_runs)
+    code, _, err = run(capsys, "history", "backup", "-")
+    assert code == 2 and "a database cannot be written to stdout" in err
 
 
 def test_an_export_that_fails_half_way_leaves_the_old_file(capsys, two_runs, tmp_path, monkeypatch):
@@ -150,7 +207,7 @@ def test_an_export_that_fails_half_way_leaves_the_old_file(capsys, two_runs, tmp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cli_exchange, "_write", half)
-    code, _, err = run(capsys, "history", "export", str(path))
+    code, _, err = run(capsys, "history", "export", str(path), "--force")
     assert code == 2 and "(No space left on device)" in err
     assert path.read_text() == "old"
     assert not list(tmp_path.glob(".*.part"))

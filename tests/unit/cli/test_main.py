@@ -260,7 +260,8 @@ def test_an_ambiguous_id_is_refused(capsys, own_history, monkeypatch):
 
 
 def test_a_damaged_history_is_set_aside_with_a_message(capsys, own_history):
-    own_history.write_bytes(b"not a database at all " * 100)
+    Store(own_history)
+    own_history.write_bytes(own_history.read_bytes()[:100] + b"no longer a database " * 100)
     code, _, err = run(capsys, "history", "list")
     assert code == 0 and "the history was damaged and is now" in err
     _, out, _ = run(capsys, "doctor")
@@ -283,7 +284,7 @@ def test_a_plan_needs_no_usable_history(capsys, monkeypatch, tmp_path, name):
     assert code == 0 and "dry-run" in out
     assert f"the history {path} cannot be opened" in err and err.count("the answer stands without it") == 1
     code, out, _ = run(capsys, "doctor")
-    assert code == 0 and f"✕ History: the history {path} cannot be opened" in out
+    assert code == 1 and f"✕ History: the history {path} cannot be opened" in out
     assert [one.name for one in tmp_path.iterdir()] == ["folder"] and not list(folder.iterdir())
 
 
@@ -331,7 +332,7 @@ def test_doctor_names_each_thing_and_what_to_do(capsys, no_driver):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     for word in (
-        "✕ GPU: no NVIDIA driver",
+        "· GPU: no NVIDIA driver",
         "✓ Libraries: torch 2.13.0",
         "✓ Memory programs: shipped",
         "✓ History:",

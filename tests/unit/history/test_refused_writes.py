@@ -75,7 +75,7 @@ def held(done, folder: Path, before: list[str], *words: str) -> None:
 COMMANDS = {
     "import": ["history", "import", "many.jsonl"],
     "delete": ["history", "delete", "ID", "--yes"],
-    "export": ["history", "export", "disk/runs.jsonl"],
+    "export": ["history", "export", "disk/runs.jsonl", "--force"],
 }
 
 

@@ -1,16 +1,22 @@
+import errno
 import json
+import os
+import re
 import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
 
-from cache.history.file import HistoryError
+from cache.history.location import HistoryError, default_path
 from cache.history.migrations import migrations
+from cache.history.observations import gather
+from cache.history.schema import APPLICATION_ID, STEPS, NotOurs
 from cache.history.store import Store
 from cache.machine.versions import installed
 from cache.records import Measured, Prediction, content_id
@@ -215,30 +221,245 @@ def test_opening_twice_changes_nothing(own_history, environment):
     assert len(Store(own_history).measurements()) == 1
 
 
-def test_each_older_schema_is_brought_up(tmp_path, environment):
-    names = [step.name for step in migrations._migrations]
-    for stop_before in names:
-        path = tmp_path / f"{stop_before}.db"
-        db = Database(path)
-        migrations.apply(db, stop_before=stop_before)
-        db.close()
-        store = Store(path)
-        store.save_measurement(REQUEST, environment, make_measured())
-        assert len(store.measurements()) == 1
+def as_of(path: Path, step: str, environment) -> None:
+    """Make a history of the schema before a step, with runs, their parts and a job, as far as it had tables."""
+    with closing(Database(path)) as db:
+        migrations.apply(db, stop_before=step)
+        tables = set(db.table_names())
+        values = {name: value for name, value in asdict(environment).items() if name != "emulated_bytes"}
+        environment_id = content_id(values)
+        if "environments" in tables:
+            columns = db["environments"].columns_dict
+            db["environments"].insert({"id": environment_id} | {k: v for k, v in values.items() if k in columns})
+            record = {k: v for k, v in REQUEST.to_record().items() if k in db["requests"].columns_dict}
+            db["requests"].insert({"id": REQUEST.request_id} | record)
+        if "measurements" in tables:
+            row = {"request_id": REQUEST.request_id, "environment_id": environment_id, "outcome": "ok", "holders": "[]"}
+            for number in range(3):
+                of = {"measurement_id": f"run-{number}"}
+                at = {"id": f"run-{number}", "created_at": f"2026-01-0{number + 1}", "peak_allocated_bytes": number + 5}
+                db["measurements"].insert(row | at)
+                db["stages"].insert(of | {"stage": "unet", "peak_allocated_bytes": number + 5, "seconds": 1.5})
+                told = {"basis": "formula", "verdict": "fits", "need_bytes": 7, "stages": '{"unet": 4}'}
+                db["predictions"].insert(of | told)
+        if "jobs" in tables:
+            job = {"id": "job", "request": json.dumps(REQUEST.to_dict()), "request_id": REQUEST.request_id}
+            job |= {"environment_id": environment_id, "state": "queued", "owner": "gone", "created_at": "2026-01-01"}
+            db["jobs"].insert(job)
 
 
-def test_a_newer_schema_is_refused_by_name(own_history, store):
+def check_data_of(store: Store, step: str, environment) -> None:
+    if step > "m002_measurements":
+        runs = store.measurements()
+        assert [run.measurement_id for run in runs] == ["run-2", "run-1", "run-0"]
+        assert [run.measured.peak_allocated_bytes for run in runs] == [7, 6, 5]
+        for run in runs:
+            assert (run.request, run.environment, run.origin) == (REQUEST, environment, "own")
+            assert run.measured.stages[0].seconds == 1.5
+            assert run.predictions[0].stages == {"unet": 4}
+    if step > "m004_jobs":
+        assert [row["id"] for row in store.open_jobs()] == ["job"]
+
+
+def test_the_steps_are_named_where_no_library_is_loaded():
+    assert [step.name for step in migrations._migrations] == list(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_older_schema_is_brought_up_with_its_data_and_kept_as_a_copy(tmp_path, environment, step):
+    path = tmp_path / "old.db"
+    as_of(path, step, environment)
+    path.chmod(0o640)
+    store = Store(path)
+    check_data_of(store, step, environment)
+    store.save_measurement(REQUEST, environment, make_measured())
+    assert len(store.measurements()) == 1 + 3 * (step > "m002_measurements")
+    if step == STEPS[0]:
+        # There was nothing to keep.
+        assert store.kept_copies() == []
+        return
+    [copy] = store.kept_copies()
+    assert copy.name.startswith("old.db.before-") and copy.name.endswith(STEPS[STEPS.index(step) - 1])
+    assert copy.stat().st_mode & 0o777 == 0o640
+    with closing(Database(copy)) as db:
+        assert [done.name for done in migrations.applied(db)] == list(STEPS[: STEPS.index(step)])
+    # The copy is a history like any other.
+    check_data_of(Store(copy), step, environment)
+    assert Store(path).kept_copies() == [copy]
+
+
+def test_only_the_last_two_copies_are_kept(own_history, environment):
+    copies = []
+    for _ in range(4):
+        Path(own_history).unlink(missing_ok=True)
+        as_of(own_history, STEPS[-1], environment)
+        copies.append(Store(own_history).kept_copies()[-1])
+    assert Store(own_history).kept_copies() == copies[-2:]
+
+
+def test_a_history_that_cannot_be_copied_is_not_updated(own_history, environment, monkeypatch):
+    as_of(own_history, STEPS[-1], environment)
+    before = own_history.read_bytes()
+
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "copy_to", full)
+    with pytest.raises(HistoryError, match=r"cannot be opened \(No space left on device\) - free space"):
+        Store(own_history)
+    with closing(Database(own_history)) as db:
+        assert [done.name for done in migrations.applied(db)] == list(STEPS[:-1])
+    assert before[:16] == own_history.read_bytes()[:16] and not list(own_history.parent.glob("*.before-*"))
+
+
+def test_a_newer_schema_is_refused_by_name_by_whoever_reads_it(own_history, store):
     db = Database(own_history)
     db["_sqlite_migrations"].insert(
         {"migration_set": "will_it_fit", "name": "m999_the_future", "applied_at": "2030-01-01"}
     )
     db.close()
-    with pytest.raises(HistoryError, match=r"written by a newer version .*m999_the_future.* upgrade"):
+    said = r"written by a newer version .*m999_the_future.* upgrade"
+    with pytest.raises(HistoryError, match=said):
         Store(own_history)
+    # As `fit` reads it, which stands without a history.
+    assert re.search(said, str(gather(None, with_reference=False).notice))
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def foreign_database(path: Path, *, wal: bool = False) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        if wal:
+            db.execute("pragma journal_mode = wal")
+        db.execute("create table bookmarks (title text)")
+        db.execute("insert into bookmarks values ('mine')")
+        db.commit()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"dear diary\n", b"\0" * 9000, b"SQLite format 3\x00" + b"\xff" * 5000, b"{}", "database", "wal", "code"],
+    ids=["text", "zeros", "header", "json", "database", "wal", "code"],
+)
+def test_a_file_that_was_never_a_history_is_left_as_it_is(tmp_path, monkeypatch, content):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "notes"
+    if content in ("database", "wal"):
+        foreign_database(path, wal=content == "wal")
+    elif content == "code":
+        path.write_bytes((ROOT / "cache/history/schema.py").read_bytes())
+    else:
+        path.write_bytes(content)
+    before = files_in(folder)
+    monkeypatch.setenv("PLANNER_DB", str(path))
+    with pytest.raises(NotOurs, match=r"is no history .* left as it is - set PLANNER_DB"):
+        Store()
+    assert "left as it is" in str(gather(None, with_reference=False).notice)
+    assert files_in(folder) == before
+
+
+def test_an_empty_file_becomes_a_history(own_history, environment):
+    own_history.touch()
+    Store(own_history).save_measurement(REQUEST, environment, make_measured())
+    assert len(Store(own_history).measurements()) == 1
+
+
+def test_a_copy_of_a_history_in_use_is_whole(own_history, store, environment, tmp_path):
+    for _ in range(5):
+        store.save_measurement(REQUEST, environment, make_measured())
+    copy = tmp_path / "copy.db"
+    copy.touch()
+    with closing(sqlite3.connect(own_history)) as writer:
+        # Somebody is in the middle of a change.
+        writer.execute("begin immediate")
+        writer.execute("delete from measurements")
+        store.copy_to(copy)
+        writer.rollback()
+    assert Store(copy).measurements() == store.measurements() and len(store.measurements()) == 5
+
+
+def test_each_deletion_and_import_has_a_line_of_the_audit(store, environment):
+    run_id = store.save_measurement(REQUEST, environment, make_measured())
+    [run] = store.measurements()
+    assert store.audit() == []
+    store.delete_measurement(run_id)
+    store.import_measurements([run])
+    store.import_measurements([run])
+    store.add_recovered([run])
+    lines = store.audit()
+    told = [("delete", 1, run_id), ("import", 1, "0 were known"), ("import", 0, "1 were known")]
+    assert [(line.action, line.runs, line.detail) for line in lines] == [*told, ("recover", 0, "1 were known")]
+    assert all(line.who.endswith(f"process {os.getpid()}") for line in lines)
+    assert [line.at for line in lines] == sorted(line.at for line in lines)
+
+
+def test_a_deletion_without_its_line_is_none(store, environment, monkeypatch):
+    run_id = store.save_measurement(REQUEST, environment, make_measured())
+
+    def refused(*_):
+        raise OSError("no line")
+
+    monkeypatch.setattr(Store, "_audit", refused)
+    with pytest.raises(OSError, match="no line"):
+        store.delete_measurement(run_id)
+    assert len(store.measurements()) == 1
+
+
+def test_jobs_of_a_planner_that_ended_are_listed_until_they_are_settled(store, environment):
+    for name in ("waits", "runs"):
+        store.add_job(name, REQUEST, environment, "gone")
+    store.start_job("runs")
+    assert store.stopped_jobs() == []
+    assert [store.close_orphan(row) for row in store.open_jobs()] == [True, True]
+    assert not store.close_orphan({"id": "waits"})
+    assert [run.measured.outcome for run in store.measurements()] == ["failed", "cancelled"]
+    stopped = store.stopped_jobs()
+    assert [job.job_id for job in stopped] == ["waits", "runs"]
+    assert {(job.request, job.environment) for job in stopped} == {(REQUEST, environment)}
+    store.settle_stopped(["waits"])
+    assert [job.job_id for job in store.stopped_jobs()] == ["runs"]
+
+
+@pytest.fixture
+def at_default(tmp_path, monkeypatch):
+    """Unset PLANNER_DB, and return the default location in a folder of the test."""
+    monkeypatch.delenv("PLANNER_DB")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    path = default_path()
+    path.parent.mkdir(parents=True)
+    assert tmp_path in path.parents
+    return path
 
 
 @pytest.mark.parametrize("damage", [b"not a database", b"SQLite format 3\x00" + b"\xff" * 5000])
-def test_a_damaged_file_is_set_aside_never_deleted(own_history, damage):
+def test_what_is_damaged_at_the_default_location_is_set_aside_never_deleted(at_default, damage):
+    at_default.write_bytes(damage)
+    store = Store()
+    assert store.moved_aside.read_bytes() == damage
+    assert store.damaged_files() == [store.moved_aside]
+    assert store.measurements() == [] and Store().moved_aside is None
+
+
+def content_of_a_history(path, environment, application_id: int | None = None) -> bytearray:
+    """The bytes of a history whose log was written back into it, as one of before there was an id where 0 is given."""
+    store = Store(path)
+    for _ in range(40):
+        store.save_measurement(REQUEST, environment, make_measured())
+    with closing(sqlite3.connect(path)) as db:
+        if application_id is not None:
+            db.execute(f"pragma application_id = {application_id}")
+        db.execute("pragma wal_checkpoint(truncate)")
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 100), (0, 4096), (100, 4096), (100, 8192)])
+@pytest.mark.parametrize("application_id", [0, APPLICATION_ID])
+def test_a_damaged_history_is_set_aside_never_deleted(own_history, environment, begin, end, application_id):
+    damage = content_of_a_history(own_history, environment, application_id)
+    damage[begin:end] = b"\x55" * (end - begin)
     own_history.write_bytes(damage)
     store = Store(own_history)
     assert store.moved_aside.read_bytes() == damage
