@@ -405,7 +405,7 @@ def test_a_history_that_fails_does_not_end_the_queue(jobs_with, store, monkeypat
     ("request_", "model_dir", "message"),
     [
         (GenerationRequest(width=1024), None, "device cpu rehearses at most 512x512 pixels in all"),
-        (replace(REQUEST, offload="model"), None, "offload must be none on the CPU"),
+        (replace(REQUEST, attention="xformers"), None, "attention must be sdpa or eager on the CPU"),
         (REQUEST, "/nowhere", "model_dir must be a folder with model_index.json"),
     ],
 )
