@@ -250,24 +250,16 @@ def test_the_shipped_weights_are_those_of_the_real_modules():
 # A real run
 
 
+# Options that are independent share a run. Attention in slices is left out, whose equal passes programs fold.
 REAL = [
-    GenerationRequest.from_dict({"width": 200, "height": 136, "steps": 2, "dtype": "float32"} | changes)
+    GenerationRequest.from_dict({"width": 200, "height": 136, "steps": 1, "dtype": "float32"} | changes)
     for changes in (
-        {},
-        {"task": "txt2img", "width": 264, "height": 96, "batch": 2},
-        {"width": 136, "height": 232, "batch": 3, "guidance_scale": 1.0, "safety_checker": False},
-        {"task": "inpaint", "batch": 2},
-        {"task": "inpaint", "batch": 2, "images_per_prompt": 2},
-        {"controlnets": 1},
-        {"task": "txt2img", "controlnets": 2},
-        {"lora_rank": 5, "lora_text_encoder": True},
-        {"ip_adapter": "base", "batch": 2},
-        {"ip_adapter": "plus"},
-        {"task": "txt2img", "images_per_prompt": 3},
-        {"attention": "eager"},
-        {"attention_slicing": True},
-        {"channels_last_unet": True},
-        {"offload": "sequential"},
+        {"steps": 2},
+        {"task": "txt2img", "width": 264, "height": 96, "batch": 2, "steps": 2},
+        {"width": 136, "height": 232, "batch": 3, "guidance_scale": 1.0, "safety_checker": False, "steps": 2},
+        {"task": "inpaint", "batch": 2, "images_per_prompt": 2, "channels_last_unet": True},
+        {"task": "txt2img", "controlnets": 2, "ip_adapter": "plus", "images_per_prompt": 3},
+        {"lora_rank": 5, "lora_text_encoder": True, "attention": "eager"},
         {"task": "txt2img", "hires": 1.5},
         {"task": "inpaint", "controlnets": 1, "ip_adapter": "base", "lora_rank": 4, "offload": "sequential"},
     )
@@ -333,7 +325,7 @@ def test_a_real_run_on_the_cpu_equals_the_program_event_for_event(small_library,
     predicted = [
         size for each in events for size in each.deltas()[(each.kinds == Op.BIRTH) | (each.kinds == Op.DEATH)].tolist()
     ]
-    assert len(real) > 4000
+    assert len(real) > 3000
     assert predicted == real
 
 
