@@ -74,9 +74,10 @@ def _is_alone(run: Measurement) -> bool:
 
 
 def _ran_as_asked(request: GenerationRequest, environment: Environment) -> bool:
-    """Tell whether a run on a GPU had the data type, the allocator and the attention processor of its request.
+    """Tell whether a run on a GPU had what its request asks for.
 
-    Published runs of another processor than the default have it in their environment alone.
+    That is its data type, its allocator and its attention processor. Published runs of another processor than the
+    default have it in their environment alone.
     """
     expandable = " ".join(f"{name}={value}" for name, value in allocator_environment(request, {}).items())
     return (

@@ -150,7 +150,10 @@ def estimate(
 
 
 def _work(request: GenerationRequest) -> float:
-    """Return the work of a UNet call, of hires fix the mean of all its calls: latent pixels times the UNet's batch."""
+    """Return the work of a UNet call: latent pixels times the UNet's batch.
+
+    Of hires fix it is the mean of all its calls.
+    """
     passes = request.passes()
     works = (_calls_of_pass(one) * one.latent_width * one.latent_height * one.unet_batch for one in passes)
     return sum(works) / unet_calls(request)

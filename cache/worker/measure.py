@@ -43,7 +43,7 @@ _OUT_OF_MEMORY = (
 
 
 def _plain(request: GenerationRequest) -> GenerationRequest:
-    """Give the request that loads the model as it was published, without adapters, in half precision."""
+    """Give the request that loads the model as it was published, without adapters."""
     return GenerationRequest(safety_checker=request.safety_checker, offload=request.offload, dtype=request.dtype)
 
 

@@ -179,7 +179,10 @@ def make_modules(request: GenerationRequest, configs: Mapping[str, dict[str, Any
 
 
 def adapt(modules: Mapping[str, Any], request: GenerationRequest) -> None:
-    """Give loaded modules the request's attention processors, its IP-Adapter and its LoRA, whose weights are new."""
+    """Give modules the request's attention processors, its IP-Adapter and its LoRA.
+
+    The weights of the adapters are new.
+    """
     _set_attention(modules, request)
     _load_ip_adapter(modules, request)
     _load_lora(modules, request)
