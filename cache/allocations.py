@@ -19,7 +19,7 @@ from cache.records import Measurement
 from planner.programs.assemble import events_of
 from planner.programs.events import Events
 from planner.programs.library import Library, Op
-from planner.replay.allocator import SMALL_SIZE
+from planner.replay.allocator import SMALL_SIZE, CachingAllocator
 from planner.replay.dry_run import dry_run, live_peaks
 from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest
@@ -236,7 +236,8 @@ def compared(
     if policy is None:
         allocated_bytes, reserved_bytes = max(live_peaks(library, request).values()), None
     else:
-        replayed = dry_run(events, policy)
+        allocator = CachingAllocator(expandable=request.allocator == "expandable")
+        replayed = dry_run(events, policy, allocator=allocator)
         allocated_bytes, reserved_bytes = replayed.peak_allocated_bytes, replayed.peak_reserved_bytes
     return {
         "of": recording.of,
@@ -260,7 +261,7 @@ def recording_report(recording: Recording, library: Library, measurement: Measur
         ValueError: the run does not have the compute capability of its GPU.
     """
     capability = measurement.environment.compute_capability
-    policy = None if recording.of == STORAGES else KernelPolicy.of(_numbers(capability))
+    policy = None if recording.of == STORAGES else KernelPolicy.of(_numbers(capability), measurement.request.dtype)
     measured = measurement.measured
     return {
         "request": measurement.request.to_dict(),

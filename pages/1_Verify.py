@@ -56,7 +56,7 @@ with results:
         st.error(sentence(problem), icon=":material/error:")
     if is_possible:
         try:
-            check_runnable(request, device)
+            check_runnable(request, device, weights=weights)
         except NotInstalled:
             # The warning above has said so, before anything was chosen.
             is_possible = False

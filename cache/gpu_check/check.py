@@ -128,7 +128,7 @@ class Check:
         candidates, cannot = [], []
         for one in plan.candidates(self.device):
             try:
-                check_runnable(one.request, plan.with_capacity(self.device, one))
+                check_runnable(one.request, plan.with_capacity(self.device, one), weights=self.weights)
                 candidates.append(one)
             except InvalidArgument as error:
                 cannot.append((one, f"{error.argument} {error.rule}"))
@@ -150,7 +150,7 @@ class Check:
 
     def _is_known(self, one: Experiment) -> bool:
         device = plan.with_capacity(self.device, one)
-        environment = environment_of(device, self.weights)
+        environment = environment_of(device, self.weights, request=one.request)
         known = self.store.already_measured(one.request, environment, device.free_bytes)
         return known is not None and (not one.records or self.folder.has_recording(known.measurement_id))
 

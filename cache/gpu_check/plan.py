@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cache.jobs.resident import pipeline_key
 from cache.jobs.sweep import Entry, grid, in_order
 from cache.machine.device import Device
 from planner.answer import Verdict
@@ -16,6 +17,7 @@ from planner.cards.card import Card, emulated_name
 from planner.errors import NoProgram
 from planner.programs.assemble import events_of
 from planner.programs.library import Library
+from planner.replay.allocator import CachingAllocator
 from planner.replay.dry_run import dry_run
 from planner.replay.kernels import KernelPolicy
 from planner.request import GenerationRequest, Task
@@ -49,9 +51,7 @@ class Experiment:
     @property
     def group(self) -> tuple[Any, ...]:
         """Return the key of what a worker must have loaded for it, as `Job.resident_key` does."""
-        request = self.request
-        task = request.task if request.offload != "none" else ""
-        return (self.capacity_bytes, request.safety_checker, request.channels_last, request.offload, task)
+        return (self.capacity_bytes, pipeline_key(self.request))
 
 
 def _one(task: Task, size: int | tuple[int, int], why: str, *, records: bool = False, **changes: Any) -> Experiment:
@@ -60,7 +60,7 @@ def _one(task: Task, size: int | tuple[int, int], why: str, *, records: bool = F
     return Experiment(request=GenerationRequest(**values | changes), why=why, records=records)
 
 
-def _chosen_for_gpu() -> Iterator[Experiment]:
+def _chosen_for_gpu(device: Device) -> Iterator[Experiment]:
     yield _one("img2img", 512, "the default request", records=True)
     yield _one("img2img", (1800, 1200), "a T4 was measured 1.57 GiB above the prediction", records=True)
     yield _one("txt2img", 512, "the other task", records=True)
@@ -95,6 +95,17 @@ def _chosen_for_gpu() -> Iterator[Experiment]:
         yield _one("img2img", size, "model offload", records=size == 512, offload="model")
     for batch in (1, 4, 16):
         yield _one("txt2img", 512, "reference runs without safety checker", batch=batch, safety_checker=False)
+    yield _one("txt2img", 512, "both passes of hires fix", records=True, hires=1.5)
+    # Each of these loads a model of its own. Two options share one where recorded allocations tell them apart.
+    yield _one("img2img", 512, "eager attention", records=True, attention="eager")
+    yield _one("img2img", 512, "single precision", records=True, dtype="float32")
+    # Before compute capability 8.0 no rule says what kernels of bfloat16 take.
+    has_rule = device.card is not None and device.card.compute_capability >= (8, 0)
+    expandable = {"dtype": "bfloat16" if has_rule else "float16", "allocator": "expandable"}
+    yield _one("img2img", 512, "expandable segments, bfloat16 from 8.0 on", records=True, **expandable)
+    yield _one("img2img", 512, "a ControlNet and a LoRA", records=True, controlnets=1, lora_rank=16)
+    yield _one("inpaint", 512, "inpainting with an IP-Adapter", records=True, ip_adapter="base")
+    yield _one("img2img", 512, "offload by layers", records=True, offload="sequential")
 
 
 def _emulated() -> Iterator[Experiment]:
@@ -106,6 +117,9 @@ def _emulated() -> Iterator[Experiment]:
                 # A recording shows which kernels found no room and fell back.
                 records = task == "img2img"
                 yield Experiment(request=request, why="short of memory", capacity_bytes=capacity_bytes, records=records)
+
+
+_ADDED: dict[str, Any] = {"controlnets": 1, "lora_rank": 16, "ip_adapter": "base"}
 
 
 def _chosen_for_cpu() -> Iterator[Experiment]:
@@ -120,11 +134,14 @@ def _chosen_for_cpu() -> Iterator[Experiment]:
     yield _one("img2img", 256, "sizes", records=True, steps=2)
     yield _one("txt2img", 256, "no guidance", guidance_scale=1.0, steps=2)
     yield _one("img2img", 64, "channels_last", channels_last=True, steps=2)
+    yield _one("txt2img", 64, "both passes of hires fix", steps=2, hires=1.5)
     yield _one("txt2img", 512, "the largest rehearsal", steps=2)
     yield _one("img2img", 512, "the time of a step", steps=5)
+    yield _one("img2img", 64, "a ControlNet, a LoRA and an IP-Adapter", steps=2, **_ADDED)
+    yield _one("inpaint", 64, "inpainting, offload by layers", steps=2, offload="sequential")
     # A rehearsal cannot run these; the summary lists them with the reason.
     yield _one("img2img", (1800, 1200), "large sizes", records=True)
-    yield _one("img2img", 512, "model offload", offload="model")
+    yield _one("img2img", 512, "xformers", attention="xformers")
     yield Experiment(request=GenerationRequest(steps=STEPS), why="short of memory", capacity_bytes=8 * GIB)
 
 
@@ -158,7 +175,7 @@ def candidates(device: Device) -> list[Experiment]:
     base = GenerationRequest(steps=STEPS)
     rest = (_of_entry(entry) for entry in in_order(grid(base)))
     found: dict[tuple[str, int | None], Experiment] = {}
-    for one in (*_chosen_for_gpu(), *_emulated(), *rest):
+    for one in (*_chosen_for_gpu(device), *_emulated(), *rest):
         found.setdefault((one.request.request_id, one.capacity_bytes), one)
     return list(found.values())
 
@@ -175,9 +192,11 @@ def verdict_on(one: Experiment, card: Card | None, library: Library | None) -> V
     if card is None or library is None:
         return "unknown"
     usable = card.usable_bytes if one.capacity_bytes is None else min(card.usable_bytes, one.capacity_bytes)
-    policy = KernelPolicy.of(card.compute_capability)
+    is_expandable = one.request.allocator == "expandable"
     try:
-        replayed = dry_run(events_of(library, one.request), policy, usable - card.context_bytes)
+        policy = KernelPolicy.of(card.compute_capability, one.request.dtype)
+        allocator = CachingAllocator(usable - card.context_bytes, is_expandable)
+        replayed = dry_run(events_of(library, one.request), policy, allocator=allocator)
     except NoProgram:
         return "unknown"
     if replayed.outcome != "ok":
@@ -209,6 +228,14 @@ START_SECONDS = 25.0
 RUN_SECONDS = 2.5
 # With model offload, weights cross PCIe in both directions.
 OFFLOAD_SECONDS = 4.0
+# With offload by layers the UNet's 1.7 GB cross PCIe for each of its calls, from memory that is not pinned, and hooks
+# run for each of its layers.
+LAYERS_SECONDS = 0.5
+# Without tensor cores: a T4 has 8.1 TFLOPS in float32 for 65 in float16.
+# Source: NVIDIA, T4 Tensor Core GPU data sheet.
+FLOAT32_FACTOR = 8.0
+# A ControlNet has the UNet's down and middle blocks, less than half of its work.
+CONTROLNET_SHARE = 0.5
 # The tests in tests/gpu together run requests much like those above.
 TESTS_SECONDS = 150.0
 
@@ -218,18 +245,27 @@ def seconds_of(one: Experiment, card: Card | None) -> float:
 
     A `card` of None is the CPU.
     """
-    request = one.request
+    return RUN_SECONDS + sum(_seconds_of_call(request, card) for request in one.request.passes())
+
+
+def _seconds_of_call(request: GenerationRequest, card: Card | None) -> float:
+    """Estimate the seconds of one pipeline call on this card."""
     area = request.effective_width * request.effective_height / 512**2
     a_unit = CPU_SECONDS_PER_UNIT
     if card is not None:
         a_unit = TFLOPS_SECONDS_PER_UNIT / (card.float16_tflops or UNKNOWN_TFLOPS)
+        a_unit *= 1.0 if request.is_half else FLOAT32_FACTOR
     a_sample = area * (1 - ATTENTION_SHARE + ATTENTION_SHARE * area)
-    a_call = max(LEAST_CALL_SECONDS, request.unet_batch * a_sample * a_unit)
+    networks = 1 + CONTROLNET_SHARE * request.controlnets
+    a_call = max(LEAST_CALL_SECONDS, request.unet_batch * networks * a_sample * a_unit)
+    if request.offload == "sequential":
+        a_call += LAYERS_SECONDS
     # PNDM makes one UNet call more than there are steps.
     calls = request.steps + 1
-    vae = (DECODE_UNITS + (ENCODE_UNITS if request.task == "img2img" else 0)) * request.batch * area * a_unit
+    encodes = 0.0 if request.task == "txt2img" else ENCODE_UNITS
+    vae = (DECODE_UNITS * request.images + encodes * request.batch) * area * a_unit
     offload = OFFLOAD_SECONDS if request.offload != "none" else 0.0
-    return RUN_SECONDS + calls * a_call + vae + offload
+    return calls * a_call + vae + offload
 
 
 def seconds_with_starts(

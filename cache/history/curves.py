@@ -4,13 +4,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from cache.history.location import BUSY_TIMEOUT_S, address
 from planner.calibration.runs import Observation
 from planner.calibration.workspace_curve import VERSION, Curve, curve_of
-from planner.errors import NoProgram
+from planner.errors import NoKernelRule, NoProgram
 from planner.programs.library import Library
 from planner.replay.kernels import KernelPolicy
 
@@ -19,8 +19,12 @@ Report = Callable[[int, int], None]
 
 
 def _key(library: Library, observation: Observation) -> str:
-    """Compute a key that is the same for all runs with the same curve."""
-    policy = KernelPolicy.of(observation.capability)
+    """Compute a key that is the same for all runs with the same curve.
+
+    Raises:
+        NoKernelRule: no rule covers the kernels of the run's data type on its GPU.
+    """
+    policy = KernelPolicy.of(observation.capability, observation.request.dtype)
     request = observation.request.allocation_form().to_record()
     content = [VERSION, library.digest, repr(policy), observation.scope, request]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -42,8 +46,12 @@ class CurveStore:
         library = self.library
         if library is None:
             return {}
-        keys = {one.run_id: _key(library, one) for one in observations}
-        lacking = {keys[one.run_id]: one for one in observations if keys[one.run_id] not in self._known}
+        keys: dict[str, str] = {}
+        for one in observations:
+            with suppress(NoKernelRule):
+                keys[one.run_id] = _key(library, one)
+        known = self._known
+        lacking = {key: one for one in observations if (key := keys.get(one.run_id)) and key not in known}
         self._read(list(lacking))
         made: dict[str, Curve] = {}
         todo = [(key, one) for key, one in lacking.items() if key not in self._known]
@@ -51,7 +59,7 @@ class CurveStore:
             if report:
                 report(done, len(todo))
             try:
-                policy = KernelPolicy.of(one.capability)
+                policy = KernelPolicy.of(one.capability, one.request.dtype)
                 made[key] = curve_of(library, one.request.allocation_form(), policy, one.scope)
             except NoProgram:
                 continue

@@ -10,13 +10,15 @@ from cache.history.curves import CurveStore
 from cache.history.location import HistoryError, default_path
 from cache.history.reader import opened, runs_in
 from cache.history.schema import check_newer
+from cache.machine.device import allocator_environment
 from cache.machine.versions import planned_for
-from cache.records import METHOD, Measured, Measurement
+from cache.records import METHOD, Environment, Measured, Measurement
 from planner.calibration.evidence import Evidence
 from planner.calibration.runs import Observation
-from planner.calibration.similarity import Kind
+from planner.calibration.similarity import ATTENTION, Kind
 from planner.components import LIBRARIES
 from planner.programs.library import Library
+from planner.request import GenerationRequest
 from planner.units import GIB
 
 # A GPU of which more than this was not free when a run began was shared: the CUDA context and what the driver keeps
@@ -71,6 +73,20 @@ def _is_alone(run: Measurement) -> bool:
     return free_bytes is None or total_bytes is None or free_bytes > total_bytes - _NOT_FREE_BYTES
 
 
+def _ran_as_asked(request: GenerationRequest, environment: Environment) -> bool:
+    """Tell whether a run on a GPU had what its request asks for.
+
+    That is its data type, its allocator and its attention processor. Published runs of another processor than the
+    default have it in their environment alone.
+    """
+    expandable = " ".join(f"{name}={value}" for name, value in allocator_environment(request, {}).items())
+    return (
+        environment.dtype == request.dtype
+        and environment.allocator_settings == expandable
+        and request.attention in (ATTENTION, environment.attention)
+    )
+
+
 def observation_of(run: Measurement) -> Observation | None:
     """Turn a kept run into the planner's value for it.
 
@@ -78,7 +94,7 @@ def observation_of(run: Measurement) -> Observation | None:
     """
     measured, environment = run.measured, run.environment
     capability = _capability(environment.compute_capability)
-    is_usual = environment.dtype == "float16" and not environment.allocator_settings and environment.method == METHOD
+    is_usual = _ran_as_asked(run.request, environment) and environment.method == METHOD
     if environment.device_kind != "cuda" or capability is None or not is_usual:
         return None
     has_peak = measured.peak_allocated_bytes or measured.peak_reserved_bytes
@@ -91,7 +107,8 @@ def observation_of(run: Measurement) -> Observation | None:
         scope=run.scope,
         card=environment.card,
         capability=capability,
-        attention=environment.attention,
+        # An attention processor that the request names already makes runs unlike others.
+        attention=ATTENTION if environment.attention == run.request.attention else environment.attention,
         cudnn=_major(environment.cudnn),
         versions=_releases_text(*_versions_of(environment)),
         kind=_kind(measured),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median_low
 from typing import NamedTuple
 
+from cache.jobs.resident import pipeline_key
 from cache.records import Environment, Measured, Measurement
 from planner.report.script import DEFAULT_STRENGTH
 from planner.request import OPTIONS, GenerationRequest
@@ -20,7 +21,9 @@ PART_OF = {
     "loading": PREPARE,
     "warm-up": PREPARE,
     "text_encoder": ENCODE,
+    "image_encoder": ENCODE,
     "vae_encoder": ENCODE,
+    "controlnet": DENOISE,
     "unet": DENOISE,
     "vae_decoder": DECODE,
     "safety_checker": DECODE,
@@ -94,6 +97,10 @@ def unet_calls(request: GenerationRequest) -> int:
     Source: diffusers 0.42.1, PNDMScheduler.set_timesteps repeats the second timestep, and
     StableDiffusionImg2ImgPipeline.get_timesteps.
     """
+    return sum(_calls_of_pass(one) for one in request.passes())
+
+
+def _calls_of_pass(request: GenerationRequest) -> int:
     steps = request.steps
     if request.task == "img2img":
         steps = min(int(steps * max(DEFAULT_STRENGTH, 1 / steps)), steps)
@@ -122,14 +129,16 @@ def estimate(
     run = min(runs, key=lambda one: _distance(one.request, request))
     step_ratio, image_ratio = _work(request) / _work(run.request), _images(request) / _images(run.request)
     seconds = {stage.stage: stage.seconds for stage in run.measured.stages}
-    encode_s = seconds.get("text_encoder", 0.0) + seconds.get("vae_encoder", 0.0)
+    encode_s = sum(seconds.get(name, 0.0) for name in ("text_encoder", "image_encoder", "vae_encoder"))
     total_s, step_s = run.measured.total_seconds, run.measured.seconds_per_step
     assert total_s is not None and step_s is not None
-    unet_s = seconds.get("unet", step_s * unet_calls(run.request))
+    unet_s = seconds.get("controlnet", 0.0) + seconds.get("unet", step_s * unet_calls(run.request))
     decode_s = max(0.0, total_s - encode_s - unet_s)
     same_weights = [one for one in runs if one.environment.weights == environment.weights]
+    # Other options load other modules, or the same ones in another way.
+    same_pipeline = [one for one in same_weights if pipeline_key(one.request) == pipeline_key(request)]
     return Estimate(
-        prepare_s=_prepare_s(same_weights or runs, open_s, is_resident=is_resident),
+        prepare_s=_prepare_s(same_pipeline or same_weights or runs, open_s, is_resident=is_resident),
         encode_s=encode_s * image_ratio,
         step_s=step_s * step_ratio,
         decode_s=decode_s * image_ratio,
@@ -140,12 +149,19 @@ def estimate(
     )
 
 
-def _work(request: GenerationRequest) -> int:
-    return request.latent_width * request.latent_height * request.unet_batch
+def _work(request: GenerationRequest) -> float:
+    """Return the work of a UNet call: latent pixels times the UNet's batch.
+
+    Of hires fix it is the mean of all its calls.
+    """
+    passes = request.passes()
+    works = (_calls_of_pass(one) * one.latent_width * one.latent_height * one.unet_batch for one in passes)
+    return sum(works) / unet_calls(request)
 
 
 def _images(request: GenerationRequest) -> int:
-    return request.latent_width * request.latent_height * request.batch
+    """Return the work of the VAE: latent pixels times the images, of both passes of hires fix."""
+    return sum(one.latent_width * one.latent_height * one.images for one in request.passes())
 
 
 def _distance(one: GenerationRequest, other: GenerationRequest) -> tuple[int, float]:

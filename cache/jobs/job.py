@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cache.jobs.estimate import DENOISE, PART_OF, PARTS, Estimate, Left, Reached, about, fraction, left
+from cache.jobs.resident import pipeline_key
 from cache.machine.device import Device, Weights
 from cache.records import Environment, Measured, Measurement, Prediction
 from planner.request import GenerationRequest
@@ -127,18 +128,12 @@ class Job:
 
     def resident_key(self) -> tuple[Any, ...]:
         """Return the key of what a worker must have loaded to serve this job."""
-        request = self.request
-        # Offload hooks belong to one pipeline object, so with offload the task is part of the key.
-        task = request.task if request.offload != "none" else None
         return (
             self.device.key,
             # A worker keeps the limit that was set in it.
             self.device.emulated_bytes,
             self.environment.weights,
-            request.safety_checker,
-            request.channels_last,
-            request.offload,
-            task,
+            pipeline_key(self.request),
         )
 
     def view(self, ahead: int, now: float) -> JobView:

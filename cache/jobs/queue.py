@@ -28,7 +28,7 @@ from cache.jobs.owner import Owner
 from cache.jobs.worker_process import Cancelled, HostMemoryRanOut, WorkerFailed, WorkerProcess, real_worker
 from cache.machine.attached import AttachedCard
 from cache.machine.attached import cards as attached_cards
-from cache.machine.device import Device, Weights, check_runnable, environment_of
+from cache.machine.device import Device, Weights, allocator_environment, check_runnable, environment_of
 from cache.machine.versions import installed
 from cache.records import Measured, Measurement, Prediction
 from cache.settings import MAX_SECONDS, MAX_WAITING, MAX_WAITING_EACH
@@ -140,14 +140,14 @@ class Jobs:
             QueueFull: as many runs wait as may.
             HistoryRefused: the history cannot note the job, so it could not keep its run either.
         """
-        check_runnable(request, device, model_dir)
+        check_runnable(request, device, model_dir, weights)
         # The worker runs in another folder, so a relative path would not be found.
         model_dir = str(Path(model_dir).resolve()) if model_dir else None
         job = Job(
             job_id=str(uuid.uuid4()),
             request=request,
             device=device,
-            environment=environment_of(device, weights, model_dir),
+            environment=environment_of(device, weights, model_dir, request),
             weights="local" if model_dir else weights,
             model_dir=model_dir,
             record_to=str(record_to.resolve()) if record_to else None,
@@ -236,7 +236,7 @@ class Jobs:
         Raises:
             HistoryError: the history cannot be read.
         """
-        environment = environment_of(device, weights)
+        environment = environment_of(device, weights, request=request)
         return self._estimate_of(Job("", request, device, environment, weights, None))
 
     def is_measured(self, request: GenerationRequest, device: Device, weights: Weights = "synthetic") -> bool:
@@ -245,7 +245,7 @@ class Jobs:
         Raises:
             HistoryError: the history cannot be read.
         """
-        environment = environment_of(device, weights)
+        environment = environment_of(device, weights, request=request)
         return self.store.already_measured(request, environment, device.free_bytes) is not None
 
     def _estimate_of(self, job: Job) -> Estimate | None:
@@ -439,7 +439,7 @@ class Jobs:
         if self._worker and self._worker.alive and self._resident == job.resident_key():
             return self._worker
         self._end_worker()
-        environment = dict(os.environ)
+        environment = os.environ | allocator_environment(job.request, os.environ)
         if job.device.card:
             environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": job.device.card.uuid}
         worker = WorkerProcess(self._worker_command(job.device.kind), environment)

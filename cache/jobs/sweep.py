@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from cache.exchange.rules import Broken, load, nullable, scalar, table, whole
-from cache.machine.device import MIN_CAPACITY_BYTES, Device, check_runnable
+from cache.jobs.resident import pipeline_key
+from cache.machine.device import MIN_CAPACITY_BYTES, Device, Weights, check_runnable
 from planner.errors import InvalidArgument
-from planner.request import TASKS, GenerationRequest, Task
+from planner.request import GenerationRequest, Task
 from planner.units import GIB
 
 MAX_ENTRIES = 10_000
@@ -30,6 +31,9 @@ _AT_CAPACITY = (
     {"width": 1024, "height": 1024, "batch": 8},
     {"width": 768, "height": 768, "batch": 16},
 )
+
+# The tasks of the grid share their weights; inpainting has a UNet of its own.
+_TASKS: tuple[Task, ...] = ("img2img", "txt2img")
 
 # The grid varies these fields of a request, and ignores their values in its base.
 VARIED = ("task", "width", "height", "batch", "guidance_scale", "vae_tiling", "channels_last")
@@ -66,18 +70,18 @@ def _changes() -> Iterable[dict[str, Any]]:
         return plain | {"task": task, "width": size[0], "height": size[1]} | others
 
     for index, size in enumerate((*_SQUARES, *_ODD)):
-        one, other = TASKS[index % 2], TASKS[(index + 1) % 2]
-        yield from (change(task, size) for task in TASKS)
+        one, other = _TASKS[index % 2], _TASKS[(index + 1) % 2]
+        yield from (change(task, size) for task in _TASKS)
         yield change(one, size, guidance_scale=1.0)
         yield change(other, size, channels_last=True)
         # A smaller image is a single tile, so tiling would change nothing.
         if min(size) >= 768:
-            yield from (change(task, size, vae_tiling=True) for task in TASKS)
+            yield from (change(task, size, vae_tiling=True) for task in _TASKS)
     for batch in (2, 4, 8):
         for index, size in enumerate((*_SQUARES[:3], _ODD[0])):
-            yield from (change(task, size, batch=batch) for task in TASKS)
-            yield change(TASKS[(index + batch // 4) % 2], size, batch=batch, guidance_scale=1.0)
-    for task in TASKS:
+            yield from (change(task, size, batch=batch) for task in _TASKS)
+            yield change(_TASKS[(index + batch // 4) % 2], size, batch=batch, guidance_scale=1.0)
+    for task in _TASKS:
         yield from (change(task, (1024, 1024), batch=batch) for batch in (2, 4))
         yield change(task, (512, 512), batch=4, channels_last=True)
         yield change(task, (1024, 1024), batch=2, vae_tiling=True)
@@ -91,7 +95,7 @@ def grid(base: GenerationRequest, capacity_bytes: int | None = None) -> list[Ent
     near the limit of 16 GiB, are at that emulated capacity, and the others at `capacity_bytes`.
     """
     plain = {"guidance_scale": 7.5, "batch": 1, "vae_tiling": False, "channels_last": False}
-    limited = [plain | {"task": task} | change for change in _AT_CAPACITY for task in TASKS]
+    limited = [plain | {"task": task} | change for change in _AT_CAPACITY for task in _TASKS]
     found = [
         Entry(GenerationRequest.from_dict(base.to_dict() | change), capacity)
         for changes, capacity in ((_changes(), capacity_bytes), (limited, GRID_CAPACITY_BYTES))
@@ -145,18 +149,18 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
 
     def key(entry: Entry) -> tuple[Any, ...]:
         request, capacity = entry.request, entry.capacity_bytes
-        offloads = request.offload != "none"
-        # `Job.resident_key` tells models apart by the same fields.
-        model = (offloads, request.channels_last, not request.safety_checker, request.task if offloads else "")
-        pixels = request.effective_width * request.effective_height
+        largest = request.passes()[-1]
+        pixels = largest.effective_width * largest.effective_height
         limit = (capacity is not None, capacity or 0)
-        return (*limit, *model, pixels * request.batch, pixels * request.unet_batch, request.task)
+        return (*limit, pipeline_key(request), pixels * request.images, pixels * request.unet_batch, request.task)
 
     return sorted(entries, key=key)
 
 
-def runnable(entries: Iterable[Entry], device: Device) -> tuple[list[Entry], list[Skipped]]:
-    """Split the entries into those that can run on the device and those that cannot.
+def runnable(
+    entries: Iterable[Entry], device: Device, model_dir: str | None = None, weights: Weights = "synthetic"
+) -> tuple[list[Entry], list[Skipped]]:
+    """Split the entries into those that can run on the device with these weights and those that cannot.
 
     Raises:
         InvalidArgument: no entry can run; the message says why the first cannot.
@@ -165,7 +169,7 @@ def runnable(entries: Iterable[Entry], device: Device) -> tuple[list[Entry], lis
     cannot: list[Skipped] = []
     for entry in entries:
         try:
-            check_runnable(entry.request, entry.device(device))
+            check_runnable(entry.request, entry.device(device), model_dir, weights)
         except InvalidArgument as error:
             cannot.append(Skipped(entry, error))
         else:

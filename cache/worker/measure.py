@@ -10,20 +10,26 @@ from typing import Any
 
 import torch
 
+from cache.machine.device import dtype_used
 from cache.records import Measured, StageMeasure
 from cache.worker import pipelines
 from cache.worker.backend import DeviceFull, Report
 from cache.worker.pipelines import Source
 from cache.worker.probes import CpuProbe, CudaProbe, Probe
 from cache.worker.recording import Recorder
-from planner.components import LOAD_ORDER
+from cache.worker.rehearsal import components_brought_as_copies
 from planner.request import GenerationRequest
 from planner.tracing.pipeline import apply_options, call_arguments
 
-# bfloat16 takes 2 bytes like float16. The CPU has fast kernels for it, and none for float16.
-DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
-# The warm-up is too small to raise any peak, and it makes every handle and workspace that later runs share.
-WARM_UP = {"width": 64, "height": 64, "batch": 1, "steps": 1}
+# The warm-up is too small to raise any peak, and it makes every handle and workspace that later runs share. Both passes
+# of hires fix are warmed up, the second a little larger.
+WARM_UP = {"width": 64, "height": 64, "batch": 1, "images_per_prompt": 1, "steps": 1}
+WARM_UP_HIRES = 1.25
+
+
+def warm_up_of(request: GenerationRequest) -> GenerationRequest:
+    """Give the small request that is run before this one, on the same pipeline."""
+    return replace(request, **WARM_UP, hires=min(request.hires, WARM_UP_HIRES))
 
 
 # Libraries that have no exception type for a full card report it in words: the CUDA runtime while it loads kernels,
@@ -34,6 +40,11 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "unable to find an engine to execute this computation",
 )
+
+
+def _plain(request: GenerationRequest) -> GenerationRequest:
+    """Give the request that loads the model as it was published, without adapters."""
+    return GenerationRequest(safety_checker=request.safety_checker, offload=request.offload, dtype=request.dtype)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -75,13 +86,22 @@ def _or_device_full() -> Generator[None]:
 
 
 class _Stages:
-    """Measure stages by hooks on the pipeline's components: one ends when the next begins."""
+    """Measure stages by hooks on the pipeline's components: one ends when the next begins.
+
+    A stage that comes again, such as the ControlNets' before each UNet call or those of the second pass of hires fix,
+    has the larger of its peaks and the sum of its seconds.
+    """
 
     def __init__(self, pipeline: Any, probe: Probe, report: Report):
         self.pipeline, self.probe, self.report = pipeline, probe, report
         self.closed: dict[str, StageMeasure] = {}
         self.current: str | None = None
         self._since = 0.0
+        self._reported: set[str] = set()
+
+    def begin_pass(self) -> None:
+        """Begin a call of a pipeline, in which each stage is reported once."""
+        self._reported.clear()
 
     def begin(self, stage: str) -> None:
         if stage == self.current:
@@ -89,7 +109,9 @@ class _Stages:
         self.close()
         self.current, self._since = stage, time.perf_counter()
         self.probe.reset_peak()
-        self.report(stage)
+        if stage not in self._reported:
+            self._reported.add(stage)
+            self.report(stage)
 
     def close(self) -> None:
         if self.current is None:
@@ -103,7 +125,8 @@ class _Stages:
             device_bytes=self.probe.peak_device_bytes(),
             seconds=time.perf_counter() - self._since,
         )
-        self.closed[self.current] = measure
+        before = self.closed.get(self.current)
+        self.closed[self.current] = _merged(before, measure) if before else measure
         self.current = None
 
     @contextlib.contextmanager
@@ -112,12 +135,9 @@ class _Stages:
         pipeline = self.pipeline
         handles = [
             module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
-            for stage, module in (
-                ("text_encoder", pipeline.text_encoder),
-                ("unet", pipeline.unet),
-                ("safety_checker", pipeline.safety_checker),
-            )
-            if module is not None
+            for stage, module in pipelines.modules_of(pipeline).items()
+            # The VAE is two stages, and not called as a module.
+            if stage != "vae"
         ]
         encode, decode = pipeline.vae.encode, pipeline.vae.decode
 
@@ -142,6 +162,21 @@ class _Stages:
                 handle.remove()
 
 
+def _merged(one: StageMeasure, other: StageMeasure) -> StageMeasure:
+    """Merge two measures of one stage: the larger peaks, and the sum of the seconds."""
+
+    def larger(name: str) -> int | None:
+        return max((size for m in (one, other) if (size := getattr(m, name)) is not None), default=None)
+
+    return StageMeasure(
+        stage=one.stage,
+        peak_allocated_bytes=larger("peak_allocated_bytes"),
+        peak_reserved_bytes=larger("peak_reserved_bytes"),
+        device_bytes=larger("device_bytes"),
+        seconds=one.seconds + other.seconds,
+    )
+
+
 def _call(pipeline: Any, request: GenerationRequest, report: Report, probe: Probe) -> None:
     """Call the pipeline as its user would, and drop the picture."""
 
@@ -159,7 +194,6 @@ class PipelineBackend:
 
     def __init__(self, device_kind: str):
         self.device = torch.device(device_kind)
-        self.dtype = DTYPES[device_kind]
         with _or_device_full():
             self.probe: Probe = CudaProbe(self.device) if device_kind == "cuda" else CpuProbe()
         self.pipeline: Any = None
@@ -169,10 +203,9 @@ class PipelineBackend:
     def environment(self) -> dict[str, Any]:
         """Return the facts about the device that are known only once torch is loaded."""
         if self.device.type == "cpu":
-            return {"attention": "sdpa"}
+            return {}
         properties = torch.cuda.get_device_properties(self.device)
         return {
-            "attention": "sdpa",
             "total_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
@@ -181,10 +214,15 @@ class PipelineBackend:
 
     def _load(self, request: GenerationRequest, source: Source, report: Report) -> None:
         began = time.perf_counter()
-        self.pipeline = pipelines.load(request, source, self.device, self.dtype, report)
+        dtype = getattr(torch, dtype_used(request, "cuda" if self.device.type == "cuda" else "cpu"))
+        self.pipeline = pipelines.load(request, source, self.device, dtype, report)
         if isinstance(self.probe, CpuProbe):
-            for module in self.modules().values():
-                self.probe.count(module)
+            for name, module in self.modules().items():
+                # Offload keeps the safety checker on the device, and by layers all buffers as well.
+                if request.offload == "none" or name == "safety_checker":
+                    self.probe.count(module)
+                elif request.offload == "sequential":
+                    self.probe.count_buffers(module)
         self.probe.synchronize()
         self.load_seconds = time.perf_counter() - began
         # This is read before the warm-up, whose handles and workspaces stay and are not weights.
@@ -192,8 +230,7 @@ class PipelineBackend:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Return the components that hold weights, by name."""
-        loaded = {name: getattr(self.pipeline, name) for name in LOAD_ORDER}
-        return {name: module for name, module in loaded.items() if module is not None}
+        return pipelines.modules_of(self.pipeline)
 
     def measure(self, job: dict[str, Any], report: Report) -> Measured:
         """Run the job's request once and return its measures.
@@ -216,13 +253,14 @@ class PipelineBackend:
         try:
             if self.pipeline is None:
                 self._load(request, source, report)
-                report("facts", counts=pipelines.parameter_counts(self.modules()))
-            self.pipeline = pipelines.for_task(self.pipeline, request.task)
+                if request.is_half and request.loading_form() == _plain(request):
+                    report("facts", counts=pipelines.parameter_counts(self.modules()))
             apply_options(self.pipeline, request)
             phase = "warm-up"
             report("warm-up")
             with self._counting():
-                _call(self.pipeline, replace(request, **WARM_UP), lambda *_, **__: None, self.probe)
+                for one in warm_up_of(request).passes():
+                    self._call_once(one, lambda *_, **__: None)
                 gc.collect()
                 self.probe.start()
                 phase = "running"
@@ -252,24 +290,33 @@ class PipelineBackend:
 
     def _run(self, request: GenerationRequest, stages: _Stages, report: Report) -> Measured:
         began = time.perf_counter()
-        steps = 0
+        finished: list[int] = []
 
         def counting(phase: str, **detail: Any) -> None:
-            nonlocal steps
-            steps = max(steps, detail.get("step", 0))
+            finished[-1] = max(finished[-1], detail.get("step", 0))
             report(phase, **detail)
 
         with stages.watching():
-            _call(self.pipeline, request, counting, self.probe)
+            for one in request.passes():
+                stages.begin_pass()
+                finished.append(0)
+                self._call_once(one, counting)
         stages.close()
         total_seconds = time.perf_counter() - began
-        seconds_per_step = stages.closed["unet"].seconds / steps if steps else None
+        step_seconds = sum(stages.closed[name].seconds for name in ("controlnet", "unet") if name in stages.closed)
+        steps = sum(finished)
+        seconds_per_step = step_seconds / steps if steps else None
         return self._summary(stages, "ok", total_seconds=total_seconds, seconds_per_step=seconds_per_step)
+
+    def _call_once(self, request: GenerationRequest, report: Report) -> None:
+        """Run one pipeline call on the resident components."""
+        self.pipeline = pipelines.for_call(self.pipeline, request, self.device)
+        _call(self.pipeline, request, report, self.probe)
 
     @contextlib.contextmanager
     def _counting(self) -> Generator[None]:
         if isinstance(self.probe, CpuProbe):
-            with self.probe.storages:
+            with components_brought_as_copies(), self.probe.storages:
                 yield
         else:
             yield

@@ -1,6 +1,7 @@
-"""Stable Diffusion v1.5 pipelines in half precision, loaded with accelerate and kept resident in the worker.
+"""Stable Diffusion v1.5 pipelines, loaded with accelerate and kept resident in the worker.
 
-Synthetic weights have the real architecture, shapes and bytes, so they take the real memory. The picture is noise.
+Synthetic weights have the real architecture, shapes and bytes, so they take the real memory. The picture is noise. A
+LoRA's and an IP-Adapter's layers have synthetic weights beside real ones too; their image encoder does not.
 """
 
 import contextlib
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel
 
 from cache.worker.backend import Report
+from cache.worker.rehearsal import bring_layers_as_copies
 from planner.components import LOAD_ORDER, MODEL_ID, MODEL_REVISION
+from planner.programs.names import in_rows
 from planner.request import GenerationRequest
-from planner.tracing.pipeline import PIPELINES, assemble, component_modules
+from planner.tracing.pipeline import adapt, assemble, component_modules, pipeline_class
 
 # So many random values repeat through all weights. That is enough to differ from zeros, and costs little to make.
 PATTERN_NUMEL = 1 << 20
@@ -27,6 +31,12 @@ class Source:
 
     kind: str
     model_dir: str | None = None
+
+
+def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Return the components of the pipeline that hold weights, by name, in `LOAD_ORDER`."""
+    loaded = {name: getattr(pipeline, name, None) for name in LOAD_ORDER}
+    return {name: module for name, module in loaded.items() if module is not None}
 
 
 def parameter_counts(modules: Mapping[str, torch.nn.Module]) -> dict[str, tuple[int, int]]:
@@ -71,12 +81,12 @@ def _materialise(module: torch.nn.Module, device: torch.device, dtype: torch.dty
 
 def synthetic(request: GenerationRequest, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
     """Make a pipeline with synthetic weights, on the device unless the request offloads."""
-    modules = component_modules(safety_checker=request.safety_checker)
-    home = torch.device("cpu") if request.offload == "model" else device
+    modules = component_modules(request)
+    home = device if request.offload == "none" else torch.device("cpu")
     for index, (name, module) in enumerate(modules.items()):
         report("loading", step=index, of=len(modules), detail=name)
-        _materialise(module, home, dtype, request.channels_last and name in ("unet", "vae"))
-    return assemble(modules, request.task)
+        _materialise(module, home, dtype, name in in_rows(request))
+    return assemble(modules, request)
 
 
 @contextlib.contextmanager
@@ -123,35 +133,49 @@ def pretrained(
     No pickle and no remote code ever runs.
     """
     report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")
-    options: dict[str, Any] = (
-        {} if request.safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-    )
-    if source.model_dir is None:
-        options["revision"] = MODEL_REVISION
     # The library's advice about a repository that it cannot reach names options that this planner does not have.
     with (
         _readable_errors(source),
         _still_there(lambda: report("loading", step=0, of=len(LOAD_ORDER) + 1, detail="reading weights")),
     ):
-        pipeline = PIPELINES[request.task].from_pretrained(
+        pipeline = pipeline_class(request).from_pretrained(
             source.model_dir or MODEL_ID,
-            dtype=dtype,
             use_safetensors=True,
-            variant=_half_variant(source.model_dir),
-            low_cpu_mem_usage=True,
+            variant=_half_variant(source.model_dir) if request.is_half else None,
             local_files_only=source.model_dir is not None,
-            **options,
+            **_options(request, source, dtype),
         )
-    for index, name in enumerate(LOAD_ORDER):
-        module = getattr(pipeline, name)
-        if module is None:
-            continue
+    modules = modules_of(pipeline)
+    adapt(modules, request)
+    if request.attention_slicing:
+        pipeline.enable_attention_slicing()
+    for index, (name, module) in enumerate(modules.items()):
         report("loading", step=index + 1, of=len(LOAD_ORDER) + 1, detail=name)
-        if request.channels_last and name in ("unet", "vae"):
-            module.to(memory_format=torch.channels_last)
+        # The layers of adapters are made in float32.
+        module.to(dtype)
+        if name in in_rows(request):
+            module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload] (torch leaves it out of the stubs)
         if request.offload == "none":
             module.to(device)
     return pipeline
+
+
+def _options(request: GenerationRequest, source: Source, dtype: torch.dtype) -> dict[str, Any]:
+    """Give the options of ``from_pretrained``: which components are read, and in which data type."""
+    options: dict[str, Any] = {"dtype": dtype, "low_cpu_mem_usage": True}
+    if not request.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    if source.model_dir is None:
+        options["revision"] = MODEL_REVISION
+    elif request.ip_adapter == "none":
+        options["image_encoder"] = None
+    if request.controlnets:
+        # `save_pretrained` writes several as controlnet, controlnet_1 and so on.
+        names = ["controlnet", *(f"controlnet_{index}" for index in range(1, request.controlnets))]
+        given = {"use_safetensors": True, "local_files_only": True, "dtype": dtype}
+        nets = [ControlNetModel.from_pretrained(source.model_dir, subfolder=name, **given) for name in names]
+        options["controlnet"] = nets[0] if len(nets) == 1 else nets
+    return options
 
 
 def load(request: GenerationRequest, source: Source, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
@@ -160,18 +184,26 @@ def load(request: GenerationRequest, source: Source, device: torch.device, dtype
         pipeline = synthetic(request, device, dtype, report)
     else:
         pipeline = pretrained(request, source, device, dtype, report)
-    if request.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
+    if request.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+        if device.type == "cpu":
+            bring_layers_as_copies(modules_of(pipeline))
     pipeline.set_progress_bar_config(disable=True)
+    return for_call(pipeline, request, device)
+
+
+def for_call(pipeline: Any, request: GenerationRequest, device: torch.device) -> Any:
+    """Make the pipeline of this call from the resident components, without a copy or a cast.
+
+    The hooks of model offload belong to one pipeline, and those of sequential offload to the modules.
+    """
+    wanted = pipeline_class(request)
+    if type(pipeline) is not wanted:
+        if request.offload == "model":
+            pipeline.remove_all_hooks()
+        # `from_pipe` would cast to float32 by default.
+        pipeline = wanted(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
+        pipeline.set_progress_bar_config(disable=True)
+    if request.offload == "model" and not getattr(pipeline, "_all_hooks", None):
+        pipeline.enable_model_cpu_offload(device=device)
     return pipeline
-
-
-def for_task(pipeline: Any, task: str) -> Any:
-    """Make the pipeline of this task from the resident components, without a copy or a cast."""
-    wanted = PIPELINES[task]
-    if type(pipeline) is wanted:
-        return pipeline
-    # `from_pipe` would cast to float32 by default.
-    other = wanted(**pipeline.components, requires_safety_checker=pipeline.safety_checker is not None)
-    other.set_progress_bar_config(disable=True)
-    return other

@@ -213,6 +213,9 @@ class _LiveStorages(TorchDispatchMode):
         self.made = 0
 
     def see(self, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            # Offload by layers leaves such stand-ins without memory in the place of weights.
+            return
         storage = tensor.untyped_storage()
         key, size_bytes = storage._cdata, storage.nbytes()
         if key in self.live or not size_bytes:
@@ -252,6 +255,11 @@ class CpuProbe:
     def count(self, module: torch.nn.Module) -> None:
         """Count a module's weights as living tensors."""
         for tensor in (*module.parameters(), *module.buffers()):
+            self.storages.see(tensor.data)
+
+    def count_buffers(self, module: torch.nn.Module) -> None:
+        """Count a module's buffers alone as living tensors."""
+        for tensor in module.buffers():
             self.storages.see(tensor.data)
 
     def limit(self, capacity_bytes: int | None) -> None:

@@ -21,7 +21,7 @@ from cache.jobs.job import JobView
 from cache.jobs.queue import Jobs
 from cache.jobs.sweep import MAX_FILE_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.machine.attached import usable_card
-from cache.machine.device import Device, Weights, check_runnable
+from cache.machine.device import Device, Weights, check_folder, check_runnable
 from cache.machine.versions import check_installed, installed
 from cache.outcomes import exit_code_of, verdict_of
 from cache.predictions import peak_error, predictions_for
@@ -250,7 +250,7 @@ def verify_command(
 
 
 def _verify_one(asked: _Asked, request: GenerationRequest) -> int:
-    check_runnable(request, asked.device, asked.model_dir)
+    check_runnable(request, asked.device, asked.model_dir, asked.weights)
     with _Bench(asked) as bench, tempfile.TemporaryDirectory() as folder:
         record_to = Path(folder) / "recording.json" if asked.workspaces else None
         job_id = bench.submit(request, asked.device, record_to)
@@ -329,8 +329,10 @@ def _entries_to_sweep(sweep: str, base: GenerationRequest, device: Device) -> li
 def _sweep(asked: _Asked, base: GenerationRequest, sweep: str) -> int:
     device = asked.device
     # A folder without a model is an error, and not a reason to skip each request.
-    check_runnable(GenerationRequest(), device, asked.model_dir)
-    planned, skipped = runnable(in_order(_entries_to_sweep(sweep, base, device)), device)
+    if asked.model_dir is not None:
+        check_folder(asked.model_dir)
+    entries = in_order(_entries_to_sweep(sweep, base, device))
+    planned, skipped = runnable(entries, device, asked.model_dir, asked.weights)
     total = len(planned) + len(skipped)
     for reason, count in Counter(f"{one.error.argument} {one.error.rule}" for one in skipped).items():
         say(f"skipped {count} of {total}: {reason}")

@@ -309,6 +309,10 @@ def _halves() -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
         yield from _halves_of(options)
 
 
+def _whole_halves(request: GenerationRequest) -> tuple[GenerationRequest, int, int, Layout]:
+    return request, request.latent_height, request.latent_width, PLAIN
+
+
 def _halves_of(options: dict[str, Any]) -> Iterator[tuple[GenerationRequest, int, int, Layout]]:
     for batch, height, width in (*SIZES, *_ONE, (1, 1, 1), (2, 1, 1), (3, 1, 1)):
         for channels_last, task in _FORMATS:
@@ -350,8 +354,8 @@ def compile_library(
     """
     compiler = _Compiler(make_pipeline)
     wanted = list(_requests()) if requests is None else list(requests)
-    alone = list(_attentions()) if requests is None else []
-    halves = list(_halves()) if requests is None else []
+    alone = list(_attentions()) if requests is None else list(requests)
+    halves = list(_halves()) if requests is None else list(map(_whole_halves, requests))
     total = len(wanted) + len(alone) + len(halves) + 1
     for index, request in enumerate(wanted):
         report(index / total, request.describe())

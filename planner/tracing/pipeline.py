@@ -174,10 +174,18 @@ def make_modules(request: GenerationRequest, configs: Mapping[str, dict[str, Any
     if request.controlnets:
         nets: list[Any] = [ControlNetModel(**configs["controlnet"]) for _ in range(request.controlnets)]
         modules["controlnet"] = nets[0] if len(nets) == 1 else MultiControlNetModel(nets)
+    adapt(modules, request)
+    return {name: modules[name].eval() for name in LOAD_ORDER if name in modules}
+
+
+def adapt(modules: Mapping[str, Any], request: GenerationRequest) -> None:
+    """Give modules the request's attention processors, its IP-Adapter and its LoRA.
+
+    The weights of the adapters are new.
+    """
     _set_attention(modules, request)
     _load_ip_adapter(modules, request)
     _load_lora(modules, request)
-    return {name: modules[name].eval() for name in LOAD_ORDER if name in modules}
 
 
 def _set_attention(modules: Mapping[str, Any], request: GenerationRequest) -> None:

@@ -35,6 +35,9 @@ class RealStorages(TorchDispatchMode):
         return tensor.untyped_storage()._cdata in self.sizes
 
     def count(self, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            # Offload by layers leaves these stand-ins in the place of weights.
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self.sizes and storage.nbytes():

@@ -33,7 +33,10 @@ def small_modules(request: GenerationRequest) -> dict[str, torch.nn.Module]:
 
 def small_pipeline(request: GenerationRequest):
     """The pipeline with weights, on the CPU, in float32."""
-    return assemble(small_modules(request), request)
+    modules = small_modules(request)
+    for name in in_rows(request):
+        modules[name].to(memory_format=torch.channels_last)
+    return assemble(modules, request)
 
 
 def small_pipeline_on_meta(request: GenerationRequest):

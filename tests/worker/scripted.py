@@ -115,6 +115,9 @@ class Scripted:
     def raises(self) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    def says_allocator(self) -> None:
+        raise RuntimeError(f"PYTORCH_ALLOC_CONF={os.environ.get('PYTORCH_ALLOC_CONF')}")
+
     def exits(self) -> None:
         print("last words", file=sys.stderr, flush=True)
         os._exit(3)

@@ -114,7 +114,11 @@ def test_a_rehearsal_runs_all_that_a_cpu_can_and_names_the_rest(scripted, out, c
     assert len(runs) == len(planned) - 3
     summary = (out / "summary.md").read_text()
     assert "Everything that can be run here was reached." in summary
-    for reason in ("device cpu rehearses at most", "offload must be none on the CPU", "capacity needs a GPU"):
+    for reason in (
+        "device cpu rehearses at most",
+        "attention must be sdpa or eager on the CPU",
+        "capacity needs a GPU",
+    ):
         assert reason in summary
     assert "the CPU has none of them" in summary and "It says nothing about a GPU" in summary
     # The user's own history is not touched; an import brings the runs there.
@@ -383,10 +387,17 @@ def test_each_request_is_planned_once_and_every_kind_is_among_the_chosen():
     requests = [one.request for one in chosen]
     assert {one.batch for one in requests} >= {1, 2, 4, 8, 16, 32}
     assert {one.width for one in requests} >= {256, 512, 768, 1024, 1536, 2048, 1800, 520}
-    assert {one.task for one in requests} == {"img2img", "txt2img"}
+    assert {one.task for one in requests} == {"img2img", "txt2img", "inpaint"}
     for option in ("vae_tiling", "vae_slicing", "attention_slicing", "channels_last"):
         assert any(getattr(one, option) for one in requests), option
-    assert any(one.offload == "model" for one in requests) and any(not one.safety_checker for one in requests)
+    assert {one.offload for one in requests} == {"none", "model", "sequential"}
+    assert any(not one.safety_checker for one in requests)
+    assert {one.dtype for one in requests} == {"float16", "bfloat16", "float32"}
+    assert {one.attention for one in requests} == {"sdpa", "eager"}
+    for option in ("controlnets", "lora_rank"):
+        assert any(getattr(one, option) for one in requests), option
+    assert any(one.hires > 1 for one in requests) and any(one.allocator == "expandable" for one in requests)
+    assert any(one.ip_adapter == "base" for one in requests)
     assert {one.capacity_bytes for one in chosen} == {None, 8 * GIB, 16 * GIB, 24 * GIB}
     assert any(one.records and one.request.width == 1800 for one in chosen)
     # The built-in sweep fills the rest of the time.

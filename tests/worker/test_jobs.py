@@ -405,7 +405,7 @@ def test_a_history_that_fails_does_not_end_the_queue(jobs_with, store, monkeypat
     ("request_", "model_dir", "message"),
     [
         (GenerationRequest(width=1024), None, "device cpu rehearses at most 512x512 pixels in all"),
-        (replace(REQUEST, offload="model"), None, "offload must be none on the CPU"),
+        (replace(REQUEST, attention="xformers"), None, "attention must be sdpa or eager on the CPU"),
         (REQUEST, "/nowhere", "model_dir must be a folder with model_index.json"),
     ],
 )
@@ -493,3 +493,15 @@ def test_model_facts_that_cannot_be_kept_do_not_end_a_run(store, monkeypatch):
         jobs._on_message(job, {"type": "facts", "counts": {"unet": [1, 2]}})
     finally:
         jobs.close()
+
+
+def test_the_worker_starts_with_the_allocator_of_its_request(jobs_with, store, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    jobs = jobs_with("says-allocator")
+    said = []
+    for allocator in ("default", "expandable"):
+        view = jobs.wait(jobs.submit(replace(REQUEST, allocator=allocator), CPU))
+        said.append(view.reason.partition("PYTORCH_ALLOC_CONF=")[2])
+    assert said == ["None", "expandable_segments:True"]
+    newest, oldest = (run.environment.allocator_settings for run in store.measurements())
+    assert (newest, oldest) == ("PYTORCH_ALLOC_CONF=expandable_segments:True", "")

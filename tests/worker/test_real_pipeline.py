@@ -30,7 +30,7 @@ def rehearsed(tmp_path_factory):
         "unguided": GenerationRequest(width=64, height=72, steps=2, guidance_scale=1.0),
         "batch": GenerationRequest(width=64, height=72, steps=2, batch=2),
         "options": GenerationRequest(
-            width=64, height=72, steps=1, vae_tiling=True, vae_slicing=True, attention_slicing=True
+            task="txt2img", width=64, height=72, steps=1, vae_tiling=True, vae_slicing=True, hires=1.25
         ),
     }
     runs, views, pids = {}, {}, set()

@@ -128,7 +128,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(scripted, sweep, own_history, tmp_
 def test_json_has_every_run_and_what_was_skipped(scripted, sweep):
     scripted("good")
     sweep(of_widths(64))
-    code, out, err = sweep([*of_widths(64, 72), {"width": 8192}, {"offload": "model"}], "--json")
+    code, out, err = sweep([*of_widths(64, 72), {"width": 8192}, {"attention": "xformers"}], "--json")
     answer = json.loads(out)
     assert code == 0 and set(answer) == {"schema", "sweep", "skipped"}
     assert [(one["cached"], one["measurement"]["request"]["width"]) for one in answer["sweep"]] == [
@@ -137,10 +137,10 @@ def test_json_has_every_run_and_what_was_skipped(scripted, sweep):
     ]
     assert {one["request"]["width"]: one["reason"].split(" must")[0].split(" at")[0] for one in answer["skipped"]} == {
         8192: "device cpu rehearses",
-        512: "offload",
+        512: "attention",
     }
     assert "skipped 1 of 4: device cpu rehearses at most 512x512 pixels in all\n" in err
-    assert "skipped 1 of 4: offload must be none on the CPU" in err
+    assert "skipped 1 of 4: attention must be sdpa or eager on the CPU" in err
 
 
 @pytest.mark.parametrize(

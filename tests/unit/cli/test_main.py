@@ -331,7 +331,7 @@ def test_verify_without_a_gpu_says_why_and_what_next(capsys, no_driver):
     ("argv", "message"),
     [
         (("--device", "cpu", "--width", "1024", "--height", "1024"), "device cpu rehearses at most 512x512"),
-        (("--device", "cpu", "--offload", "model"), "offload must be none on the CPU"),
+        (("--device", "cpu", "--attention", "xformers"), "attention must be sdpa or eager on the CPU"),
         (("--device", "cpu", "--weights", "real"), "weights must be one of synthetic, hub, got 'real'"),
         (("--device", "cpu", "--model-dir", "/nowhere"), "model_dir must be a folder with model_index.json"),
         (("--device", "cpu", "--width", "10"), "width must be between 64 and 8192"),

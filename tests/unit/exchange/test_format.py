@@ -2,14 +2,14 @@
 
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from cache.exchange.fields import FORMAT, VERSION
-from cache.exchange.lines import line_of
+from cache.exchange.lines import line_of, measurement_of
 from cache.jobs.sweep import grid
 from cache.records import Environment, Measured, Prediction, StageMeasure
 from planner.components import STAGES
-from planner.request import GenerationRequest
+from planner.request import FIELDS, GenerationRequest
 from tests.conftest import ROOT
 from tests.unit.exchange.test_lines import RUN
 
@@ -48,3 +48,25 @@ def test_numbers_in_the_text_are_the_programs():
     for stage in STAGES:
         assert f"`{stage}`" in TEXT
     assert set(asdict(RUN)["holders"][0]) == {"pid", "name", "used_bytes"}
+
+
+def test_a_line_has_later_fields_only_where_they_are_not_at_their_defaults():
+    changed = {
+        "images_per_prompt": 2,
+        "dtype": "bfloat16",
+        "controlnets": 3,
+        "lora_rank": 16,
+        "lora_text_encoder": True,
+        "ip_adapter": "plus",
+        "attention": "eager",
+        "allocator": "expandable",
+        "channels_last_unet": True,
+        "hires": 1.5,
+    }
+    assert list(changed) == [field.name for field in FIELDS if field.is_later]
+    request = GenerationRequest(task="txt2img", offload="sequential", **changed)
+    line = line_of(replace(RUN, request=request))
+    assert json.loads(line)["request"].items() >= changed.items()
+    assert measurement_of(line, 1).request == request
+    plain = json.loads(line_of(replace(RUN, request=GenerationRequest())))["request"]
+    assert not plain.keys() & changed.keys()

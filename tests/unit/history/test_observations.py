@@ -14,7 +14,7 @@ from cache.history.observations import gather, observation_of
 from cache.history.reference import reference_runs
 from cache.history.store import Store
 from cache.machine.versions import installed
-from cache.records import METHOD, Measured, Prediction
+from cache.records import METHOD, Measured, Measurement, Prediction
 from planner.calibration.workspace_curve import FRACTIONS, PREFERRED
 from planner.cards.lookup import card_named
 from planner.fit import fit
@@ -28,6 +28,16 @@ REQUEST = GenerationRequest(width=768, height=512, vae_tiling=True)
 
 def current(**changes):
     return make_environment(**{name: version for name, version in installed().items()} | changes)
+
+
+def a_run(request, **environment) -> Measurement:
+    return Measurement(
+        measurement_id="1",
+        created_at="2026-12-01T00:00:00+00:00",
+        request=request,
+        environment=current(**environment),
+        measured=make_measured(),
+    )
 
 
 def gathered(**options):
@@ -267,3 +277,35 @@ def test_a_published_run_that_filled_its_gpu_calibrates_nothing():
         run.observation.request.batch: run.calibrates for run in runs if run.observation.request.task == "txt2img"
     }
     assert calibrating == {1: True, 4: True, 16: False}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "compute_capability": "8.0"}),
+        ({"dtype": "float32"}, {"dtype": "float32"}),
+        ({"allocator": "expandable"}, {"allocator_settings": "PYTORCH_ALLOC_CONF=expandable_segments:True"}),
+        ({"attention": "eager"}, {"attention": "eager"}),
+    ],
+)
+def test_a_run_counts_if_it_ran_as_its_request_asks(options, environment):
+    request = GenerationRequest.from_dict(options)
+    kept = observation_of(a_run(request, **environment))
+    assert kept is not None
+    # The request already says which attention, so that the same request finds the run.
+    assert kept.attention == "sdpa"
+    assert observation_of(a_run(request)) is None
+
+
+def test_a_published_run_of_another_attention_keeps_it():
+    kept = observation_of(a_run(REQUEST, attention="eager"))
+    assert kept is not None and kept.attention == "eager"
+    assert observation_of(a_run(REQUEST, dtype="bfloat16")) is None
+
+
+def test_a_run_whose_kernels_have_no_rule_has_no_curve(store):
+    for request, changes in ((REQUEST, {}), (GenerationRequest(dtype="bfloat16"), {"dtype": "bfloat16"})):
+        store.save_measurement(request, current(compute_capability="7.5", **changes), make_measured())
+    found = gathered().evidence.observations
+    assert len(found) == 2
+    assert len(CurveStore(shipped(), store.path).curves_of(found)) == 1

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.jobs import sweep
+from cache.jobs.resident import pipeline_key
 from cache.jobs.sweep import GRID_CAPACITY_BYTES, VARIED, Entry, entries_in, grid, in_order, runnable
 from cache.machine.attached import cards
 from cache.machine.device import Device
@@ -86,11 +87,8 @@ def test_entries_are_grouped_by_model_and_small_ones_first():
 def test_ordering_keeps_every_entry(found):
     entries = in_order(map(Entry, found))
     assert sorted(map(hash, entries)) == sorted(map(hash, map(Entry, found)))
-    # As the queue's worker is kept: one model for all tasks, unless it is offloaded.
-    models = [
-        (one.safety_checker, one.channels_last, one.offload, one.task if one.offload == "model" else None)
-        for one in on_the_whole_card(entries)
-    ]
+    # As the queue's worker is kept.
+    models = [pipeline_key(one) for one in on_the_whole_card(entries)]
     changes = sum(one != other for one, other in itertools.pairwise(models))
     assert changes == max(0, len(set(models)) - 1)
 
@@ -178,8 +176,8 @@ def test_a_card_no_larger_than_a_capacity_skips_it(nvml):
 
 
 def test_a_sweep_without_runnable_entries_says_why():
-    with pytest.raises(InvalidArgument, match="offload must be none on the CPU"):
-        runnable([Entry(GenerationRequest(offload="model"))], Device())
+    with pytest.raises(InvalidArgument, match="attention must be sdpa or eager on the CPU"):
+        runnable([Entry(GenerationRequest(attention="xformers"))], Device())
 
 
 def test_the_grid_varies_exactly_the_listed_fields():

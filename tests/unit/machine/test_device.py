@@ -1,11 +1,12 @@
-"""Emulated capacities of a device: their limits, and the names of runs at them."""
+"""What can run on a device, and how the environment of a run describes it."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from cache.machine.attached import cards
-from cache.machine.device import Device, check_capacity, check_runnable, environment_of
+from cache.machine.device import Device, allocator_environment, check_capacity, check_runnable, environment_of
 from planner.errors import InvalidArgument
 from planner.request import GenerationRequest
 from planner.units import GIB
@@ -54,3 +55,97 @@ def test_an_emulated_run_has_the_same_device_and_its_capacity(nvml):
     assert (environment.card, environment.card_name) == ("Tesla T4", "Tesla T4, 8 GiB emulated")
     assert environment_of(whole).card_name == "Tesla T4"
     assert environment.environment_id != environment_of(whole).environment_id
+
+
+def test_the_environment_is_that_of_the_request(nvml, monkeypatch):
+    [card] = cards()
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    asked = replace(REQUEST, dtype="bfloat16", attention="eager", allocator="expandable")
+    found = environment_of(Device(card), request=asked)
+    assert (found.dtype, found.attention) == ("bfloat16", "eager")
+    assert found.allocator_settings == "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    plain = environment_of(Device(card), request=REQUEST)
+    assert (plain.dtype, plain.attention, plain.allocator_settings) == ("float16", "sdpa", "")
+    assert plain == environment_of(Device(card))
+
+
+@pytest.mark.parametrize(("dtype", "used"), [("float16", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")])
+def test_a_rehearsal_says_in_which_data_type_it_ran(dtype, used):
+    assert environment_of(Device(), request=replace(REQUEST, dtype=dtype)).dtype == used
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64,expandable_segments:True"),
+        (
+            {"PYTORCH_ALLOC_CONF": "backend:native", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+            "backend:native,expandable_segments:True",
+        ),
+    ],
+)
+def test_expandable_segments_are_set_beside_other_settings(given, set_to):
+    expandable = replace(REQUEST, allocator="expandable")
+    assert allocator_environment(expandable, given) == {"PYTORCH_ALLOC_CONF": set_to}
+    assert allocator_environment(REQUEST, given) == {}
+
+
+def test_xformers_needs_a_gpu_and_its_package(nvml, monkeypatch):
+    asked = replace(REQUEST, attention="xformers")
+    with pytest.raises(InvalidArgument, match="attention must be sdpa or eager on the CPU"):
+        check_runnable(asked, Device())
+    [card] = cards()
+    found = {"xformers": None}
+    monkeypatch.setattr("importlib.util.find_spec", found.get)
+    with pytest.raises(InvalidArgument, match="attention must be sdpa or eager, for xformers is not installed here"):
+        check_runnable(asked, Device(card))
+    found["xformers"] = object()
+    check_runnable(asked, Device(card))
+
+
+@pytest.mark.parametrize(
+    ("values", "argument"),
+    [({"task": "inpaint"}, "task"), ({"controlnets": 2}, "controlnets"), ({"ip_adapter": "plus"}, "ip_adapter")],
+)
+def test_the_hub_has_the_plain_model_alone(values, argument):
+    request = replace(REQUEST, **values)
+    check_runnable(request, Device())
+    check_runnable(replace(REQUEST, lora_rank=4), Device(), weights="hub")
+    with pytest.raises(InvalidArgument, match="the Hub's model has") as caught:
+        check_runnable(request, Device(), weights="hub")
+    assert caught.value.argument == argument
+    assert "synthetic weights" in str(caught.value)
+
+
+def test_a_folder_runs_what_it_has_weights_for(tmp_path):
+    def keep(name: str, **values) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values))
+
+    keep("model_index.json")
+    keep("unet/config.json", in_channels=4)
+    keep("controlnet/config.json")
+    keep("controlnet_1/config.json")
+    keep("image_encoder/config.json")
+    check_runnable(replace(REQUEST, controlnets=2, ip_adapter="base"), Device(), str(tmp_path))
+    with pytest.raises(InvalidArgument, match="controlnets must be at most 2, as many as this folder has"):
+        check_runnable(replace(REQUEST, controlnets=3), Device(), str(tmp_path))
+    inpaint = replace(REQUEST, task="inpaint")
+    with pytest.raises(InvalidArgument, match="task needs a UNet of 9 input channels"):
+        check_runnable(inpaint, Device(), str(tmp_path))
+    keep("unet/config.json", in_channels=9)
+    check_runnable(inpaint, Device(), str(tmp_path))
+    with pytest.raises(InvalidArgument, match="task needs a UNet of 4 input channels"):
+        check_runnable(REQUEST, Device(), str(tmp_path))
+
+
+def test_a_rehearsal_counts_all_pixels_of_the_largest_pass():
+    check_runnable(GenerationRequest(task="txt2img", width=256, height=256, hires=2.0), Device())
+    for values in ({"hires": 2.25}, {"images_per_prompt": 5}, {"hires": 2.0, "batch": 2}):
+        request = GenerationRequest.from_dict({"task": "txt2img", "width": 256, "height": 256} | values)
+        with pytest.raises(InvalidArgument, match="device cpu rehearses at most"):
+            check_runnable(request, Device())
