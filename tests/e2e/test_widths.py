@@ -10,10 +10,11 @@ PHONES = WIDTHS[:3]
 # The pages that are drawn otherwise for a phone's browser than for a narrow window.
 OF_PHONES = ("plan", "bad link", "verify", "history", "history compared", "accuracy")
 
-# Metrics, headings, badges and buttons must show all of their words. A table scrolls inside itself where the window is
-# narrower than a laptop's.
+# A page that failed is small enough for every window. Metrics, headings, badges and buttons must show all of their
+# words. A table scrolls inside itself where the window is narrower than a laptop's.
 _CUT_OFF = """() => {
   const found = [];
+  for (const box of document.querySelectorAll('[data-testid=stException]')) found.push(`failed: ${box.innerText}`);
   for (const box of [document.documentElement, document.querySelector('[data-testid=stMain]')])
     if (box.scrollWidth > box.clientWidth) found.push(`scrolls sideways: ${box.scrollWidth} in ${box.clientWidth}`);
   const words = '[data-testid=stMetric] *, h1, h1 *, h2, h2 *, h3, h3 *, [data-testid=stBadge] *, button *';
