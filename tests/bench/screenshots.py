@@ -100,7 +100,7 @@ def main() -> int:
                         settle(page)
                         page.wait_for_timeout(1500)
                         if name == "verify-running":
-                            page.get_by_role("button", name="Verify").click()
+                            page.get_by_role("button", name="Verify", exact=True).click()
                             page.get_by_role("button", name="Cancel").wait_for()
                             page.wait_for_timeout(7000)
                         whole_page(page, folder / f"{name}-{scheme}-{width}.png")
