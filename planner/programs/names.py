@@ -118,7 +118,8 @@ def _order(
     # Latents that are channels_last make a ControlNet's feature maps so, whose own weights never are.
     if are_latents_in_rows(request) and (of_vae or _is_in_unet(kind) or routine in ("controlnet", "controlnets")):
         yield "rows"
-    if copied := copied_upsamplers(routine, request, batch, height, width):
+    # The UNet's own frame is the same whatever its blocks copy.
+    if routine != "unet" and (copied := copied_upsamplers(routine, request, batch, height, width)):
         yield f"copied{''.join(map(str, copied))}"
 
 

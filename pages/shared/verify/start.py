@@ -16,7 +16,6 @@ from pages.shared.frame.plan_state import PUBLISHED_KEY, plan
 from pages.shared.guard.rights import demand
 from pages.shared.verify.job import JOB_KEY
 from pages.shared.verify.short_run import short_run
-from planner.components import LOAD_ORDER
 from planner.errors import NoProgram, PlannerError
 from planner.request import GenerationRequest
 
@@ -29,7 +28,8 @@ def choose_weights(request: GenerationRequest, device: Device) -> Weights:
     if not device.card:
         return "synthetic"
     facts = session.facts()
-    names = [name for name in LOAD_ORDER if name != "safety_checker" or request.safety_checker]
+    # The Hub's repository has these components; all others are made.
+    names = [name for name in facts.parameters if name != "safety_checker" or request.safety_checker]
     size = f"{sum(facts.weights_bytes(name) for name in names) / 1e9:.1f} GB"
     chosen = st.segmented_control(
         "Weights",
