@@ -56,7 +56,7 @@ def nearest_multiples(side: int) -> tuple[int, ...]:
 
 
 class Need(NamedTuple):
-    """Describe what an option needs of the other fields: at any value but its default, it goes with these only."""
+    """Describe what an option needs of the other fields, at any value but its default."""
 
     is_met: Callable[[Mapping[str, Any]], bool]
     rule: str

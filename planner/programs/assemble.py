@@ -123,7 +123,9 @@ class Assembly:
         self._with_calls(routine, self.size, self.layout)
 
     def call(self, name: str, size: CallSize, layout: Layout, *, full: bool = True, path: str = "") -> list[int]:
-        """Play a routine, a call of the module at `path`, and return the numbers of the storages that it leaves.
+        """Play a routine, and return the numbers of the storages that it leaves.
+
+        It is a call of the module at `path`.
 
         Raises:
             NoProgram: it was not compiled.

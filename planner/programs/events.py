@@ -172,7 +172,10 @@ class FlatBuilder:
         return self._numbers_of(routine, path)[routine.modules[1]].tolist()
 
     def _numbers_of(self, routine: Routine, path: str) -> np.ndarray:
-        """Give the number here of each distinct module of the routine; names with a leading dot are inside `path`."""
+        """Give the number here of each distinct module of the routine.
+
+        Names with a leading dot are inside `path`.
+        """
         names = self._names
         found = routine.modules[0].tolist()
         if not path:

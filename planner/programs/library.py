@@ -79,7 +79,7 @@ def evaluated(sizes: np.ndarray, quantities: np.ndarray) -> np.ndarray:
 
 
 class CallSize(NamedTuple):
-    """Give the batch and the latent size that a routine is called at, the pipeline's prompts and the LoRA's rank."""
+    """Give the batch, the latent size, the pipeline's prompts and the LoRA's rank of a call."""
 
     batch: int
     height: int
@@ -169,7 +169,7 @@ class Routine:
 
     @cached_property
     def called(self) -> list[tuple[Call, int]]:
-        """List the calls in the order in which they happen, one entry for each time, with the module that is called."""
+        """List the calls in their order, one entry for each time, with the module that is called."""
         return [(self.calls[index], module) for op, index, module in self.ops.tolist() if op == Op.CALL]
 
 

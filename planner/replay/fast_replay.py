@@ -80,7 +80,7 @@ class Script(NamedTuple):
 
 
 def script(events: Events, policy: KernelPolicy, start: Loaded, *, is_expandable: bool = False) -> Script:
-    """Prepare this history with kernels of this policy, on the default allocator or on expandable segments."""
+    """Prepare this history with kernels of this policy, on either allocator."""
     return Script(
         start,
         np.ascontiguousarray(events.kinds[start.events :]),

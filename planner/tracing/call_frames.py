@@ -69,7 +69,7 @@ class Frame:
             self._count += 1
 
     def call(self, call: Call, slots: list[int], path: str) -> None:
-        """Record a call of the module at `path` that has returned, and the slots of the storages that it leaves."""
+        """Record a call of the module at `path` that has returned, and the slots that it leaves."""
         if call not in self.calls:
             self.calls.append(call)
         op = (Op.CALL, self.calls.index(call), self.module(path))

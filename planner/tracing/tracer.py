@@ -216,7 +216,7 @@ class Routines:
         return routine, inputs[0].shape[0]
 
     def _described(self, out: Any, inputs: list[torch.Tensor], born: int) -> Any:
-        """Describe the result: its storages that were made since `born`, in that order, and its tensors on them.
+        """Describe the storages of the result that were made since `born`, and its tensors on them.
 
         Raises:
             ValueError: the result is on a storage that is neither new nor an input's.
