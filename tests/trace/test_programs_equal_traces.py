@@ -32,6 +32,10 @@ from tests.trace.size_conditions import conditions
 from tests.trace.small import small_pipeline, small_pipeline_on_meta
 from tests.trace.straddling import straddling
 
+# The img2img pipeline advises as many initial images as pictures; with several images per prompt it copies them, which
+# is what a trace must see.
+pytestmark = pytest.mark.filterwarnings("ignore:You have passed [0-9]+ text prompts:FutureWarning")
+
 
 @pytest.fixture(autouse=True)
 def quiet():

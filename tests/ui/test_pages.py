@@ -71,7 +71,7 @@ def test_a_link_reproduces_a_plan(open_page):
     [
         ({"width": "99999"}, "width must be between 64 and 8192, got 99999 (nearest: 8192); 512 is shown instead"),
         ({"width": "wide"}, "width must be a whole number, got 'wide'; 512 is shown instead"),
-        ({"task": "txt2txt"}, "task must be one of img2img, txt2img, got 'txt2txt'"),
+        ({"task": "txt2txt"}, "task must be one of img2img, txt2img, inpaint, got 'txt2txt'"),
         ({"vae_tiling": "perhaps"}, "vae_tiling must be true or false, got 'perhaps'; false is shown instead"),
         ({"guidance_scale": "nan"}, "guidance_scale must be a finite number, got nan; 7.5 is shown instead"),
         ({"gpu": ["T5"]}, "unknown GPU 'T5' - nearest: 'T4'"),

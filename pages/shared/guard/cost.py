@@ -39,11 +39,13 @@ def events_count(library: Library, request: GenerationRequest) -> int:
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
+    if request.hires > 1:
+        return sum(events_count(library, one) for one in request.passes())
     form = request.replay_form()
     if not (form.vae_tiling and max(form.latent_height, form.latent_width) > VAE_TILE):
         return _assembled(library, form)
-    slices = min(form.batch, 2) if form.vae_slicing else 1
-    halves = HALVES if form.task == "img2img" else HALVES[1:]
+    slices = min(form.images, 2) if form.vae_slicing else 1
+    halves = HALVES[1:] if form.task == "txt2img" else HALVES
     tiles = sum(_tiled(library, half, form.latent_height, form.latent_width) for half in halves)
     # The encoder is also called on each image of the batch, one after another.
     return _assembled(library, replace(form, vae_tiling=False)) + tiles * slices
@@ -72,13 +74,13 @@ def _tiled(library: Library, half: str, height: int, width: int) -> int:
 
 @lru_cache(maxsize=16)
 def _longest(library: Library, half: str) -> int:
-    """Count the events of the longest routine of this half, with the encoder or decoder it calls."""
+    """Count the events of the longest routine of this half, with the encoder or decoder and the attention it calls."""
     inner = {"vae._encode": "vae.encoder", "vae._decode": "vae.decoder"}[half]
-    lengths = {
-        start: max((len(one.ops) for name, one in library.routines.items() if name.startswith(f"{start}/")), default=0)
-        for start in (half, inner)
-    }
-    return sum(lengths.values())
+    lengths = [
+        max(len(library.routine(name).plain_ops) for name in library.routines if name.startswith(f"{start}/"))
+        for start in (half, inner, f"{inner}.attention")
+    ]
+    return sum(lengths)
 
 
 def cost_of(plan: Plan, cards: Sequence[Card], library: Library | None) -> int:
@@ -92,7 +94,7 @@ def cost_of(plan: Plan, cards: Sequence[Card], library: Library | None) -> int:
 
 
 def _costs(plan: Plan, cards: Sequence[Card], library: Library) -> list[int]:
-    kernels = {KernelPolicy.of(card.compute_capability) for card in cards}
+    kernels = {policy for card in cards if (policy := _policy(card, plan.request)) is not None}
     replays = len(kernels) * REPLAYS_OF_KERNELS + len(cards) * REPLAYS_OF_GPU
     # The request's own task may not take an image's size; the answer then says so.
     asked = [plan.request.replay_form()]
@@ -108,6 +110,14 @@ def _costs(plan: Plan, cards: Sequence[Card], library: Library) -> list[int]:
         except NoProgram:
             continue
     return counts
+
+
+def _policy(card: Card, request: GenerationRequest) -> KernelPolicy | None:
+    """Give the GPU's kernels for this request, None where no rule covers them and nothing is replayed."""
+    try:
+        return KernelPolicy.of(card.compute_capability, request.dtype)
+    except NoProgram:
+        return None
 
 
 def check_cost(plan: Plan, cards: Sequence[Card], library: Library | None, most: int) -> int:

@@ -52,11 +52,10 @@ def test_events_are_counted_as_they_are_assembled(request):
     ],
 )
 def test_no_answer_replays_more_often_than_is_counted(options, monkeypatch):
-    from planner.replay import minimum, peaks
+    from planner.replay import fast_replay
 
-    original, replays = peaks.peaks, []
-    for module in (peaks, minimum):
-        monkeypatch.setattr(module, "peaks", lambda *given, **named: replays.append(1) or original(*given, **named))
+    original, replays = fast_replay._engine.play, []
+    monkeypatch.setattr(fast_replay._engine, "play", lambda *given: replays.append(1) or original(*given))
     # Answers of other tests must not be ready: these steps are nobody else's.
     request = GenerationRequest(steps=3, guidance_scale=1.0, **options)
     seen = set()
