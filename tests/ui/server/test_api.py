@@ -147,7 +147,7 @@ def test_every_name_in_a_plans_address_is_accepted(open_page, monkeypatch):
     status, _, body = get(urlencode(address))
     assert status == 200, body
     assert [row["name"] for row in body["gpus"]] == ["T4", "6.00 GiB GPU, compute capability 8.6"]
-    # Nor is any of them said to be unknown where it leads to the page, which looks at what names only its views as well.
+    # Nor is any of them said to be unknown where it leads to the page, which also looks at what its views are called.
     of_plan = {name: value for name, value in address.items() if name not in VIEW_KEYS}
     assert not open_page(**of_plan).warning
 
