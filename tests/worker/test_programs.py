@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache import programs
@@ -194,7 +195,9 @@ def test_damaged_programs_are_reported_and_the_formula_answers(monkeypatch, tmp_
 def test_an_interrupted_write_is_refused(monkeypatch, tmp_path):
     """Replace the numbers first: under the old header they are refused."""
     save(shipped(), tmp_path / "sd15")
-    other = Library(dict(shipped().versions), shipped().routines, shipped().modules, {"vae": ((4, 0),)})
+    other = Library(
+        dict(shipped().versions), shipped().routines, shipped().modules, {"vae": np.array([[4, 0, 0, 0, 0]])}
+    )
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("os.replace", interrupted_after_one())
         save(other, tmp_path / "sd15")
@@ -225,7 +228,7 @@ def test_a_library_survives_being_written_and_read(tmp_path):
 def test_another_format_is_refused_and_says_what_to_do():
     header, numbers = encode(shipped())
     other = json.dumps(json.loads(header) | {"format": 99})
-    with pytest.raises(NoProgram, match="is no memory program of format 1 - 'python -m planner compile'"):
+    with pytest.raises(NoProgram, match="is no memory program of format 2 - 'python -m planner compile'"):
         decode(other, numbers, "a file")
 
 
@@ -244,7 +247,9 @@ def test_missing_files_are_reported(monkeypatch, tmp_path):
 def test_a_full_disk_leaves_the_programs_that_were_there(tmp_path, monkeypatch):
     save(shipped(), tmp_path / "sd15")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    other = Library(dict(shipped().versions), shipped().routines, shipped().modules, {"vae": ((4, 0),)})
+    other = Library(
+        dict(shipped().versions), shipped().routines, shipped().modules, {"vae": np.array([[4, 0, 0, 0, 0]])}
+    )
     real = Path.write_bytes
 
     def half(path, content):

@@ -2,7 +2,7 @@ import pytest
 
 from planner.cards.lookup import card_named, described_card
 from planner.components import STAGES
-from planner.programs.assemble import events_of
+from planner.programs.assemble import components_of, events_of
 from planner.programs.files import shipped
 from planner.replay.dry_run import dry_run
 from planner.replay.kernels import KernelPolicy
@@ -62,7 +62,7 @@ def test_weights_are_those_that_are_on_the_card_at_the_peak(drawn):
     weights = {part.name: part.size_bytes for part in timeline.parts if part.kind == "weights"}
     assert all(size == shipped().weights_bytes(name) for name, size in weights.items())
     if request.offload == "none":
-        assert set(weights) == set(shipped().weights)
+        assert set(weights) == set(components_of(request))
     else:
         assert set(weights) == {"unet"}
 
