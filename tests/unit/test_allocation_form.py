@@ -19,7 +19,7 @@ sides = st.integers(64, 1200)
 def test_the_form_under_which_curves_are_stored_stays():
     """Histories have a hash of these values for the key of a curve; with others, every curve is made again."""
     request = GenerationRequest(width=519, height=776, guidance_scale=12.0, steps=50, prompt_tokens=3)
-    assert request.allocation_form().to_dict() == {
+    assert request.allocation_form().to_record() == {
         "task": "img2img",
         "width": 512,
         "height": 776,
