@@ -137,7 +137,7 @@ def test_a_basis_with_nothing_to_say_is_unknown_and_says_why(basis):
 
 
 def test_without_a_program_the_best_is_the_formula_and_says_so():
-    nothing = Library({}, {}, (), {name: () for name in shipped().weights})
+    nothing = Library({}, {}, (), {name: shipped().weights[name][:0] for name in shipped().weights})
     best = fit(GenerationRequest(), card_named("T4"), library=nothing)
     assert (best.basis, best.verdict) == ("formula", "fits")
     assert "no memory program" in best.reason and "the formula answers instead" in best.reason

@@ -28,6 +28,16 @@ def test_defaults_are_the_contracts():
         "attention_slicing": False,
         "channels_last": False,
         "offload": "none",
+        "images_per_prompt": 1,
+        "dtype": "float16",
+        "controlnets": 0,
+        "lora_rank": 0,
+        "lora_text_encoder": False,
+        "ip_adapter": "none",
+        "attention": "sdpa",
+        "allocator": "default",
+        "channels_last_unet": False,
+        "hires": 1.0,
     }
 
 
@@ -51,8 +61,11 @@ def test_defaults_are_the_contracts():
         ({"guidance_scale": -1.0}, r"guidance_scale must be between 0 and 100, got -1\.0 \(nearest: 0\)"),
         ({"guidance_scale": 101}, r"guidance_scale must be between 0 and 100, got 101 \(nearest: 100\)"),
         ({"safety_checker": 1}, "safety_checker must be true or false, got 1"),
-        ({"task": "img2imgg"}, r"task must be one of img2img, txt2img, got 'img2imgg' \(did you mean img2img\?\)"),
-        ({"offload": "modle"}, r"offload must be one of none, model, got 'modle' \(did you mean model\?\)"),
+        (
+            {"task": "img2imgg"},
+            r"task must be one of img2img, txt2img, inpaint, got 'img2imgg' \(did you mean img2img\?\)",
+        ),
+        ({"offload": "modle"}, r"offload must be one of none, model, sequential, got 'modle' \(did you mean model\?\)"),
     ],
 )
 def test_a_broken_rule_names_argument_rule_value_and_way_out(changes, message):
@@ -94,7 +107,7 @@ def test_the_same_work_has_the_same_id():
     assert GenerationRequest(guidance_scale=7).request_id == GenerationRequest(guidance_scale=7.0).request_id
 
 
-@given(requests(width=st.just(512), height=st.just(512)))
+@given(requests(width=st.just(512), height=st.just(512), images_per_prompt=1))
 def test_other_work_has_another_id(request):
     other = replace(request, batch=request.batch % 128 + 1)
     assert other.request_id != request.request_id

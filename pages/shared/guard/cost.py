@@ -74,7 +74,7 @@ def _tiled(library: Library, half: str, height: int, width: int) -> int:
 
 @lru_cache(maxsize=16)
 def _longest(library: Library, half: str) -> int:
-    """Count the events of the longest routine of this half, with the encoder or decoder and the attention it calls."""
+    """Count the events of the longest routine of this half, with those that it calls."""
     inner = {"vae._encode": "vae.encoder", "vae._decode": "vae.decoder"}[half]
     lengths = [
         max(len(library.routine(name).plain_ops) for name in library.routines if name.startswith(f"{start}/"))
