@@ -36,7 +36,7 @@ SHOTS = {
     "plan-table": "/?gpu=T4&gpu=L4&gpu=A10&gpu=RTX+4060&gpu=RTX+4090&gpu=A100-40GB&gpu=H200",
     "plan-bad": "/?task=txt2img&width=500&steps=99999",
     "verify": "/Verify?width=128&height=128&steps=2",
-    "verify-running": "/Verify?width=128&height=128&steps=8",
+    "verify-running": "/Verify?width=256&height=256&steps=100",
     "history": "/History?run={rehearsed}",
     "history-ok": "/History?run={ok}",
     "history-oom": "/History?run={oom}",

@@ -38,6 +38,7 @@ def test_axe_finds_nothing(page, app, runs, name):
     page.wait_for_selector("h1, h2")
     settle(page)
     page.wait_for_timeout(1200)
+    assert page.get_by_test_id("stException").count() == 0
     assert serious(page) == []
 
 

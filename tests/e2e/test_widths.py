@@ -17,6 +17,9 @@ _CUT_OFF = """() => {
   for (const box of document.querySelectorAll('[data-testid=stException]')) found.push(`failed: ${box.innerText}`);
   for (const box of [document.documentElement, document.querySelector('[data-testid=stMain]')])
     if (box.scrollWidth > box.clientWidth) found.push(`scrolls sideways: ${box.scrollWidth} in ${box.clientWidth}`);
+  const links = [...document.querySelectorAll(".st-key-pages a")];
+  const rows = new Set(links.map((link) => Math.round(link.getBoundingClientRect().y)));
+  if (rows.size > 1) found.push(`the navigation takes ${rows.size} rows`);
   const words = '[data-testid=stMetric] *, h1, h1 *, h2, h2 *, h3, h3 *, [data-testid=stBadge] *, button *';
   for (const part of document.querySelectorAll(`[data-testid=stMain] :is(${words})`)) {
     if (!part.getClientRects().length || part.clientWidth < 2 || part.closest('[data-testid=stDataFrame]')) continue;

@@ -183,7 +183,7 @@ def estimators_view(graded: Sequence[Graded], observations: Sequence[Observation
     st.markdown(typeset(sentence(about(section))))
     errors_chart(section)
     _table(section)
-    with st.expander("What each estimator counts, and notes", icon=":material/info:"):
+    with st.expander("What each estimator counts, and notes"):
         st.markdown("\n".join(f"- {typeset(sentence(note))}" for note in notes(comparison)))
         st.markdown(
             "\n".join(f"- **{plain(one.name)}**: {plain(one.claims)}. {plain(one.source)}." for one in ESTIMATORS)

@@ -59,7 +59,7 @@ def controls_and_results(label: str) -> tuple[DeltaGenerator, DeltaGenerator]:
     # The user agent decides, not the width: a narrow window on a large screen keeps its controls in sight.
     if is_phone():
         was_refused = bool(st.session_state.get("refused"))
-        return st.expander(label, expanded=was_refused, icon=":material/tune:"), st.container()
+        return st.expander(label, expanded=was_refused), st.container()
     controls, results = st.columns([1, 2.2], gap="large")
     return controls, results
 

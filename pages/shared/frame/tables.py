@@ -10,6 +10,8 @@ import streamlit as st
 from pandas import DataFrame
 from pandas.io.formats.style import Styler
 
+from planner.units import GIB, signed_gib
+
 MISSING = "–"
 # Text that matters less, by whether the page is dark. Each has a contrast of at least 4.5:1 to its background.
 SOFT_TEXT = {False: "#667085", True: "#98a2b3"}
@@ -41,6 +43,17 @@ def with_signs(rows: DataFrame | Sequence[Mapping[str, Any]], columns: Iterable[
     found = [name for name in columns if name in frame.columns]
     styler = frame.style
     styler.format({name: lambda value: signed(value, digits) for name in found}, na_rep=MISSING, subset=found)
+    return styler
+
+
+def with_signed_gib(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> Styler:
+    """Return a table that writes these columns of GiB with their signs.
+
+    The columns keep their numbers, as in `with_signs`.
+    """
+    names = list(columns)
+    styler = DataFrame(rows).style
+    styler.format(lambda value: signed_gib(round(value * GIB)), na_rep=MISSING, subset=names)
     return styler
 
 

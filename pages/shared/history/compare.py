@@ -141,7 +141,7 @@ def _table(kind: str, lines: Sequence[Line], letters: Sequence[str]) -> None:
     equal = [not line.differs for line in lines]
     styler = rows.style.apply(lambda row: ["", *[grey if equal[row.name] else ""] * (len(row) - 1)], axis=1)
     st.markdown(f"**{kind}**")
-    first, others, last = (104, 64, 88) if is_phone() else (200, 120, 140)
+    first, others, last = (108 if apart else 134, 64, 88) if is_phone() else (200, 120, 140)
     widths = {"": first} | dict.fromkeys(letters, others) | ({apart: last} if apart else {})
     draw_table(
         styler,

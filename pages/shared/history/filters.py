@@ -121,7 +121,7 @@ def filtered(frame: DataFrame) -> tuple[DataFrame, list[str]]:
         # On a phone, the controls would push the runs out of sight. The browser sets an expander to `expanded` when its
         # label changes, as it does with every choice, so it is given the state that it has.
         is_open = bool(st.session_state.get(_EXPANDER))
-        with st.expander(plain(summary()), is_open, key=_EXPANDER, icon=":material/tune:", on_change="rerun"):
+        with st.expander(plain(summary()), is_open, key=_EXPANDER, on_change="rerun"):
             masks = _chosen(frame, {name: "stretch" for name in _CHOICES}) | _rarer(frame)
     else:
         masks = _chosen(frame, _CHOICES)

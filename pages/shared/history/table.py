@@ -203,9 +203,6 @@ def table(runs: Runs, shown: DataFrame) -> list[str]:
     in_sight = columns if phone else fitting(shown, columns)
     if same:
         st.caption(f"The same in every row: {plain(', '.join(same))}.")
-    if phone:
-        # On a touch screen, the table's buttons are always there, above the table.
-        st.space(24)
     event = draw_table(
         _styled(shown[columns], phone=phone),
         column_order=in_sight,

@@ -172,7 +172,7 @@ def map_view(request: GenerationRequest, cards: Sequence[Card], one: Answered, l
     """
     if library is None or not cards:
         return
-    box = st.expander("Map of sizes, GPUs and batches", key=_OPEN, on_change="rerun", icon=":material/grid_on:")
+    box = st.expander("Map of sizes, GPUs and batches", key=_OPEN, on_change="rerun")
     if not box.open:
         return
     with box:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame.escape import plain, sentence
+from pages.shared.frame.escape import plain, sentence, typeset
 from pages.shared.frame.plan_state import CARDS_KEY, DEFAULT_CARD_NAMES, WORKERS_KEY, plan, planned, take
 from pages.shared.plan.verdicts import Answered, verdict_badge
 from planner.alternatives.remedies import Remedies, Remedy, remedies
@@ -87,7 +87,7 @@ def _remedy(remedy: Remedy) -> None:
             verdict_badge(answer.verdict)
         minimum = "" if answer.minimum_bytes is None else f", minimum {gib(answer.minimum_bytes)}"
         st.markdown(f"Needs {gib(answer.need_bytes or 0)} ({signed_gib(remedy.need_change_bytes)}){minimum}.")
-        st.caption(f"{plain(remedy.remark)}  \n{plain(remedy.cost)}")
+        st.caption(typeset(f"{plain(remedy.remark)}  \n{plain(remedy.cost)}"))
         if remedy.code:
             st.code("\n".join(remedy.code), language="python", wrap_lines=True)
         st.button(
@@ -108,7 +108,7 @@ def _grid(shown: Sequence[Remedy]) -> None:
 
 
 def _list(shown: Sequence[Remedy]) -> None:
-    st.markdown("\n".join(f"- **{plain(remedy.title)}**: {plain(remedy.remark)}" for remedy in shown))
+    st.markdown("\n".join(f"- **{plain(remedy.title)}**: {typeset(plain(remedy.remark))}" for remedy in shown))
 
 
 def _headline(found: Remedies, best: str | None) -> str:

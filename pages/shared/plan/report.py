@@ -122,12 +122,12 @@ def report_view(found: PlanAnswer, shown: Sequence[Answered], library: Library |
                 icon=":material/download:",
                 help=text,
             )
-    with st.expander("The planned call in Python", icon=":material/code:"):
+    with st.expander("The planned call in Python"):
         st.caption(
             "Ready to run on a machine with a GPU. It prints the memory that torch reserved, to compare with the need."
         )
         st.code(snippet(request), language="python", wrap_lines=True)
-    with st.expander("The same check over HTTP", icon=":material/http:"):
+    with st.expander("The same check over HTTP"):
         st.caption(
             "For scripts that cannot run Python: the JSON above, with the exit code of the worst verdict in the header "
             "`Planner-Exit-Code` (0 fits, 11 tight, 10 no, 12 unknown)."

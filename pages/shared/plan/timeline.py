@@ -184,9 +184,11 @@ def _after_row(answer: Answer) -> dict[str, str]:
         "Context": after and after.context_bytes,
         "Stays": after and after.total_bytes,
     }
-    row = {"GPU": answer.card.name} | {name: "–" if size is None else gib(size) for name, size in sizes.items()}
+    row = {"GPU": answer.card.name} | {
+        name: "–" if size is None else f"{gib_value(size):.2f}" for name, size in sizes.items()
+    }
     counts = (None, None) if copies is None else copies
-    names = ("Copies", "Copies, one context")
+    names = ("Copies", "By MPS")
     return row | {name: "–" if count is None else f"{count}" for name, count in zip(names, counts, strict=True)}
 
 
@@ -199,20 +201,26 @@ def after_view(answers: Sequence[Answer]) -> None:
         hide_index=True,
         alt="What stays on each GPU after the call, and how many copies of the request fit it",
         column_config={
-            "GPU": text("GPU", pinned=True),
-            "Allocated": text("Allocated", help="Weights, cuBLAS's workspace and what the scheduler keeps."),
-            "Cached": text("Cached", help="Reserved by the allocator beyond what is allocated."),
-            "Releasable": text("Releasable", help="What of the cache torch.cuda.empty_cache() gives back."),
-            "Stays": text("Stays", help="What other processes cannot use: allocated, cached and the CUDA context."),
-            "Copies": text("Copies", help="Processes that fit the whole GPU at their worst need, each with a context."),
-            "Copies, one context": text(
-                "Copies, one context",
-                help="With one CUDA context for all, as NVIDIA's MPS keeps it in its server. An estimate: what a "
-                "client of MPS takes for itself was not measured.",
+            "GPU": text("GPU", width=96, pinned=True),
+            "Allocated": text("Allocated", width=74, help="Weights, cuBLAS's workspace and what the scheduler keeps."),
+            "Cached": text("Cached", width=62, help="Reserved by the allocator beyond what is allocated."),
+            "Releasable": text("Releasable", width=82, help="What of the cache torch.cuda.empty_cache() gives back."),
+            "Stays": text(
+                "Stays", width=54, help="What other processes cannot use: allocated, cached and the CUDA context."
+            ),
+            "Context": text("Context", width=64),
+            "Copies": text(
+                "Copies", width=58, help="Processes that fit the whole GPU at their worst need, each with a context."
+            ),
+            "By MPS": text(
+                "By MPS",
+                width=62,
+                help="Copies with one CUDA context for all, as NVIDIA's MPS keeps it in its server. An estimate: what "
+                "a client of MPS takes for itself was not measured.",
             ),
         },
     )
     st.caption(
-        "Between two calls a process keeps its weights and the allocator's cache; – where no dry run answers, where "
-        "the request does not fit, or with offload."
+        "Sizes are in GiB. Between two calls a process keeps its weights and the allocator's cache; – where no dry run "
+        "answers, where the request does not fit, or with offload."
     )

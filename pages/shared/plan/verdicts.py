@@ -165,6 +165,8 @@ def _verdict_box(shown: Answered) -> None:
 
 def _verdict_table(answers: Sequence[Answer]) -> None:
     """Draw a row for each GPU, the best verdict and the most headroom first."""
+    # Styled tables need pandas, which takes long to import and which most plans do without.
+    from pages.shared.frame.tables import draw_table, with_signed_gib
 
     def place(answer: Answer) -> tuple[int, int]:
         need = deciding_need(answer)
@@ -185,14 +187,13 @@ def _verdict_table(answers: Sequence[Answer]) -> None:
         for answer in sorted(answers, key=place)
     ]
     number = st.column_config.NumberColumn
-    st.dataframe(
-        rows,
+    draw_table(
+        with_signed_gib(rows, ["Headroom"]),
         hide_index=True,
-        placeholder="–",
         alt="Each GPU's verdict, headroom at worst, need at worst, and usable memory",
         column_config={
             "GPU": st.column_config.TextColumn("GPU", pinned=True),
-            "Headroom": number("Headroom", format="%+.2f GiB", help="Usable memory minus the need at worst."),
+            "Headroom": number("Headroom", help="Usable memory minus the need at worst."),
             "Need": number("Need", format="%.2f GiB", help="The upper end of the need."),
             "Usable": number("Usable", format="%.2f GiB"),
         },
@@ -248,7 +249,7 @@ def assumptions_view(answers: Sequence[Answer]) -> None:
     with st.container(border=True, gap="small"):
         st.markdown("**Assumptions** that no measured run has confirmed make the allocated peak a range:")
         notes = [
-            f"- {sentence(note)}" + ("" if len(names) == len(answers) else f" :gray[({', '.join(names)})]")
+            f"- {typeset(sentence(note))}" + ("" if len(names) == len(answers) else f" :gray[({', '.join(names)})]")
             for note, names in cards.items()
         ]
         ranges: dict[tuple[int, int, int | None], list[str]] = {}
@@ -278,7 +279,7 @@ def evidence_view(answers: Sequence[Answer]) -> None:
         return
     with st.container(border=True, gap="small"):
         st.markdown("**Measured runs** behind these answers:")
-        st.markdown("\n".join(f"- {sentence(answer.evidence or '')}" for answer in with_runs))
+        st.markdown("\n".join(f"- {typeset(sentence(answer.evidence or ''))}" for answer in with_runs))
         st.page_link("pages/3_Accuracy.py", label="How far off predictions were", icon=":material/query_stats:")
 
 
