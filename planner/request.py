@@ -217,6 +217,17 @@ class GenerationRequest:
             help="UNet and VAE in `torch.channels_last`, the layout that tensor cores prefer.",
         )
     )
+    channels_last_unet: bool = row(
+        Switch(
+            default=False,
+            label="channels_last, UNet alone",
+            group="Precision and layout",
+            help="`pipe.unet.to(memory_format=torch.channels_last)`, as diffusers' documentation has it. channels_last "
+            "takes the VAE as well.",
+            said="channels_last UNet",
+            is_later=True,
+        )
+    )
     offload: Offload = row(
         Choice(
             default="none",
@@ -305,21 +316,10 @@ class GenerationRequest:
         Choice(
             default="default",
             choices=ALLOCATORS,
-            label="Allocator",
+            label="Segments",
             group="Allocator",
             help="expandable: `PYTORCH_ALLOC_CONF=expandable_segments:True`, which wastes less reserved memory.",
             said="{} segments",
-            is_later=True,
-        )
-    )
-    channels_last_unet: bool = row(
-        Switch(
-            default=False,
-            label="channels_last, UNet alone",
-            group="Precision and layout",
-            help="`pipe.unet.to(memory_format=torch.channels_last)`, as diffusers' documentation has it. channels_last "
-            "takes the VAE as well.",
-            said="channels_last UNet",
             is_later=True,
         )
     )

@@ -15,6 +15,7 @@ from math import gcd
 
 from planner.answer import Basis
 from planner.cards.lookup import Card
+from planner.errors import NoKernelRule
 from planner.programs.files import shipped
 from planner.programs.library import Library
 from planner.replay.fast_replay import warm_up
@@ -56,13 +57,15 @@ class Batch:
 class CardSizes:
     """Hold what fits one GPU: the largest size of each of `RATIOS`, and the largest batch.
 
-    A size is None where no size of the ratio fits.
+    A size is None where no size of the ratio fits. Where no rule covers the GPU's kernels, nothing is known and
+    `reason` says why.
     """
 
     card: Card
     sizes: dict[str, Size | None]
     batch: Batch
     basis: Basis = "dry-run"
+    reason: str = ""
 
 
 def size_at(ratio: tuple[int, int], step: int) -> tuple[int, int]:
@@ -101,10 +104,15 @@ def steps_of(ratio: tuple[int, int], most_side: int = MAX_SIDE) -> range:
 def fits(request: GenerationRequest, card: Card, library: Library) -> bool:
     """Tell whether `planner.fit` says ``fits`` by the dry run.
 
+    It says ``unknown`` where no rule covers the GPU's kernels.
+
     Raises:
         NoProgram: no program was compiled for what the request asks for.
     """
-    return fits_within(request, card, library, card.usable_bytes)
+    try:
+        return fits_within(request, card, library, card.usable_bytes)
+    except NoKernelRule:
+        return False
 
 
 class _Line:
@@ -279,6 +287,10 @@ def sizes(
     """
     library = library or shipped()
     warm_up()
+    try:
+        KernelPolicy.of(card.compute_capability, request.dtype)
+    except NoKernelRule as error:
+        return CardSizes(card=card, sizes=dict.fromkeys(RATIOS), batch=Batch(images=0), reason=str(error))
     found: dict[str, Size | None] = {}
     for done, (name, ratio) in enumerate(RATIOS.items()):
         found[name] = largest_size(request, card, ratio, library)

@@ -23,7 +23,10 @@ def _size_object(size: Size | None) -> dict[str, int] | None:
 
 
 def sizes_row(one: CardSizes) -> dict[str, Any]:
-    """Return one entry of ``gpus`` in ``sizes --json``: sizes in pixels, null if none fits."""
+    """Return one entry of ``gpus`` in ``sizes --json``: sizes in pixels, null if none fits.
+
+    Where nothing is known of the GPU, ``reason`` says why.
+    """
     return {
         "name": one.card.name,
         "basis": one.basis,
@@ -31,6 +34,7 @@ def sizes_row(one: CardSizes) -> dict[str, Any]:
         **{name: _size_object(one.sizes[name]) for name in RATIOS},
         "batch": one.batch.images,
         "notes": list(one.card.notes),
+        "reason": one.reason or None,
     }
 
 
@@ -59,8 +63,7 @@ def sizes_text(request: GenerationRequest, found: Sequence[CardSizes]) -> str:
         (
             one.card.name,
             gib(one.card.usable_bytes),
-            *(_cell(one.sizes[name]) for name in RATIOS),
-            _cell(one.batch),
+            *("unknown" if one.reason else _cell(what) for what in (*one.sizes.values(), one.batch)),
             one.basis,
         )
         for one in found
@@ -82,7 +85,7 @@ def sizes_command(plan: Plan, as_json: bool) -> int:
         print_json(sizes_object(request, found, smallest))
     else:
         print(sizes_text(request, found))
-    for note in card_notes(cards):
+    for note in (*(f"{one.card.name}: {one.reason}" for one in found if one.reason), *card_notes(cards)):
         say(note)
     if any(what and what.is_limit for one in found for what in (*one.sizes.values(), one.batch)):
         say("+ marks the limit of the planner; larger ones were not tried")

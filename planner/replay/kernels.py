@@ -147,7 +147,7 @@ def preferred_convolution(capability: Capability, dtype: str) -> Convolution:
     if dtype == "bfloat16" and capability < (8, 0):
         version = ".".join(map(str, capability))
         raise NoKernelRule(
-            f"bfloat16 on compute capability {version} has no dry run: before 8.0 torch runs its convolutions without "
+            f"compute capability {version} has no dry run in bfloat16: before 8.0 torch runs its convolutions without "
             "cuDNN and its attention without a fused kernel - choose float16"
         )
     return "nhwc" if capability >= (7, 0) else "float32"

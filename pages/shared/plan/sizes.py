@@ -86,8 +86,8 @@ def _table(request: GenerationRequest, found: Sequence[CardSizes]) -> None:
     names = {name: name.capitalize() for name in RATIOS}
     rows = [
         {"GPU": one.card.name}
-        | {shown: _words(one.sizes[name]) for name, shown in names.items()}
-        | {_BATCH: _words(one.batch)}
+        | {shown: "unknown" if one.reason else _words(one.sizes[name]) for name, shown in names.items()}
+        | {_BATCH: "unknown" if one.reason else _words(one.batch)}
         for one in found
     ]
     text = st.column_config.TextColumn
@@ -116,6 +116,8 @@ def _draw(request: GenerationRequest, cards: Sequence[Card], library: Library) -
         st.info(f"There is no dry run to try sizes with: {sentence(str(error))}", icon=":material/info:")
         return
     _table(request, found)
+    for reason in dict.fromkeys(one.reason for one in found if one.reason):
+        st.caption(f"Unknown: {sentence(reason)}")
     limits = [what for one in found for what in (*one.sizes.values(), one.batch) if what and what.is_limit]
     beyond = " + marks the largest value that the planner accepts." if limits else ""
     st.caption(

@@ -222,5 +222,6 @@ def after_view(answers: Sequence[Answer]) -> None:
     )
     st.caption(
         "Sizes are in GiB. Between two calls a process keeps its weights and the allocator's cache; – where no dry run "
-        "answers, where the request does not fit, or with offload."
+        "answers, where the request does not fit, or with offload. Copies are processes that fit the GPU side by side; "
+        "by MPS, with one CUDA context for all, which is an estimate."
     )

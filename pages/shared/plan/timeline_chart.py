@@ -27,6 +27,8 @@ from planner.units import gib, gib_value
 
 # A capacity of more than this many times the peak would flatten the curve, so a sentence gives it instead.
 FAR = 2.5
+# A band of less than this share of the events has its name only where it is the first of its stage.
+NAMED_SHARE = 0.02
 
 
 def stage_name(stage: str) -> str:
@@ -85,7 +87,15 @@ def memory_over_time(timeline: Timeline, capacity_bytes: int, look: Look = PAGE)
 
 def _stage_axis(timeline: Timeline) -> Any:
     """Return an axis with the stages' names above their bands, within the chart's edges."""
-    names = {(band.begin + band.end) // 2: stage_name(band.stage) for band in timeline.bands}
+    # A ControlNet's calls and the UNet's alternate. Those that are not played in full have no room for a name, and the
+    # others have it already.
+    named = [
+        band
+        for index, band in enumerate(timeline.bands)
+        if band.end - band.begin >= NAMED_SHARE * timeline.events
+        or all(band.stage != other.stage for other in timeline.bands[:index])
+    ]
+    names = {(band.begin + band.end) // 2: stage_name(band.stage) for band in named}
     # Names alternate between two rows, because the name of a narrow band is wider than the band.
     upper = {"test": f"indexof({list(names)}, datum.value) % 2 == 0", "value": 15}
     at_end = {"test": f"datum.value > {0.9 * timeline.events}", "value": "right"}

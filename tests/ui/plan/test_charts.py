@@ -8,7 +8,7 @@ import pytest
 from pages.shared.frame.charts import PAGE, PART_COLORS, PICTURE, RED, spec_of
 from pages.shared.plan.memory import need_parts
 from pages.shared.plan.memory_chart import memory_bars
-from pages.shared.plan.timeline_chart import FAR, curve_rows, memory_over_time
+from pages.shared.plan.timeline_chart import FAR, curve_rows, memory_over_time, stage_name
 from planner.cards.lookup import card_named
 from planner.fit import fit
 from planner.programs.files import shipped
@@ -83,6 +83,18 @@ def test_a_far_capacity_is_left_out_of_the_timeline():
         assert (f"available: {gib(capacity)}" in words) == is_drawn
         top = max(layer["encoding"]["y"]["scale"]["domain"][1] for layer in spec["layer"] if "y" in layer["encoding"])
         assert top == pytest.approx(1.14 * gib_value(capacity if is_drawn else peak))
+
+
+def test_each_stage_is_named_and_calls_that_alternate_have_no_names_upon_each_other():
+    request = GenerationRequest(task="inpaint", controlnets=2)
+    timeline = timeline_of(request, T4, shipped())
+    spec = spec_of(memory_over_time(timeline, timeline.run.peak_reserved_bytes), curve_rows(timeline))
+    axes = [layer["encoding"]["x"]["axis"] for layer in spec["layer"] if layer["encoding"].get("x", {}).get("axis")]
+    places = axes[0]["values"]
+    assert len(timeline.bands) > 15 > len(places), "the ControlNets and the UNet alternate"
+    assert all(stage_name(band.stage) in axes[0]["labelExpr"] for band in timeline.bands)
+    # Names stand in two rows, so every second one is the neighbour.
+    assert all(after - before > timeline.events / 50 for before, after in zip(places, places[2:], strict=False))
 
 
 def test_a_curve_reaches_the_last_event_with_its_last_step():

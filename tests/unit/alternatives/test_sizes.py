@@ -162,7 +162,7 @@ def test_sizes_as_json(capsys):
     assert value["request"] == request.to_dict()
     for row, name in zip(value["gpus"], ("T4", "RTX 4060"), strict=True):
         found = sizes(request, card_named(name))
-        assert list(row) == ["name", "basis", "usable_bytes", *RATIOS, "batch", "notes"]
+        assert list(row) == ["name", "basis", "usable_bytes", *RATIOS, "batch", "notes", "reason"]
         assert (row["name"], row["basis"], row["batch"]) == (name, "dry-run", found.batch.images)
         for ratio in RATIOS:
             size = found.sizes[ratio]
@@ -179,6 +179,19 @@ def test_sizes_that_none_fits_are_null_and_said(capsys):
     assert main(arguments) == 0
     said = capsys.readouterr()
     assert said.out.count("none") == 5 and "none of these GPUs fits" in said.err
+
+
+def test_a_gpu_whose_kernels_nobody_knows_does_not_stop_the_others(capsys):
+    asked = ["sizes", "--dtype", "bfloat16", "--gpu", "T4", "--gpu", "A10"]
+    assert main([*asked, "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    unknown, known = body["gpus"]
+    assert (unknown["square"], unknown["batch"]) == (None, 0) and "cuDNN" in unknown["reason"]
+    assert known["square"] and known["reason"] is None
+    assert body["smallest"] == "A10"
+    assert main(asked) == 0
+    said = capsys.readouterr()
+    assert said.out.count("unknown") == 5 and f"T4: {unknown['reason']}" in said.err
 
 
 def test_sizes_as_a_table(capsys):
