@@ -182,11 +182,6 @@ class Work:
         """Count the pieces that are being worked on."""
         return self._running
 
-    @property
-    def is_closed(self) -> bool:
-        """Tell whether no more work is taken."""
-        return self._is_closed
-
     def ask(self, key: Hashable, do: Callable[[Token], _Answer]) -> Ticket[_Answer]:
         """Take a piece of work, or join an equal one that is not done yet.
 

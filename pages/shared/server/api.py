@@ -80,24 +80,6 @@ def _svg(plan: Plan, token: Token) -> tuple[str, Verdict]:
     return Report(found, shown, library).svg(), found.verdict
 
 
-def answer_to(query: QueryParams) -> tuple[dict[str, Any], Verdict]:
-    """Answer a query with the JSON object of ``fit --json`` and the verdict that decides over all of it.
-
-    Raises:
-        PlannerError: the query breaks a rule.
-    """
-    return _object(_plan_of(query), Token())
-
-
-def picture_of(query: QueryParams) -> tuple[str, Verdict]:
-    """Answer a query with the picture that Plan exports, as an SVG, and the verdict that decides.
-
-    Raises:
-        PlannerError: the query breaks a rule.
-    """
-    return _svg(_plan_of(query), Token())
-
-
 def _headers(verdict: Verdict) -> dict[str, str]:
     # What a shell would get as the exit code, for those who look at nothing else.
     return {"Planner-Verdict": verdict, "Planner-Exit-Code": str(EXIT_CODES[verdict]), "Cache-Control": "no-store"}

@@ -6,12 +6,11 @@ from urllib.parse import urlencode
 
 import pytest
 from starlette.applications import Starlette
-from starlette.datastructures import QueryParams
 from starlette.testclient import TestClient
 from streamlit.runtime.state.query_params import QueryParams as AddressState
 
 from pages.shared.frame.plan_state import API_PATH, VIEW_KEYS
-from pages.shared.server.api import ROUTES, answer_to
+from pages.shared.server.api import ROUTES
 from planner.cli import main as cli
 from planner.plan import PLAN_KEYS, default_of
 from planner.units import signed_gib
@@ -57,8 +56,8 @@ def test_answers_match_the_command_line(query, command, capsys):
 def test_measured_runs_answer(store):
     for number in range(3):
         keep(store, REQUESTS[number])
-    query = QueryParams("width=1216&height=1216&gpu=T4")
-    assert answer_to(query)[0]["gpus"][0]["basis"] == "calibrated"
+    _, _, body = get("width=1216&height=1216&gpu=T4")
+    assert body["gpus"][0]["basis"] == "calibrated"
 
 
 @pytest.mark.parametrize(

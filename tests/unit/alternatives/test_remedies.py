@@ -37,8 +37,7 @@ REQUESTS = requests(
     width=SIDES,
     height=SIDES,
     batch=st.integers(1, 12),
-    # These make a replay several times as long. With the first two, a channels_last UNet has no program for the UNet
-    # batches from 64 on, which the search of batches asks for.
+    # These make a replay several times as long.
     controlnets=st.just(0),
     ip_adapter=st.just("none"),
     images_per_prompt=st.integers(1, 2),
