@@ -40,8 +40,8 @@ jobs = Jobs(Store(), worker_command=lambda kind: command)
 ids = [jobs.submit(replace(REQUEST, steps=2 + n), CPU) for n in range(int(sys.argv[2]))]
 while jobs.view(ids[0]).phase != "unet":
     time.sleep(0.02)
-print(jobs.worker_pid, flush=True)
 with signals_as_exit():
+    print(jobs.worker_pid, flush=True)
     time.sleep(600)
 """
 

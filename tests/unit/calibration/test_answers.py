@@ -119,7 +119,7 @@ def test_asked_for_by_name_calibration_says_what_it_lacks():
 
 
 def test_without_a_program_nothing_is_calibrated():
-    nothing = Library({}, {}, (), {name: () for name in shipped().weights})
+    nothing = Library({}, {}, (), {name: rows[:0] for name, rows in shipped().weights.items()})
     answer = fit(LARGE, T4, "calibrated", library=nothing, evidence=evidence_of(good_runs()))
     assert (answer.basis, answer.verdict) == ("calibrated", "unknown")
     assert "no memory program" in answer.reason

@@ -11,7 +11,7 @@ from planner.request import GenerationRequest
 from tests.conftest import ROOT
 from tests.hiding import installed_beyond, python_without, required
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft")
 ABSENT = installed_beyond("requirements-plan.txt")
 NOT_INSTALLED = "torch, diffusers, transformers and accelerate are not installed"
 VERSIONS = ", ".join(f"{name} {version}" for name, version in shipped().versions.items())

@@ -41,8 +41,8 @@ sized |= {"task": st.sampled_from(["img2img", "txt2img"]), "offload": st.sampled
 
 
 def run(request: GenerationRequest, policy: KernelPolicy = TENSOR_CORES, capacity: int | None = None, **options):
-    allocator = CachingAllocator(capacity, expandable=request.allocator == "expandable")
-    return dry_run(events_of(shipped(), request), policy, allocator=allocator, **options)
+    options.setdefault("allocator", CachingAllocator(capacity, expandable=request.allocator == "expandable"))
+    return dry_run(events_of(shipped(), request), policy, **options)
 
 
 def minimum(request: GenerationRequest, policy: KernelPolicy) -> int:
