@@ -174,7 +174,7 @@ def _calibrated(
     For ``best``, that needs enough runs to be better than the dry run.
     """
     if evidence is None or not _has_runs(evidence, card):
-        reason = f"{_no_run(card)}; --basis dry-run answers without"
+        reason = f"{_no_run(card)}; the basis dry-run answers without one"
         nothing = Answer(card=card, basis="calibrated", verdict="unknown", reason=reason)
         return raw if basis == "best" else nothing
     # Making the curves of runs takes longer than anything else, and too few runs never improve on the raw dry run.

@@ -56,7 +56,7 @@ def calibrated(
     calibration = evidence.calibration(card.compute_capability)
     target = evidence.target(request, card)
     if calibration is None or not any(target.weight(run.observation.traits) for run in calibration.runs):
-        reason = "no run of such GPUs with such kernels was measured yet; --basis dry-run answers without"
+        reason = "no run of such GPUs with such kernels was measured yet; the basis dry-run answers without one"
         return Answer(card=card, basis="calibrated", verdict="unknown", reason=reason), False
     curve = _curve(library, request.allocation_form(), KernelPolicy.of(card.compute_capability, request.dtype))
     found = calibration.answer(curve, target)

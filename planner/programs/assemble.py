@@ -242,7 +242,12 @@ def _batch_of(factor: int, size: CallSize) -> int:
 
 
 @lru_cache(maxsize=64)
-def _flat(library: Library, request: GenerationRequest, play: Play) -> Flat:
+def flat_of(library: Library, request: GenerationRequest, play: Play = "ends") -> Flat:
+    """Assemble the symbolic history of one call, of a request that is given in its `history_form`.
+
+    Raises:
+        NoProgram: no routine was compiled for what the request asks for.
+    """
     assembly = Assembly(library, request, play)
     for component in components_of(request):
         # Offload leaves only the safety checker on the GPU between calls, and sequential offload the buffers.
@@ -270,15 +275,6 @@ def history_form(request: GenerationRequest) -> GenerationRequest:
     return replace(form, width=side, height=side)
 
 
-def flat_of(library: Library, form: GenerationRequest, play: Play = "ends") -> Flat:
-    """Assemble the symbolic history of a request that is given in its `history_form`.
-
-    Raises:
-        NoProgram: no routine was compiled for what the request asks for.
-    """
-    return _flat(library, form, play)
-
-
 def events_of(library: Library, request: GenerationRequest, play: Play = "ends") -> Events:
     """Assemble the request's whole history in bytes: weights, then the call or the two calls of hires fix.
 
@@ -291,7 +287,7 @@ def events_of(library: Library, request: GenerationRequest, play: Play = "ends")
 
 
 def _events_of_pass(library: Library, request: GenerationRequest, play: Play) -> Events:
-    return _flat(library, history_form(request), play).at(request.latent_height, request.latent_width)
+    return flat_of(library, history_form(request), play).at(request.latent_height, request.latent_width)
 
 
 @lru_cache(maxsize=4)
