@@ -51,6 +51,10 @@ def test_the_formula_answers_with_its_total(request, card):
 def test_the_laws_between_the_sizes(request, card, basis):
     answer = fit(request, card, basis)
     assert answer.basis == ("dry-run" if basis == "best" else basis)
+    if request.dtype == "bfloat16" and card.compute_capability < (8, 0) and basis != "formula":
+        # No rule says what these kernels take.
+        assert (answer.verdict, answer.need_bytes) == ("unknown", None) and "bfloat16" in answer.reason
+        return
     assert answer.minimum_bytes <= answer.need_bytes
     assert answer.minimum_allocated_bytes <= answer.peak_allocated_bytes <= answer.peak_reserved_bytes
     assert answer.need_bytes == answer.peak_reserved_bytes + answer.context_bytes
