@@ -31,6 +31,7 @@ from pages.shared.frame.plan_state import (
     planned,
     stays_open,
 )
+from pages.shared.guard.turns import TURNS
 from pages.shared.plan.detail import choose_gpu
 from pages.shared.plan.formula import formula_view, not_counted
 from pages.shared.plan.images import answer_list, images_notice, images_view, listed_rows
@@ -185,6 +186,7 @@ def plan_page() -> None:
 
 
 if __name__ == "__main__":
-    plan_page()
+    with TURNS.taken():
+        plan_page()
 else:
     app = st.App(Path(__file__), routes=ROUTES, middleware=MIDDLEWARE, lifespan=lifespan)
