@@ -77,10 +77,14 @@ def data(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> dict[str, Any]:
-    """Return the Vega-Lite specification of an Altair chart.
+    """Return the Vega-Lite specification of an Altair chart, or of a chart that is written out as one.
 
     `rows` are the data of layers that name them. They are put in here because Altair would copy them many times.
     """
+    if isinstance(chart, dict):
+        if VALIDATE:
+            imported.LayerChart.from_dict(chart, validate=True)
+        return chart
     spec = chart.to_dict(validate=VALIDATE)
     for layer in spec.get("layer", ()) if rows else ():
         if rows and layer["data"].get("name") in rows:
@@ -89,7 +93,7 @@ def spec_of(chart: Any, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None =
 
 
 def draw(chart: Any, alt: str, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
-    """Draw an Altair chart on the page, with `alt` for people who cannot see it."""
+    """Draw a chart that `spec_of` takes on the page, with `alt` for people who cannot see it."""
     st.vega_lite_chart(spec=spec_of(chart, rows), width="stretch", alt=alt)
 
 
@@ -97,6 +101,12 @@ def sized(chart: Any, height: float) -> Any:
     """Return the chart with a plot of this height in pixels; axes and legend come on top."""
     # Vega warns if a height is given by rows and the width by the page.
     return chart.properties(height=height, autosize=altair().AutoSizeParams(type="fit-x", contains="padding"))
+
+
+def sized_spec(spec: Mapping[str, Any], height: float) -> dict[str, Any]:
+    """Return a specification that is written out, with a plot of this height in pixels, as `sized` does."""
+    fit = {"type": "fit-x", "contains": "padding"}
+    return {**spec, "$schema": imported.SCHEMA_URL, "height": height, "autosize": fit}
 
 
 def gib_axis(end: float, channel: Any = None, ticks: int = 6) -> Any:
@@ -110,12 +120,18 @@ def gib_axis(end: float, channel: Any = None, ticks: int = 6) -> Any:
 
 def part_color(names: Sequence[str]) -> Any:
     """Return the colours of memory's parts, with a legend above that wraps on a phone."""
+    spec = part_color_spec(names)
     alt = altair()
-    scale = alt.Scale(domain=list(names), range=[PART_COLORS[name] for name in names])
+    return alt.Color("part:N", scale=alt.Scale(**spec["scale"]), legend=alt.Legend(**spec["legend"]))
+
+
+def part_color_spec(names: Sequence[str]) -> dict[str, Any]:
+    """Return `part_color` as a part of a specification that is written out."""
     # Vega works the columns out in the browser, where it knows the width.
     columns = {"expr": f"width < 480 ? {2 + len(names) % 2} : {len(names)}"}
-    legend = alt.Legend(orient="top", offset=6, padding=4, title=None, labelLimit=200, columns=columns)
-    return alt.Color("part:N", scale=scale, legend=legend)
+    legend = {"orient": "top", "offset": 6, "padding": 4, "title": None, "labelLimit": 200, "columns": columns}
+    scale = {"domain": list(names), "range": [PART_COLORS[name] for name in names]}
+    return {"field": "part", "type": "nominal", "scale": scale, "legend": legend}
 
 
 def comparison_chart(by_basis: Mapping[str, Sequence[Compared]]) -> None:

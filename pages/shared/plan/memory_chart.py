@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame.charts import GREY, PAGE, RED, Look, altair, data, draw, gib_axis, part_color, sized
+from pages.shared.frame.charts import GREY, PAGE, RED, Look, draw, part_color_spec, sized_spec
 from planner.answer import Answer
 from planner.units import gib, gib_value
 
@@ -42,15 +42,15 @@ def marks_words(answers: Sequence[Answer]) -> str:
     return f"Bars are the memory needed, vertical lines the usable memory of the GPU.{beyond}{minimum}{upper}"
 
 
-def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
-    """Return an Altair chart of each need as a bar of its parts.
+def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> dict[str, Any]:
+    """Return the Vega-Lite specification of each need as a bar of its parts.
 
-    Marks are the capacity, the minimum, and the upper end of the need. Every answer must have a need.
+    Marks are the capacity, the minimum, and the upper end of the need. Every answer must have a need. The chart is
+    written out because Plan draws it after each change, and making it with Altair took most of a script's time.
     """
     answers = [answer for answer, _ in rows]
     end = 1.02 * max(gib_value(max(a.card.usable_bytes, a.need_bytes or 0, a.worst_need_bytes or 0)) for a in answers)
-    y = _gpu_rows([answer.card.name for answer in answers], look)
-    x = gib_axis(end)
+    axes = {"x": _gib_axis(end), "y": _gpu_rows([answer.card.name for answer in answers], look)}
     # A mark must be drawn after its bar. Layers without data would only cost time.
     layers = [
         _free([a for a in answers if not _is_beyond(a)], look),
@@ -60,8 +60,12 @@ def memory_bars(rows: Sequence[Row], look: Look = PAGE) -> Any:
         _capacity(answers, look),
         _minimum([a for a in answers if _has_minimum(a)], look),
     ]
-    drawn = [layer.encode(x=x, y=y) for layer in layers if layer.data.values]
-    return sized(altair().layer(*drawn), look.row * len(rows))
+    drawn = [layer | {"encoding": layer["encoding"] | axes} for layer in layers if layer["data"]["values"]]
+    return sized_spec({"layer": drawn}, look.row * len(rows))
+
+
+def _layer(values: Sequence[Mapping[str, Any]], mark: Mapping[str, Any], **encoding: Any) -> dict[str, Any]:
+    return {"data": {"values": list(values)}, "mark": dict(mark), "encoding": encoding}
 
 
 def _is_beyond(answer: Answer) -> bool:
@@ -76,22 +80,27 @@ def _has_range(answer: Answer) -> bool:
     return (answer.worst_need_bytes or 0) > (answer.need_bytes or 0)
 
 
-def _gpu_rows(names: Sequence[str], look: Look) -> Any:
+def _gib_axis(end: float) -> dict[str, Any]:
+    axis = {"title": "GiB", "titlePadding": 4, "tickCount": 6}
+    scale = {"domain": [0, end], "nice": False}
+    return {"field": "GiB", "type": "quantitative", "scale": scale, "stack": None, "axis": axis}
+
+
+def _gpu_rows(names: Sequence[str], look: Look) -> dict[str, Any]:
     """Return an axis with a row for each GPU, its name above the bar or beside it."""
-    alt = altair()
     # Beside the bar, a long name would take the whole width of a phone.
     above = {"labelAlign": "left", "labelPadding": 0, "labelOffset": -look.bar / 2 - 16, "labelLimit": 0, "zindex": 1}
     beside = {"labelLimit": 200}
-    axis = alt.Axis(ticks=False, domain=False, **(above if look.names_above else beside))
-    return alt.Y("GPU:N", sort=list(names), title=None, axis=axis)
+    axis = {"ticks": False, "domain": False, **(above if look.names_above else beside)}
+    return {"field": "GPU", "type": "nominal", "sort": list(names), "title": None, "axis": axis}
 
 
-def _tooltip(**titles: str) -> list[Any]:
-    alt = altair()
-    return [alt.Tooltip("GPU:N"), *(alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items())]
+def _tooltip(**titles: str) -> list[dict[str, str]]:
+    named = ({"field": field, "title": title, "type": "nominal"} for field, title in titles.items())
+    return [{"field": "GPU", "type": "nominal"}, *named]
 
 
-def _free(answers: Sequence[Answer], look: Look) -> Any:
+def _free(answers: Sequence[Answer], look: Look) -> dict[str, Any]:
     """Draw the usable memory of a GPU beyond the need."""
     spans = [
         {
@@ -102,11 +111,11 @@ def _free(answers: Sequence[Answer], look: Look) -> Any:
         }
         for answer in answers
     ]
-    marked = data(spans).mark_bar(size=look.bar, color="#868e96", opacity=0.22)
-    return marked.encode(x2="end:Q", tooltip=_tooltip(label="capacity"))
+    mark = {"type": "bar", "size": look.bar, "color": "#868e96", "opacity": 0.22}
+    return _layer(spans, mark, x2={"field": "end"}, tooltip=_tooltip(label="capacity"))
 
 
-def _need(rows: Sequence[Row], look: Look) -> Any:
+def _need(rows: Sequence[Row], look: Look) -> dict[str, Any]:
     spans = []
     for answer, parts in rows:
         begin = 0
@@ -115,12 +124,12 @@ def _need(rows: Sequence[Row], look: Look) -> Any:
             spans += [{"GPU": answer.card.name, **piece}] if size else []
             begin += size
     # A gap of one pixel separates neighbours for readers who cannot distinguish their colours.
-    marked = data(spans).mark_bar(size=look.bar, x2Offset=-1)
-    color = part_color(list(dict.fromkeys(span["part"] for span in spans)))
-    return marked.encode(x2="end:Q", color=color, tooltip=_tooltip(part="part", size="size"))
+    mark = {"type": "bar", "size": look.bar, "x2Offset": -1}
+    color = part_color_spec(list(dict.fromkeys(span["part"] for span in spans)))
+    return _layer(spans, mark, x2={"field": "end"}, color=color, tooltip=_tooltip(part="part", size="size"))
 
 
-def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
+def _beyond(answers: Sequence[Answer], end: float, look: Look) -> dict[str, Any]:
     """Hatch the memory that a GPU lacks."""
     points = []
     for answer in answers:
@@ -131,11 +140,11 @@ def _beyond(answers: Sequence[Answer], end: float, look: Look) -> Any:
     # White has a contrast of at least 3:1 to each part's colour.
     # The shape has unit size; the mark scales it by the square root of its size.
     stroke = {"shape": "M-0.12,0.5L0.12,-0.5", "size": (look.bar - 2) ** 2, "filled": False}
-    marked = data(points).mark_point(**stroke, color="white", strokeWidth=1.5, opacity=1)
-    return marked.encode(tooltip=_tooltip(label="lacks"))
+    mark = {"type": "point", **stroke, "color": "white", "strokeWidth": 1.5, "opacity": 1}
+    return _layer(points, mark, tooltip=_tooltip(label="lacks"))
 
 
-def _upper_end(answers: Sequence[Answer]) -> Any:
+def _upper_end(answers: Sequence[Answer]) -> dict[str, Any]:
     lines = [
         {
             "GPU": answer.card.name,
@@ -145,11 +154,11 @@ def _upper_end(answers: Sequence[Answer]) -> Any:
         }
         for answer in answers
     ]
-    return data(lines).mark_rule(strokeWidth=3, color=GREY).encode(x2="end:Q", tooltip=_tooltip(label="may need up to"))
+    mark = {"type": "rule", "strokeWidth": 3, "color": GREY}
+    return _layer(lines, mark, x2={"field": "end"}, tooltip=_tooltip(label="may need up to"))
 
 
-def _capacity(answers: Sequence[Answer], look: Look) -> Any:
-    alt = altair()
+def _capacity(answers: Sequence[Answer], look: Look) -> dict[str, Any]:
     marks = [
         {
             "GPU": answer.card.name,
@@ -160,21 +169,20 @@ def _capacity(answers: Sequence[Answer], look: Look) -> Any:
         }
         for answer in answers
     ]
+    mark = {"type": "tick", "thickness": 5, "size": look.bar + _OVERHANG, "opacity": 1, "strokeWidth": 2}
     # On the colour of a part, red is visible only with a white border.
-    return (
-        data(marks)
-        .mark_tick(thickness=5, size=look.bar + _OVERHANG, opacity=1, strokeWidth=2)
-        .encode(
-            color=alt.condition("datum.beyond", alt.value(RED), alt.value(GREY)),
-            stroke=alt.condition("datum.beyond", alt.value("white"), alt.value("transparent")),
-            tooltip=_tooltip(label="capacity", verdict="verdict"),
-        )
+    return _layer(
+        marks,
+        mark,
+        color={"condition": {"test": "datum.beyond", "value": RED}, "value": GREY},
+        stroke={"condition": {"test": "datum.beyond", "value": "white"}, "value": "transparent"},
+        tooltip=_tooltip(label="capacity", verdict="verdict"),
     )
 
 
-def _minimum(answers: Sequence[Answer], look: Look) -> Any:
+def _minimum(answers: Sequence[Answer], look: Look) -> dict[str, Any]:
     sizes = [(answer.card.name, answer.minimum_bytes or 0) for answer in answers]
     points = [{"GPU": name, "GiB": gib_value(size), "label": gib(size)} for name, size in sizes]
     below = {"shape": "triangle-up", "size": 60, "yOffset": look.bar / 2 + 5}
-    marked = data(points).mark_point(**below, filled=True, opacity=1, color=look.ink)
-    return marked.encode(tooltip=_tooltip(label="minimum"))
+    mark = {"type": "point", **below, "filled": True, "opacity": 1, "color": look.ink}
+    return _layer(points, mark, tooltip=_tooltip(label="minimum"))
