@@ -29,7 +29,10 @@ from tests.worker.test_jobs import CPU, REQUEST, eventually
 
 # A planner with many jobs, of which the first runs; it says so, and then waits for what becomes of it.
 PLANNER = """
-import sys, time
+import signal, sys, time
+# Whoever started the tests may ignore these, as nohup does, and what is ignored stays so in a child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from dataclasses import replace
 from cache.history.store import Store
 from cache.jobs.ending import signals_as_exit

@@ -42,6 +42,8 @@ REQUESTS = requests(
     ip_adapter=st.just("none"),
     images_per_prompt=st.integers(1, 2),
     hires=st.just(1.0),
+    # Of bfloat16 half the GPUs have no dry run that a change could be compared with.
+    dtype=st.sampled_from(["float16", "float32"]),
 )
 
 
@@ -53,7 +55,7 @@ def decisive(answer: Answer, base: Answer) -> int | None:
     return answer.minimum_bytes if base.verdict == "no" else answer.worst_need_bytes or answer.need_bytes
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(request=REQUESTS, card=st.sampled_from(CATALOGUE))
 def test_every_remedy_is_what_fit_says_of_the_changed_request(request, card):
     found = remedies(request, card)
@@ -78,7 +80,7 @@ def test_every_remedy_is_what_fit_says_of_the_changed_request(request, card):
     assert len({remedy.title for remedy in found.found}) == len(found.found)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(request=REQUESTS, card=st.sampled_from(CATALOGUE))
 def test_combinations_are_only_where_no_setting_alone_is_enough(request, card):
     found = remedies(request, card)
