@@ -10,6 +10,11 @@ ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     PLANNER_DB=/data/planner.db \
+    # The log goes where a container's log is read. Locks are this container's own.
+    PLANNER_LOG=stderr \
+    PLANNER_STATE=/tmp/will-it-fit \
+    # The replay is compiled once, and not at each start.
+    NUMBA_CACHE_DIR=/data/numba \
     # A container has a network of its own, so the app must listen on all of it. Who reaches it is decided outside; it
     # answers under IP addresses, localhost and the names in PLANNER_HOSTS.
     STREAMLIT_SERVER_ADDRESS=0.0.0.0 \

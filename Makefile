@@ -22,13 +22,13 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/python -m pages.shared.server
 
-# Traces take one core for minutes, so they run beside the others. Browser tests start servers and a browser of their
-# own, so they get a pytest of their own, after them.
+# Traces take one core for minutes, so they run beside the others, and the browser tests after them. Those start servers
+# and a browser of their own, so they get a pytest of their own.
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest tests/trace >$(VENV)/traces.log 2>&1 & traces=$$!; \
+	@(failed=0; for part in trace e2e; do $(BIN)/python -m pytest tests/$$part || failed=1; done; exit $$failed) \
+		>$(VENV)/beside.log 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest tests --ignore tests/e2e --ignore tests/trace; others=$$?; \
-	wait $$traces; traces=$$?; cat $(VENV)/traces.log; test $$traces -eq 0 -a $$others -eq 0
-	$(BIN)/python -m pytest tests/e2e
+	wait $$beside; beside=$$?; cat $(VENV)/beside.log; test $$beside -eq 0 -a $$others -eq 0
 
 # Which lines the tests below unit/ and ui/ never run. What only a browser, a worker or a GPU runs counts as missing.
 coverage: $(VENV)/.installed-dev

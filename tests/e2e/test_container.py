@@ -125,7 +125,9 @@ def test_it_starts_answers_and_ends_as_the_dockerfile_says(target, base, browser
     db.close()
     # A read-only container has only its data and /tmp to write to, and the app leaves no home folder behind.
     assert files(container.app) == copied
-    assert {name.partition("/")[0] for name in files(container.tmp)} <= {"torchinductor_root"}
+    assert {name.partition("/")[0] for name in files(container.tmp)} <= {"torchinductor_root", "will-it-fit"}
+    # The replay is compiled for the next start too.
+    assert any(name.startswith("numba/") for name in files(container.data))
 
 
 @pytest.mark.parametrize("forgotten", ["cache/", "planner/programs/", "streamlit_app.py"])

@@ -288,7 +288,7 @@ def test_own_settings_of_compose_name_what_is_there():
 def test_the_settings_that_the_document_lists_exist():
     listed = re.findall(r"^\| `(\w+)` \| .* \| ([^|]*) \| ([^|]*) \|$", DOCUMENT, re.M)
     known = {option.env_var for option in config.get_config_options().values()}
-    assert len(listed) == 6
+    assert len(listed) == 7
     for name, _, in_container in listed:
         assert name in known or name in STAGES["gpu"].env, name
         value = STAGES["gpu"].env.get(name)
